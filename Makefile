@@ -1,0 +1,33 @@
+# `make demo` trains and evaluates the default run, `make test` runs the tests; both make .venv if it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean lock
+
+demo: .venv/installed
+	$(BIN)/python -m scops_jax.main --config=configs/toy_faces.py --workdir=runs/toy_faces
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The stamp is written last: an interrupted installation is done again.
+.venv/installed: requirements.lock setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# Needs uv; the file holds for Python 3.11 and later on every platform.
+lock:
+	uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --no-header --no-emit-index-url \
+	  --no-emit-find-links --output-file requirements.lock
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,32 @@
+"""Co-part segmentation of cartoon faces: the default run, on CPU.
+
+  python -m scops_jax.main --config=configs/toy_faces.py --workdir=runs/toy_faces
+"""
+
+from ml_collections import ConfigDict
+
+from scops_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+  config = default_config()
+
+  config.num_steps = 800
+  config.batch_size = 8
+  config.image_size = 128
+  # Twice the image and one pixel more: the 17 × 17 cells of stride 16 then lie on the align-corners lattice.
+  config.reference_image_size = 257
+
+  config.log_every = 10
+  config.eval_every = 400
+  config.checkpoint_every = 100
+
+  config.optimizer.name = "adam"
+  config.optimizer.schedule = "cosine"
+  config.optimizer.learning_rate = 3e-4
+  config.optimizer.head_multiplier = 5.0
+  config.optimizer.basis_learning_rate = 1e-3
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.warmup_steps = 20
+  config.basis.initializer = "nmf"
+  return config

@@ -1,0 +1,61 @@
+"""The command line of every `python -m scops_jax.…`: --config with its overrides, and one-line errors.
+
+A user's mistake ends with one line on standard error and exit code 1; only a defect shows a traceback.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from scops_jax.config import default_config
+from scops_jax.errors import UserError
+
+_OVERRIDE = "--config."
+
+
+def run(command: Callable[[], None]) -> None:
+  """Parses the flags defined so far, then calls `command`; does not return."""
+
+  def main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+      sys.exit(f"error: unexpected argument {argv[1]!r}; options start with --")
+    try:
+      command()
+    except UserError as error:
+      sys.exit(f"error: {error}")
+
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses argv; an unknown key, a wrong type or an unreadable config file ends the program."""
+  for argument in argv[1:]:
+    if argument.startswith(_OVERRIDE):
+      check_key(argument[len(_OVERRIDE) :].split("=")[0])
+  try:
+    positional = flags.FLAGS(argv)
+    if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+      # A config file that can't be loaded shows itself only when its value is read.
+      flags.FLAGS["config"].value.to_dict()
+  except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
+    sys.exit(f"error: {' '.join(str(error).split())}")
+  return positional
+
+
+def check_key(key: str) -> None:
+  """Exits, naming the nearest valid key, unless `key` ("loss.concentration") is one of the config's."""
+  keys = list(_keys(default_config()))
+  if key not in keys:
+    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
+    sys.exit(f"error: there is no config key {key!r}; the nearest is {nearest!r} (scops_jax/config.py has all)")
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+  keys = []
+  for key, value in config.items():
+    keys += _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
+  return keys

@@ -1,0 +1,161 @@
+"""Every key of a run's configuration: its default, unit, meaning and where the paper sets it.
+
+`configs/NAME.py` starts from `default_config()` and overrides; the code reads `config.x` and nothing else.
+Losses, transforms and optimizer default to the paper's CelebA settings in this project's reductions (README,
+"Losses"), networks and collection to the embedded ones. "Release" is the authors' published implementation,
+"section" a section of the paper (arXiv 1905.01298), "beyond the paper" marks what the paper does not have:
+such terms are off by default.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scops_jax.errors import UserError
+
+
+def default_config() -> ConfigDict:
+  """Returns all keys with their defaults, locked: adding a key or changing a type raises."""
+  config = ConfigDict()
+
+  config.seed = 0  # every random draw of the run derives from it
+  config.num_parts = 8  # K, foreground parts; the background is an extra channel
+  config.num_steps = 100_000  # optimizer updates
+  config.batch_size = 6  # images an update, over all devices and hosts
+  config.image_size = 256  # pixels a side; images are resized to this square
+  config.parallelism = "jit"  # "jit" (sharded over a mesh of all devices) or "pmap"
+
+  config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
+  config.segmenter_weights = "imagenet"  # "imagenet", "random", or a weight file's path
+  config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
+  config.reference_weights = "imagenet"  # "imagenet", "random", or a weight file's path
+  config.reference_layers = ("block10_depthwise",)  # V is their concatenation (section 3.3)
+  config.reference_image_size = 256  # pixels a side of the reference's input; images are resized to it
+
+  config.log_every = 100  # steps between lines of metrics.jsonl
+  config.eval_every = 10_000  # steps between evaluations; one more is done at the end
+  config.checkpoint_every = 1_000  # steps between checkpoints; one more is written at the end
+  config.eval_batch_size = 32  # images; the last, smaller batch is padded and masked, never dropped
+  config.eval_num_train = 0  # training images the landmark regression is fitted to, the first ones; 0 = all
+
+  # Weights λ of the loss terms (section 3, equation 7; release values over the changed reductions).
+  config.loss = ConfigDict()
+  config.loss.concentration = 10.0 / 6.0
+  config.loss.equivariance = 1000.0 / 9.0
+  config.loss.landmark_equivariance = 100.0
+  config.loss.semantic_consistency = 1e4
+  config.loss.orthonormality = 0.1
+  config.loss.background = 0.0  # beyond the paper: cross-entropy of the background channel against 1 - saliency
+
+  # The spatial transform T_s; it maps target to source coordinates in [-1, 1] (section 3.2).
+  config.spatial = ConfigDict()
+  config.spatial.mode = "similarity"  # "similarity", "projective" or "thin_plate" (the jitter alone)
+  config.spatial.control_jitter = 0.01  # uniform ± on each of the 5 × 5 control points, half-image units
+  config.spatial.rotation_degrees = 60.0  # uniform ±, in the image plane
+  config.spatial.tilt_degrees = 10.0  # uniform ±, about x and about y; projective mode
+  config.spatial.translation = 0.1  # uniform ±, half-image units; similarity mode
+  config.spatial.scale_low = 0.7  # smallest magnification of the object
+  config.spatial.scale_high = 2.0  # largest; source scales are uniform in [1 / high, 1 / low]
+  config.spatial.mirror_probability = 0.0  # of x → -x, drawn for each image
+  config.spatial.padding = "zeros"  # of warped images: "zeros" (the mean colour) or "border"
+
+  # The appearance transform T_a (release): factors uniform in 1 ± value, hue shift uniform in ± value turns.
+  config.appearance = ConfigDict()
+  config.appearance.brightness = 0.3
+  config.appearance.contrast = 0.3
+  config.appearance.saturation = 0.2
+  config.appearance.hue = 0.2
+
+  config.optimizer = ConfigDict()
+  config.optimizer.name = "sgd"  # "sgd" (the paper's) or "adam"
+  config.optimizer.learning_rate = 1e-5  # of the backbone, at step 0
+  config.optimizer.head_multiplier = 10.0  # the head learns this many times faster than the backbone
+  config.optimizer.basis_learning_rate = 0.01  # of the part basis
+  config.optimizer.momentum = 0.9  # of sgd; of adam, the decay of the first moment
+  config.optimizer.weight_decay = 5e-4  # added to the clipped gradient
+  config.optimizer.clip_norm = 5.0  # of the segmenter's gradient and, on its own, of the basis's
+  config.optimizer.schedule = "poly"  # "poly": (1 - t/T)^power, basis constant; "cosine": all groups
+  config.optimizer.power = 0.9  # of "poly"
+  config.optimizer.warmup_steps = 0  # of linear warm-up before the schedule
+
+  config.basis = ConfigDict()
+  config.basis.initializer = "normal"  # "normal": |N(0, 1)| (release); "nmf": the DFF factorisation
+
+  # Non-negative factorisation of the reference's features: the DFF baseline and basis.initializer "nmf".
+  config.nmf = ConfigDict()
+  config.nmf.num_images = 256  # training images it is fitted to
+  config.nmf.num_iterations = 150  # multiplicative updates
+
+  config.data = ConfigDict()
+  config.data.name = "toy_faces"  # the collection
+  config.data.dir = "data"  # the published files (not used by toy_faces, which draws its own)
+  config.data.cache_dir = "data/tfds"  # prepared data sets are kept here
+  config.data.num_threads = 2  # host threads that decode images
+  config.data.saliency = "collection"  # "collection": the collection's maps; "ones": every pixel is foreground
+  config.data.landmark_normalizer = "inter_ocular"  # the error's unit: "inter_ocular", or "image" (its edge)
+  config.data.on_bad_example = "error"  # "error", or "skip" and list: an image or annotation that can't be read
+
+  config.toy_faces = ConfigDict()
+  config.toy_faces.num_train = 2000  # images
+  config.toy_faces.num_test = 400  # images
+  config.toy_faces.seed = 0  # of the drawings
+
+  config.lock()
+  return config
+
+
+_CHOICES = {
+  "parallelism": ("jit", "pmap"),
+  "spatial.mode": ("similarity", "projective", "thin_plate"),
+  "spatial.padding": ("zeros", "border"),
+  "optimizer.name": ("sgd", "adam"),
+  "optimizer.schedule": ("poly", "cosine"),
+  "basis.initializer": ("normal", "nmf"),
+  "data.saliency": ("collection", "ones"),
+  "data.landmark_normalizer": ("inter_ocular", "image"),
+  "data.on_bad_example": ("error", "skip"),
+}
+_AT_LEAST_ONE = (
+  "num_parts",
+  "num_steps",
+  "batch_size",
+  "image_size",
+  "reference_image_size",
+  "log_every",
+  "eval_every",
+  "checkpoint_every",
+  "eval_batch_size",
+  "nmf.num_images",
+  "nmf.num_iterations",
+  "data.num_threads",
+  "toy_faces.num_train",
+  "toy_faces.num_test",
+)
+
+
+def check_values(config: ConfigDict) -> None:
+  """Checks what types can't: counts and choices.
+
+  Raises:
+    UserError: names the key, its value and what is valid.
+  """
+  for key, choices in _CHOICES.items():
+    if _value(config, key) not in choices:
+      raise UserError(f"{key}={_value(config, key)!r} is not one of {', '.join(choices)}")
+  for key in _AT_LEAST_ONE:
+    if _value(config, key) < 1:
+      raise UserError(f"{key}={_value(config, key)} must be at least 1")
+  # Labels are bytes: 255 parts and the background.
+  if config.num_parts > 255:
+    raise UserError(f"num_parts={config.num_parts} must be at most 255")
+  if not 0 < config.spatial.scale_low <= config.spatial.scale_high:
+    raise UserError(
+      f"spatial.scale_low={config.spatial.scale_low} and scale_high={config.spatial.scale_high} "
+      "must be positive and in this order"
+    )
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+  for name in key.split("."):
+    config = config[name]
+  return config

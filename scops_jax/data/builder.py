@@ -1,0 +1,194 @@
+"""The base of every collection's tfds builder: one schema, filtering, and a rule for bad examples."""
+
+import dataclasses
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from scops_jax.errors import UserError
+
+SPLITS = ("train", "test")
+_CHUNK = 64  # examples held in memory while they are read by threads
+
+
+class FilteredError(Exception):
+  """An example that the collection leaves out by its own rules; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """What a builder gives for one image; in pixels, an integer is a pixel's centre and the origin top-left."""
+
+  name: str
+  image: bytes  # an encoded RGB picture, PNG or JPEG
+  landmarks: NDArray[np.float32]  # [L, 2], (x, y)
+  visible: NDArray[np.bool_]  # [L]
+  saliency: NDArray[np.uint8] | None = None  # [H, W], 0..255 for 0..1; None: every pixel is foreground
+  parts: NDArray[np.uint8] | None = None  # [H, W], index into PART_NAMES; None: no ground truth
+
+
+class CollectionBuilder(  # type: ignore[call-arg]
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
+  """Writes a collection as array_record, without TensorFlow.
+
+  A collection subclasses it, names its landmarks and parts, and gives `variant`, `list_records` and
+  `read_example`. tfds writes to a temporary folder and renames it, so no partial data set looks complete.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+  landmark_names: ClassVar[tuple[str, ...]] = ()
+  part_names: ClassVar[tuple[str, ...]] = ()  # index 0 is the background; empty: no ground-truth parts
+
+  def __init__(self, config: ConfigDict) -> None:
+    """Opens the config's data set, prepared or not."""
+    self.settings = config
+    self.counts: dict[str, Counter] = {split: Counter() for split in SPLITS}
+    self.skipped: list[str] = []
+    self._digest = hashlib.sha256()
+    variant = tfds.core.BuilderConfig(name=self.variant(config), version=self.VERSION)
+    super().__init__(data_dir=config.data.cache_dir, config=variant)
+
+  @classmethod
+  def variant(cls, config: ConfigDict) -> str:
+    """A folder name that differs whenever the config asks for other data."""
+    raise TypeError(f"{cls.__name__} must define variant")
+
+  def list_records(self, split: str) -> Sequence[Any]:
+    """What `read_example` needs for each image of a split, in a fixed order."""
+    raise TypeError(f"{type(self).__name__} must define list_records")
+
+  def read_example(self, record: Any) -> Example:
+    """Reads one image and its annotations; called from several threads.
+
+    Raises:
+      FilteredError: the collection leaves this one out; the message is the reason.
+      UserError, OSError, ValueError: the file or annotation named in the message can't be read.
+    """
+    raise TypeError(f"{type(self).__name__} must define read_example")
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    count = len(self.landmark_names)
+    features = tfds.features.FeaturesDict(
+      {
+        "name": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "saliency": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+        "landmarks": tfds.features.Tensor(shape=(count, 2), dtype=np.float32),
+        "visible": tfds.features.Tensor(shape=(count,), dtype=np.bool_),
+        "parts": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+      }
+    )
+    metadata = tfds.core.MetadataDict(
+      landmark_names=list(self.landmark_names), part_names=list(self.part_names)
+    )
+    return self.dataset_info_from_configs(features=features, metadata=metadata, disable_shuffling=True)
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterable]:
+    return {split: self._generate_examples(split) for split in SPLITS}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    records, counts = self.list_records(split), self.counts[split]
+    progress = tqdm(total=len(records), desc=f"{self.name} {split}", unit="image", disable=None)
+    with ThreadPoolExecutor() as threads, progress:
+      for start in range(0, len(records), _CHUNK):
+        for outcome in threads.map(self._try_example, records[start : start + _CHUNK]):
+          progress.update()
+          counts["read"] += 1
+          if isinstance(outcome, FilteredError):
+            counts[f"filtered: {outcome}"] += 1
+          elif isinstance(outcome, Exception):
+            self._note_bad(outcome)
+            counts["skipped: can't be read"] += 1
+          else:
+            features, digest = outcome
+            self._digest.update(digest)
+            yield counts["written"], features
+            counts["written"] += 1
+    if not counts["written"]:
+      raise UserError(f"collection {self.name} has no image in its {split} split ({describe(counts)})")
+    self._record_metadata()
+
+  def _try_example(self, record: Any) -> tuple[dict[str, Any], bytes] | Exception:
+    try:
+      return self._encode(self.read_example(record))
+    except (FilteredError, UserError, OSError, ValueError) as error:
+      return error
+
+  def _note_bad(self, error: Exception) -> None:
+    if self.settings.data.on_bad_example != "skip":
+      raise UserError(
+        f"collection {self.name}: {error} (mend or remove the file, or set data.on_bad_example=skip)"
+      ) from error
+    self.skipped.append(str(error))
+
+  def _encode(self, example: Example) -> tuple[dict[str, Any], bytes]:
+    """Checks an example; returns its features and a digest of its content."""
+    pixels = _decode_image(example)
+    height, width = pixels.shape[:2]
+    saliency = np.full((height, width), 255, np.uint8) if example.saliency is None else example.saliency
+    parts = np.zeros((height, width), np.uint8) if example.parts is None else example.parts
+    landmarks, visible = np.asarray(example.landmarks, np.float32), np.asarray(example.visible, np.bool_)
+    count = len(self.landmark_names)
+    for what, array, shape in (
+      ("saliency", saliency, (height, width)),
+      ("parts", parts, (height, width)),
+      ("landmarks", landmarks, (count, 2)),
+      ("visible", visible, (count,)),
+    ):
+      if array.shape != shape:
+        raise ValueError(f"{example.name}: {what} has shape {array.shape}, expected {shape}")
+    if not np.isfinite(landmarks).all():
+      raise ValueError(f"{example.name}: a landmark is not a number")
+    features = {
+      "name": example.name,
+      "image": io.BytesIO(example.image),
+      "saliency": io.BytesIO(encode_png(saliency)),
+      "parts": io.BytesIO(encode_png(parts)),
+      "landmarks": landmarks,
+      "visible": visible,
+    }
+    digest = hashlib.sha256(example.name.encode())  # of the pixels: encoders differ between machines
+    for array in (pixels, saliency, parts, landmarks, visible):
+      digest.update(array.tobytes())
+    return features, digest.digest()
+
+  def _record_metadata(self) -> None:
+    """Keeps in the data set what was read and left out, and a digest of its content."""
+    self.info.metadata.update(
+      counts={split: dict(counts) for split, counts in self.counts.items()},
+      skipped=list(self.skipped),
+      digest=self._digest.hexdigest()[:16],
+    )
+
+
+def _decode_image(example: Example) -> NDArray[np.uint8]:
+  """An example's image, [H, W, 3]; what can't be decoded is found here, not in training."""
+  try:
+    return np.asarray(Image.open(io.BytesIO(example.image)).convert("RGB"))
+  except UnidentifiedImageError as error:
+    raise ValueError(f"{example.name}: the image's format is not known") from error
+  except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
+    raise ValueError(f"{example.name}: the image can't be decoded: {error}") from error
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+  """An [H, W] or [H, W, 3] array as a PNG file's bytes."""
+  stream = io.BytesIO()
+  Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+  return stream.getvalue()
+
+
+def describe(counts: dict[str, int]) -> str:
+  """Counts in words: read, left out and why, written."""
+  return ", ".join(f"{count} {what}" for what, count in counts.items()) or "0 read"

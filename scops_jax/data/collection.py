@@ -1,0 +1,168 @@
+"""Prepares the collection that a config names, and opens it for random access."""
+
+import fcntl
+import io
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from ml_collections import ConfigDict
+from PIL import Image
+
+from scops_jax.data.builder import SPLITS, CollectionBuilder, describe
+from scops_jax.data.toy_faces import ToyFaces
+from scops_jax.errors import UserError
+
+BUILDERS: dict[str, type[CollectionBuilder]] = {"toy_faces": ToyFaces}
+_PICTURES = ("image", "saliency", "parts")
+
+
+class ExampleSource(Sequence):
+  """One split: `source[i]` reads and decodes example i.
+
+  An example is a dict: name (str), image [H, W, 3] uint8, saliency [H, W] uint8 (0..255 for 0..1), landmarks
+  [L, 2] float32 (x, y) in pixels, visible [L] bool, parts [H, W] uint8 (index into the part names).
+  """
+
+  def __init__(self, records: Sequence[dict[str, Any]], *, saliency: str = "collection") -> None:
+    self._records = records
+    self._saliency = saliency
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+    return self.read(index, ("name", "landmarks", "visible", *_PICTURES))
+
+  def read(self, index: int, fields: Sequence[str]) -> dict[str, Any]:
+    """Some fields of example `index`; pictures that are not asked for are not decoded."""
+    record = self._records[int(index)]
+    example: dict[str, Any] = {field: record[field] for field in fields}
+    for field in set(fields).intersection(_PICTURES):
+      picture = Image.open(io.BytesIO(record[field]))
+      example[field] = np.asarray(picture.convert("RGB") if field == "image" else picture)
+    if "name" in example:
+      example["name"] = example["name"].decode()
+    if "saliency" in example and self._saliency == "ones":
+      example["saliency"] = np.full_like(example["saliency"], 255)
+    return example
+
+
+@dataclass(frozen=True)
+class Collection:
+  """A prepared collection."""
+
+  name: str
+  train: ExampleSource
+  test: ExampleSource
+  landmark_names: tuple[str, ...]
+  part_names: tuple[str, ...]  # index 0 is the background; empty: no ground-truth parts
+  fingerprint: str  # differs for data that differ
+
+
+@dataclass(frozen=True)
+class Preparation:
+  """What `prepare_collection` did."""
+
+  path: Path
+  built: bool  # False: it was there already
+  counts: dict[str, dict[str, int]]  # of each split: read, filtered (and why), written
+  skipped: tuple[str, ...]  # why each bad example was left out (data.on_bad_example = "skip")
+
+  def __str__(self) -> str:
+    head = f"prepared {self.path}" if self.built else f"{self.path} is there already; nothing to do"
+    lines = [f"{split}: {describe(counts)}" for split, counts in self.counts.items()]
+    return "\n".join([head, *lines, *(f"skipped: {reason}" for reason in self.skipped)])
+
+
+def prepare_collection(config: ConfigDict) -> Preparation:
+  """Writes the tfds data set of `config.data.name` under `config.data.cache_dir`, unless it is there.
+
+  Raises:
+    UserError: an unknown `data.name`, no image in a split, an example that can't be read, a folder that can't
+      be written.
+  """
+  try:
+    with _quiet_tfds():
+      builder = _builder(config)
+      with _only_writer(builder):
+        built = not builder.is_prepared()
+        if built:
+          _write(builder)
+      builder = _builder(config)  # reads what was written, by whichever process
+  except OSError as error:
+    raise UserError(
+      f"can't prepare {config.data.name} in data.cache_dir={config.data.cache_dir}: {error}"
+    ) from error
+  metadata = builder.info.metadata
+  if metadata["skipped"] and config.data.on_bad_example == "error":
+    raise UserError(
+      f"{builder.data_dir} was prepared without {len(metadata['skipped'])} bad examples, the first: "
+      f"{metadata['skipped'][0]} (set data.on_bad_example=skip, or delete the folder and mend the files)"
+    )
+  return Preparation(Path(builder.data_dir), built, metadata["counts"], tuple(metadata["skipped"]))
+
+
+def open_collection(config: ConfigDict) -> Collection:
+  """Opens the collection of `config.data.name`, prepared first if it is missing; raises as that does."""
+  preparation = prepare_collection(config)
+  if preparation.built:
+    print(preparation)
+  with _quiet_tfds():
+    builder = _builder(config)
+  undecoded = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}
+  train, test = (
+    ExampleSource(builder.as_data_source(split, decoders=undecoded), saliency=config.data.saliency)
+    for split in SPLITS
+  )
+  metadata = builder.info.metadata
+  return Collection(
+    name=builder.name,
+    train=train,
+    test=test,
+    landmark_names=tuple(metadata["landmark_names"]),
+    part_names=tuple(metadata["part_names"]),
+    fingerprint=f"{builder.info.full_name}/{metadata['digest']}/{config.data.saliency}",
+  )
+
+
+def _builder(config: ConfigDict) -> CollectionBuilder:
+  if config.data.name not in BUILDERS:
+    raise UserError(f"data.name={config.data.name!r} is not one of {', '.join(sorted(BUILDERS))}")
+  return BUILDERS[config.data.name](config)
+
+
+@contextmanager
+def _quiet_tfds() -> Iterator[None]:
+  """Keeps back tfds's own notes; they speak of downloads, and there are none."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _only_writer(builder: CollectionBuilder) -> Iterator[None]:
+  """Holds the data set's lock, which the system releases when a process dies."""
+  folder = Path(builder.data_dir).parent
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / "lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def _write(builder: CollectionBuilder) -> None:
+  for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):  # of a killed preparation
+    shutil.rmtree(leftover)
+  options = tfds.download.DownloadConfig(try_download_gcs=False)
+  builder.download_and_prepare(download_config=options, file_format="array_record")

@@ -1,0 +1,38 @@
+"""The embedded collection: cartoon faces drawn from a seed, with landmarks and ground-truth parts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from scops_jax.data.builder import SPLITS, CollectionBuilder, Example, encode_png
+from scops_jax.data.face_canvas import PART_NAMES
+from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_face
+
+
+class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+  """128 × 128 drawings; the seed, the split and the index determine each of them."""
+
+  landmark_names = LANDMARK_NAMES
+  part_names = PART_NAMES
+
+  @classmethod
+  def variant(cls, config: ConfigDict) -> str:
+    faces = config.toy_faces
+    return f"train{faces.num_train}-test{faces.num_test}-seed{faces.seed}"
+
+  def list_records(self, split: str) -> Sequence[tuple[str, int]]:
+    count = self.settings.toy_faces[f"num_{split}"]
+    return [(split, index) for index in range(count)]
+
+  def read_example(self, record: tuple[str, int]) -> Example:
+    split, index = record
+    face = draw_face(np.random.default_rng((self.settings.toy_faces.seed, SPLITS.index(split), index)))
+    return Example(
+      name=f"{split}/{index:06d}",
+      image=encode_png(face.image),
+      landmarks=face.landmarks,
+      visible=face.visible,
+      saliency=face.saliency,
+      parts=face.parts,
+    )

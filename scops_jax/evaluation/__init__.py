@@ -1,0 +1,1 @@
+"""Measures of a part segmentation and the baselines it is compared with."""

@@ -1,0 +1,196 @@
+"""Evaluation of a segmenter on a collection: landmark regression with its baselines, and part segmentation.
+
+The networks come in as functions and the images as batches, so this module knows neither devices nor files.
+Every image of the test split counts: the last batch's padding is marked by "valid" and dropped here.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from scops_jax.evaluation import factorization, segmentation_metrics
+from scops_jax.evaluation.landmark_regression import mean_shape_error, regress_landmarks
+
+Batch = Mapping[str, np.ndarray]
+Batches = Callable[[str], Iterable[Batch]]  # split name → its batches, in a fixed order
+
+# Points are in [-1, 1], so the edge of an image is 2 long.
+_IMAGE_EDGE = 2.0
+# Images whose predictions are kept for the figure.
+FIGURE_IMAGES = 24
+
+
+class Landmarks(NamedTuple):
+  """One split's points, (x, y) in [-1, 1]."""
+
+  centers: np.ndarray  # [N, K, 2] predicted part centres
+  landmarks: np.ndarray  # [N, L, 2] annotated
+  visible: np.ndarray  # [N, L] bool
+
+
+class Dff(NamedTuple):
+  """The DFF baseline of a run: its part descriptors and its part centres on both splits."""
+
+  basis: np.ndarray  # [K, C]
+  train_centers: np.ndarray  # [N, K, 2]
+  test_centers: np.ndarray  # [M, K, 2]
+
+  def save(self, path: pathlib.Path) -> None:
+    """Writes an .npz under a temporary name, then renames."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+      np.savez(file, **self._asdict())
+    temporary.replace(path)
+
+  @classmethod
+  def load(cls, path: pathlib.Path) -> "Dff":
+    """Reads what `save` wrote."""
+    with np.load(path) as arrays:
+      return cls(**{name: arrays[name] for name in cls._fields})
+
+
+def valid_rows(batch: Batch, predictions: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the arrays of both by name, without the padding of a last batch."""
+  rows = np.asarray(batch["valid"])
+  for name, array in {**batch, **predictions}.items():
+    yield name, np.asarray(array)[rows]
+
+
+def fit_dff(
+  features: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  batches: Batches,
+  config: ConfigDict,
+) -> Dff:
+  """Fits DFF to the first config.nmf.num_images training images and finds its part centres everywhere.
+
+  Args:
+    features: images uint8 `[B, H, W, 3]` and saliency uint8 `[B, H, W]` → D·V `[B, h, w, C]`. The test
+      images' saliency is used too, which SCOPS does not see: the baseline is given the benefit.
+    batches: the splits' batches.
+    config: the run's.
+
+  Returns:
+    The baseline.
+  """
+  fitted: list[np.ndarray] = []
+  for batch in batches("train"):
+    if sum(map(len, fitted)) >= config.nmf.num_images:
+      break
+    fitted.append(features(batch["image"], batch["saliency"])[batch["valid"]])
+  basis = factorization.fit_dff(
+    jax.random.key(config.seed),
+    np.concatenate(fitted)[: config.nmf.num_images],
+    num_parts=config.num_parts,
+    num_iterations=config.nmf.num_iterations,
+  )
+  del fitted
+
+  def centers(split: str) -> np.ndarray:
+    found = []
+    for batch in batches(split):
+      height, width = batch["image"].shape[1:3]
+      values = features(batch["image"], batch["saliency"])[batch["valid"]]
+      maps = factorization.dff_maps(basis, values, height=height, width=width)
+      found.append(np.asarray(factorization.map_centers(maps)))
+    return np.concatenate(found)
+
+  return Dff(np.asarray(basis), centers("train"), centers("test"))
+
+
+class _TestPredictions:
+  """Accumulates the segmentation measures over the batches of the test split."""
+
+  def __init__(self, num_parts: int, num_classes: int) -> None:
+    self._num_parts, self._num_classes = num_parts, num_classes
+    self._foreground = np.zeros((num_parts + 1, 2), np.int64)
+    self._classes = np.zeros((num_parts + 1, max(num_classes, 1)), np.int64)
+    self._areas: list[np.ndarray] = []
+    self.figure: list[dict[str, np.ndarray]] = []
+
+  def add(self, rows: dict[str, np.ndarray]) -> None:
+    labels, parts = rows["labels"], rows["parts"]
+    num_labels = self._num_parts + 1
+    # Where a collection has no ground-truth parts, its saliency is the foreground.
+    truth = parts > 0 if self._num_classes else rows["saliency"] >= 128
+    self._foreground += segmentation_metrics.contingency(labels, truth, num_labels=num_labels, num_classes=2)
+    if self._num_classes:
+      self._classes += segmentation_metrics.contingency(
+        labels, parts, num_labels=num_labels, num_classes=self._num_classes, mask=truth
+      )
+    self._areas.append(segmentation_metrics.label_counts(labels, num_labels=num_labels))
+    if sum(len(kept["image"]) for kept in self.figure) < FIGURE_IMAGES:
+      self.figure.append({name: rows[name] for name in ("image", "labels", "centers", "landmarks", "visible")})
+
+  def measures(self) -> dict[str, Any]:
+    known = self._num_classes > 0
+    areas = segmentation_metrics.part_area_fractions(np.concatenate(self._areas))
+    return {
+      "foreground_iou": segmentation_metrics.foreground_iou(self._foreground),
+      "nmi": segmentation_metrics.normalized_mutual_information(self._classes) if known else None,
+      "ari": segmentation_metrics.adjusted_rand_index(self._classes) if known else None,
+      "part_area_fractions": areas.tolist(),
+    }
+
+  def figure_arrays(self) -> dict[str, np.ndarray]:
+    return {
+      name: np.concatenate([kept[name] for kept in self.figure])[:FIGURE_IMAGES] for name in self.figure[0]
+    }
+
+
+def evaluate(
+  predict: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+  batches: Batches,
+  *,
+  dff: Dff,
+  num_classes: int,
+  config: ConfigDict,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Measures the segmenter.
+
+  Args:
+    predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]` and "centers" `[B, K, 2]`.
+    batches: the splits' batches: "train" (the images the regression is fitted to) and "test".
+    dff: the baseline of this run.
+    num_classes: ground-truth part classes with the background; 0 if the collection has none.
+    config: the run's.
+
+  Returns:
+    The entries of evaluation.json but "step" (errors are fractions of the normaliser; None where the
+    collection has no such ground truth), and arrays of the first test images for a figure.
+  """
+  test = _TestPredictions(config.num_parts, num_classes)
+
+  def points(split: str) -> Landmarks:
+    found: list[Landmarks] = []
+    for batch in batches(split):
+      rows = dict(valid_rows(batch, predict(batch["image"])))
+      found.append(Landmarks(rows["centers"], rows["landmarks"], rows["visible"]))
+      if split == "test":
+        test.add(rows)
+    return Landmarks(*map(np.concatenate, zip(*found, strict=True)))
+
+  train_points, test_points = points("train"), points("test")
+  results = {
+    **_landmark_errors(train_points, test_points, dff, config),
+    **test.measures(),
+    "num_train": len(train_points.centers),
+    "num_test": len(test_points.centers),
+  }
+  return results, test.figure_arrays()
+
+
+def _landmark_errors(train: Landmarks, test: Landmarks, dff: Dff, config: ConfigDict) -> dict[str, Any]:
+  names = ("landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test")
+  if train.landmarks.shape[1] == 0:
+    return dict.fromkeys(names)
+  options: dict[str, Any] = {"visible": (train.visible, test.visible)}
+  if config.data.landmark_normalizer == "image":
+    options["normalizer"] = tuple(np.full(len(split.centers), _IMAGE_EDGE) for split in (train, test))
+  ours = regress_landmarks(train.centers, train.landmarks, test.centers, test.landmarks, **options)
+  theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)
+  mean_shape = mean_shape_error(train.landmarks, test.landmarks, **options)
+  return dict(zip(names, (ours.train, ours.test, mean_shape.test, theirs.test), strict=True))

@@ -1,0 +1,201 @@
+"""Measures of part segmentations. All start from a contingency table, so batches add up."""
+
+import numpy as np
+
+
+def label_map(probs: np.ndarray) -> np.ndarray:
+  """Returns the most probable label of every pixel.
+
+  Args:
+    probs: `[B, H, W, K+1]` probabilities or logits, background at channel 0.
+
+  Returns:
+    `[B, H, W]` int32 in 0 .. K; the lower label on a tie.
+
+  Raises:
+    ValueError: `probs` is not of rank 4.
+  """
+  probs = np.asarray(probs)
+  if probs.ndim != 4:
+    raise ValueError(f"probs must be [B, H, W, K+1], got shape {probs.shape}")
+  return probs.argmax(axis=-1).astype(np.int32)
+
+
+def contingency(
+  labels: np.ndarray,
+  truth: np.ndarray,
+  *,
+  num_labels: int,
+  num_classes: int,
+  mask: np.ndarray | None = None,
+) -> np.ndarray:
+  """Counts the pixels of every pair (predicted label, true class); tables of batches may be added.
+
+  Args:
+    labels: Integer array of any shape, 0 .. num_labels - 1.
+    truth: Integer or boolean array of that shape, 0 .. num_classes - 1.
+    num_labels: Rows of the table.
+    num_classes: Columns of the table.
+    mask: Boolean array of that shape: the pixels to count; None: all.
+
+  Returns:
+    `[num_labels, num_classes]` int64.
+
+  Raises:
+    ValueError: Shapes differ, or a counted label or class is out of range.
+    TypeError: An array is of the wrong kind.
+  """
+  truth = np.asarray(truth)
+  if truth.dtype == bool:
+    truth = truth.astype(np.int64)
+  arrays = [_checked_labels("labels", labels), _checked_labels("truth", truth)]
+  keep = np.ones(arrays[0].shape, bool) if mask is None else np.asarray(mask)
+  if keep.dtype != bool:
+    raise TypeError(f"mask must be bool, got {keep.dtype}")
+  if not arrays[0].shape == arrays[1].shape == keep.shape:
+    raise ValueError(
+      f"labels, truth and mask must have one shape, got {arrays[0].shape}, {arrays[1].shape}, {keep.shape}"
+    )
+  flat = [array[keep].astype(np.int64) for array in arrays]
+  for name, values, size in zip(("labels", "truth"), flat, (num_labels, num_classes), strict=True):
+    if values.size and (values.min() < 0 or values.max() >= size):
+      raise ValueError(f"{name} must be in 0 .. {size - 1}, got {values.min()} .. {values.max()}")
+  counts = np.bincount(flat[0] * num_classes + flat[1], minlength=num_labels * num_classes)
+  return counts.reshape(num_labels, num_classes)
+
+
+def label_counts(labels: np.ndarray, *, num_labels: int) -> np.ndarray:
+  """Counts each image's pixels of every label; the counts of batches may be concatenated.
+
+  Args:
+    labels: `[B, H, W]` integers, 0 .. num_labels - 1.
+    num_labels: K+1.
+
+  Returns:
+    `[B, num_labels]` int64.
+
+  Raises:
+    ValueError: `labels` is not of rank 3, or a label is out of range.
+    TypeError: `labels` are not integers.
+  """
+  labels = _checked_labels("labels", labels)
+  if labels.ndim != 3:
+    raise ValueError(f"labels must be [B, H, W], got shape {labels.shape}")
+  image = np.broadcast_to(np.arange(len(labels))[:, None, None], labels.shape)
+  return contingency(image, labels, num_labels=len(labels), num_classes=num_labels)
+
+
+def foreground_iou(table: np.ndarray) -> float:
+  """Intersection over union of predicted and true foreground, pooled over all counted pixels.
+
+  The sums of intersections and unions over all images are divided once, as PASCAL VOC does for a class
+  (Everingham et al., IJCV 2015): large objects weigh more than in a mean of the images' own ratios.
+
+  Args:
+    table: `[K+1, classes]` counts of `contingency`, row 0 and column 0 background; all else is foreground.
+
+  Returns:
+    A fraction in [0, 1].
+
+  Raises:
+    ValueError: Neither the prediction nor the truth has a foreground pixel.
+  """
+  table = _checked_table(table)
+  union = table.sum() - table[0, 0]
+  if union == 0:
+    raise ValueError("foreground IoU is undefined: no pixel is foreground in the prediction or the truth")
+  return float(table[1:, 1:].sum() / union)
+
+
+def normalized_mutual_information(table: np.ndarray) -> float:
+  """Mutual information of labels and classes over the mean of their entropies.
+
+  NMI = 2 I(U; V) / (H(U) + H(V)): Strehl & Ghosh (JMLR 2002) with the arithmetic mean (Vinh et al., JMLR
+  2010); Choudhury et al. (NeurIPS 2021) score unsupervised parts by it, on foreground pixels.
+
+  Args:
+    table: `[labels, classes]` counts of `contingency`.
+
+  Returns:
+    A fraction in [0, 1]; 1 when both sides are a single group, 0 when one of them is.
+
+  Raises:
+    ValueError: The table is empty, negative or not of rank 2.
+  """
+  joint = _checked_table(table) / np.sum(table)
+  entropies = _entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0))
+  if entropies == 0:
+    return 1.0
+  # I(U; V) = H(U) + H(V) - H(U, V); rounding may leave it just below 0.
+  return float(max(0.0, 2 * (entropies - _entropy(joint.ravel())) / entropies))
+
+
+def adjusted_rand_index(table: np.ndarray) -> float:
+  """Agreement of labels and classes on pairs of pixels, corrected for chance.
+
+  With n pixels, counts n_ij, row sums a_i and column sums b_j, and C(n) = n (n - 1) / 2 (Hubert & Arabie,
+  J. Classification 1985):
+  ARI = (Σ C(n_ij) - E) / ((Σ C(a_i) + Σ C(b_j)) / 2 - E), E = Σ C(a_i) Σ C(b_j) / C(n).
+
+  Args:
+    table: `[labels, classes]` counts of `contingency`.
+
+  Returns:
+    At most 1; 0 on average for random labels; 1 when both sides are a single group or all pixels alone.
+
+  Raises:
+    ValueError: The table is empty, negative or not of rank 2.
+  """
+  counts = _checked_table(table).astype(np.float64)
+  both, rows, columns = (_pairs(sums) for sums in (counts, counts.sum(axis=1), counts.sum(axis=0)))
+  pairs = _pairs(counts.sum())
+  expected = rows * columns / pairs if pairs else 0.0
+  largest = (rows + columns) / 2
+  return 1.0 if largest == expected else float((both - expected) / (largest - expected))
+
+
+def part_area_fractions(counts: np.ndarray) -> np.ndarray:
+  """Each part's share of the predicted foreground, averaged over images.
+
+  Images without predicted foreground have no shares and are left out of the mean.
+
+  Args:
+    counts: `[N, K+1]` pixel counts of `label_counts`, background first.
+
+  Returns:
+    `[K]` float64 that sum to 1, or zeros when no image has predicted foreground.
+
+  Raises:
+    ValueError: `counts` is empty, negative or not of rank 2.
+  """
+  parts = _checked_table(counts)[:, 1:]
+  foreground = parts.sum(axis=1)
+  parts, foreground = parts[foreground > 0], foreground[foreground > 0]
+  if not len(parts):
+    return np.zeros(parts.shape[1])
+  return (parts / foreground[:, None]).mean(axis=0)
+
+
+def _checked_labels(name: str, labels: np.ndarray) -> np.ndarray:
+  labels = np.asarray(labels)
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise TypeError(f"{name} must be integers, got {labels.dtype}")
+  return labels
+
+
+def _checked_table(table: np.ndarray) -> np.ndarray:
+  table = np.asarray(table)
+  if table.ndim != 2 or table.min(initial=0) < 0 or table.sum() == 0:
+    raise ValueError(f"expected a table of pixel counts of rank 2, not all 0, got shape {table.shape}")
+  return table
+
+
+def _entropy(probabilities: np.ndarray) -> float:
+  """Entropy in nats; 0 log 0 = 0."""
+  positive = probabilities[probabilities > 0]
+  return float(-(positive * np.log(positive)).sum())
+
+
+def _pairs(counts: np.ndarray) -> float:
+  """Number of pairs within groups of these sizes."""
+  return float((counts * (counts - 1) / 2).sum())

@@ -1,0 +1,153 @@
+"""Coordinates in [-1, 1], soft part centres and bilinear resizing, all in one align-corners frame.
+
+-1 is the centre of an axis's first pixel and +1 the centre of its last; points are (x, y), x along the width.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+HIGHEST = jax.lax.Precision.HIGHEST  # keeps float32 products in float32 where a device would round them
+
+
+def check_array(name: str, array: chex.Array, layout: str, shape: tuple[int | None, ...]) -> None:
+  """Raises unless `array` is floating point and has `shape`, in which None stands for any size.
+
+  Raises:
+    TypeError: the dtype is not floating point.
+    ValueError: the shape differs.
+  """
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    raise TypeError(f"{name} must be a floating-point array {layout}, got dtype {array.dtype}.")
+  if len(array.shape) != len(shape) or any(
+    n not in (None, m) for n, m in zip(shape, array.shape, strict=True)
+  ):
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ValueError(f"{name} must be {layout} with sizes ({sizes}), got shape {array.shape}.")
+
+
+def accumulation_dtype(*arrays: chex.Array) -> jnp.dtype:
+  """Returns the dtype to compute in: the arrays' common one, but at least float32."""
+  return jnp.result_type(jnp.float32, *arrays)
+
+
+def axis_coordinates(size: int) -> np.ndarray:
+  """Returns the coordinates of an axis's pixel centres, float64 [size]; a single pixel lies at 0."""
+  return np.linspace(-1.0, 1.0, size) if size > 1 else np.zeros(1)
+
+
+def coordinate_grid(height: int, width: int) -> jax.Array:
+  """Returns the pixel centres' coordinates: (x, y) = (2j / (W - 1) - 1, 2i / (H - 1) - 1) at row i, column j.
+
+  Args:
+    height: H, pixels, at least 1.
+    width: W, pixels, at least 1.
+
+  Returns:
+    [H, W, 2] in [-1, 1]; an axis of one pixel has coordinate 0.
+
+  Raises:
+    ValueError: a size is below 1.
+
+  Differs from the release: its coordinates are 2i / N - 1, which is not the frame of its own warps, and are
+  transposed when H != W.
+  """
+  if height < 1 or width < 1:
+    raise ValueError(f"height and width must be at least 1, got {height} and {width}.")
+  return jnp.stack(jnp.meshgrid(axis_coordinates(width), axis_coordinates(height)), axis=-1)
+
+
+def part_marginals(probs: chex.Array, *, epsilon: float) -> tuple[jax.Array, jax.Array]:
+  """Sums each part's normalised density over the rows and over the columns.
+
+  r_k = (R_k + epsilon) / Σ_p (R_k(p) + epsilon) for the parts k = 1..K. All moments of r_k in x or in y alone
+  follow from these, at no cost in pixels.
+
+  Args:
+    probs: [B, H, W, K+1], softmax probabilities, background at channel 0.
+    epsilon: added to every pixel.
+
+  Returns:
+    Σ_y r [B, W, K] and Σ_x r [B, H, K]; zeros for a part without any mass.
+
+  Raises:
+    TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1.
+  """
+  check_array("probs", probs, "[B, H, W, K+1]", (None, None, None, None))
+  _, height, width, channels = probs.shape
+  if channels < 2:
+    raise ValueError(f"probs must be [B, H, W, K+1] with K >= 1 parts, got shape {probs.shape}.")
+  parts = probs[..., 1:].astype(accumulation_dtype(probs))
+  over_rows = parts.sum(axis=1) + height * epsilon
+  over_columns = parts.sum(axis=2) + width * epsilon
+  mass = over_rows.sum(axis=1, keepdims=True)
+  mass = jnp.where(mass > 0, mass, 1.0)
+  return over_rows / mass, over_columns / mass
+
+
+def part_centers(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
+  """Returns the centre of mass of each part, c_k = Σ_p p (R_k(p) + ε) / Σ_p (R_k(p) + ε) (paper, equation 1).
+
+  Args:
+    probs: [B, H, W, K+1], softmax probabilities, background at channel 0.
+    epsilon: added to every pixel, so that an empty part's gradient is finite; evaluation uses 0.
+
+  Returns:
+    [B, K, 2], (x, y) in [-1, 1], at least float32; the image's middle for a part without any mass.
+
+  Raises:
+    TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1.
+
+  Differs from the release: x_here + 1 = (x_release + 1) W / (W - 1), see `coordinate_grid`.
+  """
+  over_rows, over_columns = part_marginals(probs, epsilon=epsilon)
+  dtype = over_rows.dtype
+  x = jnp.asarray(axis_coordinates(over_rows.shape[1]), dtype)
+  y = jnp.asarray(axis_coordinates(over_columns.shape[1]), dtype)
+  return jnp.stack(
+    [
+      jnp.einsum("bwk,w->bk", over_rows, x, precision=HIGHEST),
+      jnp.einsum("bhk,h->bk", over_columns, y, precision=HIGHEST),
+    ],
+    axis=-1,
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def interpolation_matrix(size: int, new_size: int) -> np.ndarray:
+  """Returns the align-corners linear interpolation of an axis as a matrix, float64 [new_size, size].
+
+  Output cell o lies at s = o (size - 1) / (new_size - 1) between the cells floor(s) and floor(s) + 1: its row
+  has at most these two non-zero entries. A single output cell lies on the first input cell.
+  """
+  positions = np.arange(new_size) * ((size - 1) / max(new_size - 1, 1))
+  matrix = np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(size)))
+  matrix.flags.writeable = False
+  return matrix
+
+
+def resize_bilinear(x: chex.Array, height: int, width: int) -> jax.Array:
+  """Resizes images or maps bilinearly with aligned corners: the first and last pixels' centres stay in place.
+
+  Args:
+    x: [B, h, w, C].
+    height: H, pixels, at least 1.
+    width: W, pixels, at least 1.
+
+  Returns:
+    [B, H, W, C] of x's dtype.
+
+  Raises:
+    TypeError, ValueError: `x` is not a floating-point array of four axes, or a size is below 1.
+  """
+  check_array("x", x, "[B, h, w, C]", (None, None, None, None))
+  if height < 1 or width < 1:
+    raise ValueError(f"height and width must be at least 1, got {height} and {width}.")
+  dtype = accumulation_dtype(x)
+  rows = jnp.asarray(interpolation_matrix(x.shape[1], height), dtype)
+  columns = jnp.asarray(interpolation_matrix(x.shape[2], width), dtype)
+  resized = jnp.einsum("Hh,Ww,bhwc->bHWc", rows, columns, x.astype(dtype), precision=HIGHEST)
+  return resized.astype(x.dtype)

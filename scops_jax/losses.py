@@ -1,0 +1,234 @@
+"""The loss terms of SCOPS (arXiv 1905.01298, section 3) and one beyond the paper, as pure functions.
+
+B images of H × W pixels, K parts and a background at channel 0. All terms are means over the batch, so their
+weights do not depend on its size. Sums are taken in float32 (or wider) whatever the inputs' dtype.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from scops_jax.geometry import (
+  HIGHEST,
+  accumulation_dtype,
+  axis_coordinates,
+  check_array,
+  interpolation_matrix,
+  part_marginals,
+)
+
+
+def concentration_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
+  """Geometric concentration: each part's spatial variance (paper, equation 2).
+
+  Σ_k Σ_p ‖p - c_k‖² r_k(p) with r_k = (R_k + ε) / Σ_p (R_k(p) + ε) and c_k = Σ_p p r_k(p). The squared
+  distance is a sum over x and y, so the marginals of r_k are enough.
+
+  Args:
+    probs: [B, H, W, K+1], softmax probabilities, background at channel 0.
+    epsilon: added to every pixel, so that an empty part's gradient is finite.
+
+  Returns:
+    Scalar in squared half-image units: summed over the parts, mean over the batch.
+
+  Raises:
+    TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1.
+
+  Differs from the release: it divides by B twice, works on square images only, and its coordinates
+  2i / N - 1 make the value smaller by ((N - 1) / N)².
+  """
+  variance = jnp.zeros(())
+  for marginal in part_marginals(probs, epsilon=epsilon):
+    position = jnp.asarray(axis_coordinates(marginal.shape[1]), marginal.dtype)[:, None]
+    center = jnp.sum(position * marginal, axis=1, keepdims=True)
+    variance += jnp.sum((position - center) ** 2 * marginal, axis=(1, 2)).mean()
+  return variance
+
+
+def equivariance_loss(logits: chex.Array, target_logits: chex.Array) -> jax.Array:
+  """Equivariance of the part maps: KL(softmax(stop_gradient(target)) ‖ softmax(logits)) (paper, section 3.2).
+
+  Args:
+    logits: [B, H, W, K+1], of the transformed images.
+    target_logits: [B, H, W, K+1], of the original images, warped like them; no gradient flows to it.
+
+  Returns:
+    Scalar in nats: summed over the classes, mean over B, H and W.
+
+  Raises:
+    TypeError, ValueError: a dtype is not floating point, `logits` has not four axes, or the shapes differ.
+
+  Differs from the release: it takes the mean over the classes too.
+  """
+  check_array("logits", logits, "[B, H, W, K+1]", (None, None, None, None))
+  check_array("target_logits", target_logits, "[B, H, W, K+1] like logits", logits.shape)
+  dtype = accumulation_dtype(logits, target_logits)
+  log_target = jax.nn.log_softmax(jax.lax.stop_gradient(target_logits).astype(dtype))
+  log_probs = jax.nn.log_softmax(logits.astype(dtype))
+  return jnp.sum(jnp.exp(log_target) * (log_target - log_probs), axis=-1).mean()
+
+
+def landmark_equivariance_loss(centers: chex.Array, target_centers: chex.Array) -> jax.Array:
+  """Equivariance of the part centres: their mean squared difference (paper, section 3.2).
+
+  Args:
+    centers: [B, K, 2], of the transformed images' part maps.
+    target_centers: [B, K, 2], of the warped part maps of the original images; the gradient flows to both.
+
+  Returns:
+    Scalar in squared half-image units: mean over B, K and the two coordinates.
+
+  Raises:
+    TypeError, ValueError: a dtype is not floating point, the shape is not [B, K, 2], or the shapes differ.
+
+  Differs from the release: only through its coordinates, see `geometry.part_centers`.
+  """
+  check_array("centers", centers, "[B, K, 2]", (None, None, 2))
+  check_array("target_centers", target_centers, "[B, K, 2] like centers", centers.shape)
+  dtype = accumulation_dtype(centers, target_centers)
+  return jnp.mean((centers.astype(dtype) - target_centers.astype(dtype)) ** 2)
+
+
+def semantic_consistency_loss(
+  probs: chex.Array, basis: chex.Array, features: Sequence[chex.Array], saliency: chex.Array | None = None
+) -> jax.Array:
+  """Semantic consistency: the mean over pixels and channels of (D·UV - Σ_k R_k w_k)² (paper, equation 4).
+
+  U upsamples the reference features V to the part maps' size. The square is expanded to
+  Σ D²‖UV‖² - 2 ⟨Uᵀ(D·R), V Wᵀ⟩ + ⟨RᵀR, W Wᵀ⟩, which is exact and needs no array of H × W pixels with more
+  than K+1 channels. The first term does not depend on the parameters.
+
+  Args:
+    probs: [B, H, W, K+1], softmax probabilities, background at channel 0.
+    basis: W [K, C], the non-negative part basis.
+    features: maps [B, h_i, w_i, C_i] with Σ C_i = C; V is their concatenation after upsampling (bilinear,
+      align-corners). No gradient flows to them.
+    saliency: D [B, H, W] in [0, 1], or None for ones. No gradient flows to it.
+
+  Returns:
+    Scalar: mean over B, H, W and C. A perfect fit may come out as a rounding error below zero.
+
+  Raises:
+    TypeError, ValueError: a dtype is not floating point or the shapes do not fit each other.
+  """
+  _check_semantic_inputs(probs, basis, features, saliency)
+  batch, height, width, _ = probs.shape
+  dtype = accumulation_dtype(probs, basis)
+  parts = probs[..., 1:].astype(dtype)
+  basis = basis.astype(dtype)
+  if saliency is None:
+    saliency = jnp.ones((batch, height, width), dtype)
+  saliency = jax.lax.stop_gradient(saliency).astype(dtype)
+  gram = jnp.einsum("bhwk,bhwl->kl", parts, parts, precision=HIGHEST)
+  total = jnp.sum(gram * jnp.matmul(basis, basis.T, precision=HIGHEST))
+  salient_parts = saliency[..., None] * parts
+  first_channel = 0
+  for feature_map in features:
+    values = jax.lax.stop_gradient(feature_map).astype(dtype)
+    rows = jnp.asarray(interpolation_matrix(values.shape[1], height), dtype)
+    columns = jnp.asarray(interpolation_matrix(values.shape[2], width), dtype)
+    pooled = jnp.einsum("Hh,Ww,bHWk->bhwk", rows, columns, salient_parts, precision=HIGHEST)
+    response = jnp.einsum("bhwk,bhwc->kc", pooled, values, precision=HIGHEST)
+    part_basis = basis[:, first_channel : first_channel + values.shape[-1]]
+    total += _upsampled_energy(values, rows, columns, saliency**2) - 2.0 * jnp.sum(part_basis * response)
+    first_channel += values.shape[-1]
+  return total / (batch * height * width * basis.shape[1])
+
+
+def _check_semantic_inputs(
+  probs: chex.Array, basis: chex.Array, features: Sequence[chex.Array], saliency: chex.Array | None
+) -> None:
+  """Raises if the arguments of `semantic_consistency_loss` do not fit each other."""
+  check_array("probs", probs, "[B, H, W, K+1]", (None, None, None, None))
+  batch, height, width, channels = probs.shape
+  if not isinstance(features, list | tuple) or not features:
+    raise ValueError(f"features must be a sequence of one or more maps [B, h, w, C_i], got {type(features)}.")
+  for index, feature_map in enumerate(features):
+    check_array(f"features[{index}]", feature_map, "[B, h, w, C_i]", (batch, None, None, None))
+  total = sum(feature_map.shape[-1] for feature_map in features)
+  check_array("basis", basis, "[K, C], C the features' channels in all", (channels - 1, total))
+  if saliency is not None:
+    check_array("saliency", saliency, "[B, H, W] like probs", (batch, height, width))
+
+
+def _upsampled_energy(values: jax.Array, rows: jax.Array, columns: jax.Array, weight: jax.Array) -> jax.Array:
+  """Returns Σ_p weight(p) ‖(UV)(p)‖², summed over the batch, without upsampling V.
+
+  A pixel sees the cells i and i + 1 on each axis, so the quadratic form pairs a cell with its neighbours
+  only: Σ_n Σ_δ ⟨V_n, V_n+δ⟩ (Σ_p weight u_n u_n+δ). Each coefficient is a product of separable matrices, and
+  both diagonals of four cells have the same one.
+
+  Args:
+    values: V [B, h, w, C].
+    rows: [H, h], the vertical half of U.
+    columns: [W, w], the horizontal half of U.
+    weight: [B, H, W].
+  """
+
+  def paired(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.sum(left * right, axis=-1)
+
+  def coefficients(row_weights: jax.Array, column_weights: jax.Array) -> jax.Array:
+    return jnp.einsum("Hh,Ww,bHW->bhw", row_weights, column_weights, weight, precision=HIGHEST)
+
+  same_row, next_row = rows**2, rows[:, :-1] * rows[:, 1:]
+  same_column, next_column = columns**2, columns[:, :-1] * columns[:, 1:]
+  diagonals = paired(values[:, :-1, :-1], values[:, 1:, 1:]) + paired(values[:, :-1, 1:], values[:, 1:, :-1])
+  right = paired(values[:, :, :-1], values[:, :, 1:])
+  below = paired(values[:, :-1], values[:, 1:])
+  neighbours = (
+    jnp.sum(coefficients(same_row, next_column) * right)
+    + jnp.sum(coefficients(next_row, same_column) * below)
+    + jnp.sum(coefficients(next_row, next_column) * diagonals)
+  )
+  return jnp.sum(coefficients(same_row, same_column) * paired(values, values)) + 2.0 * neighbours
+
+
+def orthonormality_loss(basis: chex.Array, *, epsilon: float = 1e-6) -> jax.Array:
+  """Orthonormality of the part basis: ‖Ŵ Ŵᵀ - I‖²_F, Ŵ = W with rows over sqrt(‖w‖² + ε) (paper, equation 5).
+
+  Args:
+    basis: [K, C], already non-negative.
+    epsilon: inside the root, so that a zero row has a finite gradient; such a row adds 1.
+
+  Returns:
+    Scalar: a sum over the K × K entries.
+
+  Raises:
+    TypeError, ValueError: `basis` is not a floating-point array of two axes.
+  """
+  check_array("basis", basis, "[K, C]", (None, None))
+  basis = basis.astype(accumulation_dtype(basis))
+  rows = basis * jax.lax.rsqrt(jnp.sum(basis**2, axis=1, keepdims=True) + epsilon)
+  gram = jnp.matmul(rows, rows.T, precision=HIGHEST)
+  return jnp.sum((gram - jnp.eye(basis.shape[0], dtype=basis.dtype)) ** 2)
+
+
+def background_loss(logits: chex.Array, saliency: chex.Array) -> jax.Array:
+  """Cross-entropy of background and saliency map: -mean[(1 - D) log p_0 + D log(1 - p_0)].
+
+  Not in the paper, and off in its configs: it ties the union of the parts to the saliency map where the
+  semantic term alone lets parts spill over thin structures.
+
+  Args:
+    logits: [B, H, W, K+1], background at channel 0.
+    saliency: D [B, H, W] in [0, 1]; no gradient flows to it.
+
+  Returns:
+    Scalar in nats: mean over B, H and W.
+
+  Raises:
+    TypeError, ValueError: a dtype is not floating point, K < 1, or the shapes do not fit each other.
+  """
+  check_array("logits", logits, "[B, H, W, K+1]", (None, None, None, None))
+  if logits.shape[-1] < 2:
+    raise ValueError(f"logits must be [B, H, W, K+1] with K >= 1 parts, got shape {logits.shape}.")
+  check_array("saliency", saliency, "[B, H, W] like logits", logits.shape[:-1])
+  logits = logits.astype(accumulation_dtype(logits))
+  foreground = jax.lax.stop_gradient(saliency).astype(logits.dtype)
+  log_all = jax.nn.logsumexp(logits, axis=-1)
+  log_background = logits[..., 0] - log_all
+  log_parts = jax.nn.logsumexp(logits[..., 1:], axis=-1) - log_all
+  return -jnp.mean((1.0 - foreground) * log_background + foreground * log_parts)

@@ -1,0 +1,204 @@
+"""EfficientNet-Lite0: classifier, frozen reference of feature maps, and segmenter backbone.
+
+Architecture: Tan & Le, EfficientNet (arXiv 1905.11946), in the "lite" variant of the TensorFlow TPU repository: relu6, no
+squeeze-and-excitation, stem and head of fixed width. BatchNorm always uses its running statistics, folded into the
+convolution before it; its scale and bias are trainable.
+
+Alignment: with SAME padding and a side of the form s·m + 1, every stride-2 convolution pads symmetrically, so that cell
+i of the stride-s map is centred on input pixel s·i and its cells lie on the align-corners lattice that this project's
+resizes and warps assume. Reference and segmenter therefore first resize their input to the next such side.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from scops_jax import geometry
+from scops_jax.models.depthwise import depthwise_conv
+
+_BATCH_NORM_EPSILON = 1e-3
+_STEM_CHANNELS, _HEAD_CHANNELS, _NUM_CLASSES = 32, 1280, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+  """An inverted residual: 1×1 expansion, depthwise k×k, linear 1×1 projection."""
+
+  kernel_size: int
+  stride: int
+  expansion: int
+  channels: int
+
+
+def _blocks() -> list[_Block]:
+  stages = (  # repeats, then the first block; the repeats have stride 1
+    (1, _Block(3, 1, 1, 16)),
+    (2, _Block(3, 2, 6, 24)),
+    (2, _Block(5, 2, 6, 40)),
+    (3, _Block(3, 2, 6, 80)),
+    (3, _Block(5, 1, 6, 112)),
+    (4, _Block(5, 2, 6, 192)),
+    (1, _Block(3, 1, 6, 320)),
+  )
+  return [
+    block if i == 0 else dataclasses.replace(block, stride=1) for repeats, block in stages for i in range(repeats)
+  ]
+
+
+_BLOCKS = _blocks()
+
+# The post-activation, thus non-negative, maps in the order of computation.
+REFERENCE_LAYERS = (
+  "stem",
+  *(f"block{i}_{part}" for i in range(len(_BLOCKS)) for part in ("expand", "depthwise") if i or part != "expand"),
+  "head",
+)
+
+
+class _ConvBatchNorm(nn.Module):
+  """Convolution and BatchNorm with running statistics in one: w' = w·scale/√(var + ε), b' = bias - mean·scale/√(var + ε)."""
+
+  channels: int
+  kernel_size: int = 1
+  stride: int = 1
+  depthwise: bool = False
+  relu6: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, 1 if self.depthwise else x.shape[-1], self.channels)
+    # As the original: normal, deviation √(2 / fan out), where a depthwise filter's fan out is its own k².
+    fan_out = self.kernel_size**2 * (1 if self.depthwise else self.channels)
+    kernel = self.param("kernel", nn.initializers.normal((2.0 / fan_out) ** 0.5), shape)
+    scale = self.param("scale", nn.initializers.ones, (self.channels,))
+    bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+    mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,)).value
+    variance = self.variable("batch_stats", "var", jnp.ones, (self.channels,)).value
+    factor = scale * lax.rsqrt(variance + _BATCH_NORM_EPSILON)
+    x = _convolve(x, kernel * factor, stride=self.stride, depthwise=self.depthwise) + (bias - mean * factor)
+    return jnp.clip(x, 0.0, 6.0) if self.relu6 else x
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, depthwise: bool) -> jax.Array:
+  """Picks the fastest form: a matrix product for 1×1 kernels."""
+  if depthwise:
+    return depthwise_conv(x, kernel, stride=stride)
+  if kernel.shape[:2] == (1, 1):
+    return x @ kernel[0, 0]
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Array]:
+  """Runs the trunk up to the last wanted layer; its modules become children of the calling compact module.
+
+  Names: those of REFERENCE_LAYERS, "block{i}" for the (signed) output of block i, "classifier" for the logits.
+  """
+  found: dict[str, jax.Array] = {}
+
+  def keep(name: str, value: jax.Array) -> bool:
+    """Notes a wanted map and says whether all are there."""
+    if name in wanted:
+      found[name] = value
+    return len(found) == len(set(wanted))
+
+  x = _ConvBatchNorm(_STEM_CHANNELS, kernel_size=3, stride=2, name="stem")(x)
+  if keep("stem", x):
+    return found
+  for i, block in enumerate(_BLOCKS):
+    y = x
+    if block.expansion > 1:
+      y = _ConvBatchNorm(x.shape[-1] * block.expansion, name=f"block{i}_expand")(y)
+      if keep(f"block{i}_expand", y):
+        return found
+    y = _ConvBatchNorm(
+      y.shape[-1], kernel_size=block.kernel_size, stride=block.stride, depthwise=True, name=f"block{i}_depthwise"
+    )(y)
+    if keep(f"block{i}_depthwise", y):
+      return found
+    y = _ConvBatchNorm(block.channels, relu6=False, name=f"block{i}_project")(y)
+    x = x + y if block.stride == 1 and x.shape == y.shape else y
+    if keep(f"block{i}", x):
+      return found
+  x = _ConvBatchNorm(_HEAD_CHANNELS, name="head")(x)
+  if not keep("head", x):
+    keep("classifier", nn.Dense(_NUM_CLASSES, name="classifier")(x.mean(axis=(1, 2))))
+  return found
+
+
+def _stride(layers: tuple[str, ...]) -> int:
+  """Returns the pixels between neighbouring cells of the coarsest of the layers computed for these."""
+  depth = max(REFERENCE_LAYERS.index(layer) for layer in layers)
+  stride = 2
+  for i, block in enumerate(_BLOCKS):
+    if depth >= REFERENCE_LAYERS.index(f"block{i}_depthwise"):
+      stride *= block.stride
+  return stride
+
+
+def _align(images: jax.Array, stride: int) -> jax.Array:
+  """Resizes to the next sides of the form stride·m + 1."""
+  height, width = (-(-(n - 1) // stride) * stride + 1 for n in images.shape[1:3])
+  return images if images.shape[1:3] == (height, width) else geometry.resize_bilinear(images, height, width)
+
+
+class EfficientNetLite0(nn.Module):
+  """The classification network: normalised images `[B, H, W, 3]` to logits of the 1000 ImageNet classes `[B, 1000]`."""
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    return _compute_layers(images, ("classifier",))["classifier"]
+
+
+class EfficientNetLite0Reference(nn.Module):
+  """Feature maps of REFERENCE_LAYERS; layers after the last one asked for are not computed."""
+
+  layers: tuple[str, ...]
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
+    """Maps normalised images `[B, H, W, 3]` to one `[B, h, w, C]` ≥ 0 a layer, cells on the align-corners lattice."""
+    maps = _compute_layers(_align(images, _stride(self.layers)), self.layers)
+    return tuple(maps[layer] for layer in self.layers)
+
+
+class EfficientNetLite0Segmenter(nn.Module):
+  """Blocks 0 to 10 and a top-down decoder (feature pyramid, arXiv 1612.03144) from strides 16 and 8 to stride 4.
+
+  The decoder's modules are named "head_...", the backbone's as in the reference.
+  """
+
+  num_parts: int
+  channels: int = 64
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 4 + 1, W / 4 + 1, K+1]` (H, W multiples of 16)."""
+    del train  # every layer does the same in training: the statistics of BatchNorm are frozen
+    maps = _compute_layers(_align(images, 16), ("block2", "block4", "block10"))
+    x = nn.Dense(self.channels, name="head_lateral10")(maps["block10"])
+    for i in (4, 2):
+      lateral = nn.Dense(self.channels, name=f"head_lateral{i}")(maps[f"block{i}"])
+      x = nn.relu(lateral + geometry.resize_bilinear(x, *lateral.shape[1:3]))
+      x = _Smooth(name=f"head_smooth{i}")(x)
+    return nn.Dense(self.num_parts + 1, kernel_init=nn.initializers.normal(0.01), name="head_logits")(x)
+
+
+class _Smooth(nn.Module):
+  """Depthwise 5×5, 1×1 and relu, with as many channels as the input."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    kernel = self.param("kernel", nn.initializers.normal(0.2), (5, 5, 1, channels))  # deviation 1 / √25
+    x = nn.Dense(channels, kernel_init=nn.initializers.he_normal(), name="pointwise")(depthwise_conv(x, kernel))
+    return nn.relu(x)
+
+
+def normalize(images: jax.Array) -> jax.Array:
+  """Maps RGB 0..255 to the range this network was trained on, about -1 to 1."""
+  return (images - 127.0) / 128.0

@@ -1,0 +1,21 @@
+"""Builds the data set of a config's collection: python -m scops_jax.prepare --config=configs/toy_faces.py."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from scops_jax import cli
+from scops_jax.config import check_values
+from scops_jax.data.collection import prepare_collection
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
+
+
+def main() -> None:
+  """One call; what is there already is left alone."""
+  check_values(_CONFIG.value)
+  print(prepare_collection(_CONFIG.value))
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  cli.run(main)

@@ -1,0 +1,297 @@
+"""A run from its config to its results: set up, train, log, evaluate, save. No maths here."""
+
+import itertools
+import json
+import pathlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from scops_jax import models, optimizer, visualize, weights
+from scops_jax.checkpoints import Checkpoints
+from scops_jax.config import check_values
+from scops_jax.data.collection import Collection, open_collection
+from scops_jax.data.pipeline import evaluation_batches, train_batches
+from scops_jax.errors import UserError
+from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
+from scops_jax.train_step import CompiledSteps, Networks, TrainState, compile_steps, create_networks
+from scops_jax.workdir import MetricsLog, open_workdir, write_atomically
+
+# Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
+_SEGMENTER_KEY, _REFERENCE_KEY, _BASIS_KEY = range(3)
+
+
+class Run(NamedTuple):
+  """What training and evaluation share; the state is made (`initial_state`) or restored apart from it."""
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  collection: Collection
+  networks: Networks
+  transformation: optax.GradientTransformation
+  steps: CompiledSteps
+  reference_variables: Any
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Trains to config.num_steps, evaluating and saving on the way, and resumes a run found in `workdir`.
+
+  A step's outcome depends on the config and the step's number alone, so an interrupted run that is started
+  again ends with the numbers of one left alone.
+
+  Args:
+    config: complete and locked, see config.default_config.
+    workdir: the run's directory.
+
+  Returns:
+    The entries of evaluation.json.
+
+  Raises:
+    UserError: the config, the data or the directory can't serve; nothing has been written then.
+  """
+  run = _set_up(config, workdir, create=True)
+  checkpoints = Checkpoints(run.workdir)
+  batches = train_batches(
+    run.collection.train,
+    batch_size=config.batch_size // jax.process_count(),
+    image_size=config.image_size,
+    seed=config.seed,
+    num_threads=config.data.num_threads,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  dff = _dff(run)
+  state = _initial_state(run, dff)
+  start = checkpoints.latest_step() or 0
+  if start:
+    state, position = checkpoints.restore(start, state)
+    batches.set_state(position)
+  log = MetricsLog(run.workdir, start_step=start)
+  placed = _train(run, run.steps.place(state), batches, start=start, dff=dff, log=log, checkpoints=checkpoints)
+  checkpoints.close()
+  results = _read_results(run.workdir)
+  if results is None or results["step"] != config.num_steps:
+    results = _evaluate(run, placed, dff=dff, step=config.num_steps, log=log)
+  figures = [_figure_path(run.workdir, config.num_steps), run.workdir / "figures" / "losses.png"]
+  visualize.loss_curves(log.records(), figures[1], weights=config.loss.to_dict())
+  log.close()
+  _print_results(results, figures)
+  return results
+
+
+def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Evaluates the newest checkpoint of `workdir` and writes evaluation.json.
+
+  Args:
+    config: of the run.
+    workdir: the run's directory.
+
+  Returns:
+    The entries of evaluation.json.
+
+  Raises:
+    UserError: as train_and_evaluate, or `workdir` holds no checkpoint.
+  """
+  run = _set_up(config, workdir, create=False)
+  checkpoints = Checkpoints(run.workdir)
+  step = checkpoints.latest_step()
+  if step is None:
+    raise UserError(f"--workdir={workdir} holds no checkpoint yet: train there first")
+  dff = _dff(run)
+  state, _ = checkpoints.restore(step, _initial_state(run, dff))
+  checkpoints.close()
+  results = _evaluate(run, run.steps.place(state), dff=dff, step=step, log=None)
+  _print_results(results, [_figure_path(run.workdir, step)])
+  return results
+
+
+def _set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> Run:
+  check_values(config)
+  try:
+    models.check_image_size(config.segmenter, config.image_size)
+    networks = create_networks(config)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  reference_variables = _reference_variables(networks, config)
+  collection = open_collection(config)
+  path = open_workdir(workdir, config, create=create)
+  transformation = optimizer.make_optimizer(config, _abstract_params(networks, config))
+  steps = compile_steps(networks, transformation, config)
+  return Run(config, path, collection, networks, transformation, steps, steps.place(reference_variables))
+
+
+def _key(config: ConfigDict, leaf: int) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(config.seed), leaf)
+
+
+def _load_weights(variables: Any, *, source: str, model_name: str) -> Any:
+  """Returns the variables with published weights, or unchanged if the config asks for random ones."""
+  if source == "random":
+    return variables
+  path = weights.imagenet_weights_path(model_name) if source == "imagenet" else pathlib.Path(source)
+  return weights.apply_state_dict(variables, weights.load_state_dict(path), model_name=model_name)
+
+
+def _reference_variables(networks: Networks, config: ConfigDict) -> Any:
+  side = config.reference_image_size
+  # The published weights replace every value, so initialisation at full size would be wasted.
+  image = jnp.zeros((1, min(side, 65), min(side, 65), 3))
+  variables = networks.reference.init(_key(config, _REFERENCE_KEY), image)
+  return _load_weights(variables, source=config.reference_weights, model_name=config.reference)
+
+
+def _segmenter_variables(networks: Networks, config: ConfigDict) -> Any:
+  image = jnp.zeros((1, config.image_size, config.image_size, 3))
+  variables = networks.segmenter.init(_key(config, _SEGMENTER_KEY), image, train=False)
+  return _load_weights(variables, source=config.segmenter_weights, model_name=config.segmenter)
+
+
+def _abstract_params(networks: Networks, config: ConfigDict) -> Any:
+  image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+  segmenter = jax.eval_shape(lambda x: networks.segmenter.init(jax.random.key(0), x, train=False), image)
+  basis = jax.eval_shape(lambda: networks.basis.init(jax.random.key(0)))
+  return {"segmenter": segmenter["params"], "basis": basis["params"]}
+
+
+def _initial_state(run: Run, dff: Dff) -> TrainState:
+  segmenter = _segmenter_variables(run.networks, run.config)
+  basis = run.networks.basis.init(_key(run.config, _BASIS_KEY))["params"]
+  if run.config.basis.initializer == "nmf":
+    basis = {"raw": jnp.asarray(dff.basis)}
+  params = {"segmenter": segmenter["params"], "basis": basis}
+  opt_state = run.transformation.init(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, segmenter.get("batch_stats", {}), opt_state)
+
+
+def _batches(run: Run, split: str) -> Iterable[dict[str, np.ndarray]]:
+  """The batches of a split for evaluation; of "train", those that the regression is fitted to."""
+  config = run.config
+  source, limit = run.collection.test, 0
+  if split == "train":
+    source, limit = run.collection.train, config.eval_num_train
+  return evaluation_batches(
+    source,
+    batch_size=config.eval_batch_size,
+    image_size=config.image_size,
+    limit=limit,
+    num_threads=config.data.num_threads,
+  )
+
+
+def _dff(run: Run) -> Dff:
+  """Returns the run's DFF baseline, fitted once a run and kept in its directory."""
+  path = run.workdir / "dff.npz"
+  if not path.exists():
+    def features(images: np.ndarray, saliency: np.ndarray) -> np.ndarray:
+      return run.steps.features(run.reference_variables, images, saliency)
+
+    fit_dff(features, lambda split: _batches(run, split), run.config).save(path)
+  return Dff.load(path)
+
+
+def _ahead(batches: Any, put: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+  """Yields (batch on the devices, pipeline position after it); the next is fetched while a step computes."""
+  def fetch() -> tuple[Any, dict[str, Any]]:
+    batch = put(next(batches))
+    return batch, batches.get_state()
+
+  upcoming = fetch()
+  while True:
+    current, upcoming = upcoming, None
+    yield current
+    upcoming = fetch()
+
+
+def _train(
+  run: Run,
+  state: Any,
+  batches: Any,
+  *,
+  start: int,
+  dff: Dff,
+  log: MetricsLog,
+  checkpoints: Checkpoints,
+) -> Any:
+  """Runs steps start + 1 … num_steps and returns the placed state."""
+  config = run.config
+  schedule = optimizer.make_schedule(config)
+  bar = tqdm(total=config.num_steps, initial=start, unit="step", desc="train", dynamic_ncols=True)
+  began, images = time.perf_counter(), 0
+  stream = _ahead(batches, run.steps.put_batch)
+  for step in range(start + 1, config.num_steps + 1):
+    batch, position = next(stream)
+    state, metrics = run.steps.train(state, batch, run.reference_variables)
+    images += config.batch_size
+    bar.update()
+    last = step == config.num_steps
+    if step % config.log_every == 0 or last:
+      scalars = {name: float(value) for name, value in metrics.items()}
+      speed = images / (time.perf_counter() - began)
+      # The rate of the update just done, which is schedule(step - 1).
+      log.write(step, {**scalars, "lr": float(schedule(step - 1)), "images_per_second": speed})
+      bar.set_postfix(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
+      _check_finite(scalars["loss"], step)
+      began, images = time.perf_counter(), 0
+    if step % config.eval_every == 0 or last:
+      _evaluate(run, state, dff=dff, step=step, log=log)
+      began, images = time.perf_counter(), 0
+    # After the evaluation, so that a checkpoint says that its evaluation is done.
+    if step % config.checkpoint_every == 0 or last:
+      checkpoints.save(step, run.steps.fetch(state), position=position)
+  bar.close()
+  return state
+
+
+def _check_finite(loss: float, step: int) -> None:
+  if not np.isfinite(loss):
+    raise UserError(
+      f"the loss is {loss} at step {step}: lower optimizer.learning_rate or the largest loss weight; "
+      "the last checkpoint is from before"
+    )
+
+
+def _figure_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  return workdir / "figures" / f"parts_{step:06d}.png"
+
+
+def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | None) -> dict[str, Any]:
+  measures, figure = evaluate(
+    lambda images: run.steps.predict(state, images),
+    lambda split: _batches(run, split),
+    dff=dff,
+    num_classes=len(run.collection.part_names),
+    config=run.config,
+  )
+  results = {**measures, "step": step}
+  path = _figure_path(run.workdir, step)
+  visualize.part_figure(figure["image"], figure["labels"], figure["centers"], path)
+  write_atomically(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
+  if log is not None:
+    log.write_scalars(step, measures, prefix="evaluation")
+    with Image.open(path) as picture:
+      log.write_image(step, "parts", np.asarray(picture.convert("RGB")))
+  return results
+
+
+def _read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
+  path = workdir / "evaluation.json"
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _print_results(results: dict[str, Any], figures: Iterable[pathlib.Path]) -> None:
+  fractions = " ".join(f"{share:.3f}" for share in results["part_area_fractions"])
+  rows = [(name, f"{value:.4f}") for name, value in results.items() if isinstance(value, float)]
+  rows += [(name, str(results[name])) for name in ("num_train", "num_test", "step")]
+  rows.append(("part_area_fractions", fractions))
+  width = max(len(name) for name, _ in rows)
+  print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+  for path in itertools.filterfalse(lambda path: not path.exists(), figures):
+    print(path)

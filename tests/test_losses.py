@@ -1,0 +1,348 @@
+"""Every loss against recorded, reference and hand-computed values, its gradients and its invariances."""
+
+import functools
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from scops_jax import geometry, losses
+from tests import oracle
+
+B, H, W, K, C = 2, 6, 9, 3, 10
+RNG = np.random.default_rng(0)
+LOGITS = 2 * RNG.standard_normal((B, H, W, K + 1)).astype(np.float32)
+TARGET_LOGITS = 2 * RNG.standard_normal((B, H, W, K + 1)).astype(np.float32)
+PROBS = oracle.softmax(LOGITS)
+CENTERS = RNG.uniform(-1, 1, (B, K, 2)).astype(np.float32)
+TARGET_CENTERS = RNG.uniform(-1, 1, (B, K, 2)).astype(np.float32)
+BASIS = np.maximum(RNG.standard_normal((K, C)), 0).astype(np.float32)
+FEATURES = RNG.uniform(0, 1, (B, 3, 4, C)).astype(np.float32)
+SALIENCY = RNG.uniform(0, 1, (B, H, W)).astype(np.float32)
+
+
+def semantic(probs, basis, features, saliency):
+  return losses.semantic_consistency_loss(probs, basis, [features], saliency)
+
+
+# Each loss, arguments for it, its float64 reference, and how many of the arguments carry a gradient.
+CASES = {
+  "concentration": (losses.concentration_loss, (PROBS,), oracle.concentration, 1),
+  "equivariance": (losses.equivariance_loss, (LOGITS, TARGET_LOGITS), oracle.equivariance, 1),
+  "landmark_equivariance": (
+    losses.landmark_equivariance_loss,
+    (CENTERS, TARGET_CENTERS),
+    lambda a, b: ((a.astype(np.float64) - b) ** 2).mean(),
+    2,
+  ),
+  "semantic_consistency": (
+    semantic,
+    (PROBS, BASIS, FEATURES, SALIENCY),
+    lambda p, w, v, d: oracle.semantic_consistency(p, w, [v], d)[0],
+    2,
+  ),
+  "orthonormality": (losses.orthonormality_loss, (BASIS,), oracle.orthonormality, 1),
+  "background": (losses.background_loss, (LOGITS, SALIENCY), oracle.background, 1),
+}
+
+
+def compiled_gradient(loss, arguments=1):
+  """Returns the compiled function of a loss's value and its gradients to the first arguments, a tuple."""
+  return jax.jit(jax.value_and_grad(loss, tuple(range(arguments))))
+
+
+over_cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@over_cases
+def test_matches_the_reference_eager_and_compiled(case):
+  loss, arguments, reference, _ = case
+  value = loss(*arguments)
+  assert value.shape == ()
+  assert value.dtype == jnp.float32
+  np.testing.assert_allclose(value, reference(*arguments), rtol=2e-6)
+  np.testing.assert_allclose(jax.jit(loss)(*arguments), value, rtol=1e-6)
+
+
+@over_cases
+def test_under_vmap_equals_a_loop(case):
+  loss, arguments, _, _ = case
+  stacked = [np.stack([argument, 0.5 * argument]) for argument in arguments]
+  looped = [loss(*arguments), loss(*(0.5 * argument for argument in arguments))]
+  np.testing.assert_allclose(jax.jit(jax.vmap(loss))(*stacked), looped, rtol=1e-5)
+
+
+@over_cases
+def test_bfloat16_inputs_are_summed_in_float32(case):
+  loss, arguments, reference, _ = case
+  rounded = [jnp.asarray(argument, jnp.bfloat16) for argument in arguments]
+  value = loss(*rounded)
+  assert value.dtype == jnp.float32
+  np.testing.assert_allclose(value, reference(*(np.asarray(r, np.float64) for r in rounded)), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+@over_cases
+def test_gradients_by_finite_differences(case):
+  loss, arguments, _, differentiable = case
+  arguments = [jnp.asarray(argument, jnp.float64) for argument in arguments]
+  varied, fixed = arguments[:differentiable], arguments[differentiable:]
+  check_grads(jax.jit(lambda *varied: loss(*varied, *fixed)), varied, order=1, modes=["rev"])
+
+
+@over_cases
+def test_no_gradient_reaches_targets(case):
+  loss, arguments, _, differentiable = case
+  targets = tuple(range(differentiable, len(arguments)))
+  for gradient in jax.jit(jax.grad(loss, targets))(*arguments) if targets else ():
+    np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 200.0])
+def test_gradients_are_finite_for_empty_and_one_hot_parts(sharpness):
+  # Part 1 has no mass; with the sharpness, part 2 is a single pixel and the rest background.
+  logits = jnp.zeros((1, H, W, 3)).at[..., 1].set(-1e4).at[0, 2, 3, 2].set(sharpness)
+  logits = logits.at[..., 0].set(0.5 * sharpness)
+  features = jnp.asarray(FEATURES[:1])
+  saliency = jnp.asarray(SALIENCY[:1])
+
+  def total(logits, basis):
+    probs = jax.nn.softmax(logits)
+    centers = geometry.part_centers(probs)
+    return (
+      losses.concentration_loss(probs)
+      + losses.equivariance_loss(logits, logits[:, ::-1])
+      + losses.landmark_equivariance_loss(centers, 0.5 * centers)
+      + losses.semantic_consistency_loss(probs, basis, [features], saliency)
+      + losses.orthonormality_loss(basis)
+      + losses.background_loss(logits, saliency)
+    )
+
+  value, gradients = compiled_gradient(total, 2)(logits, jnp.zeros((2, C)))
+  assert np.isfinite(value)
+  assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", ["sq", "empty"])
+def test_concentration_matches_the_release(case):
+  recorded = oracle.golden("concentration")
+  logits = recorded[f"{case}_pred"]
+  batch, size = logits.shape[0], logits.shape[-1]
+  factor = ((size - 1) / size) ** 2 / batch  # its coordinates, and its second division by B
+  value, (gradient,) = compiled_gradient(lambda x: losses.concentration_loss(jax.nn.softmax(x)))(
+    jnp.asarray(oracle.nhwc(logits), jnp.float64)
+  )
+  np.testing.assert_allclose(value * factor, recorded[f"{case}_loss"], rtol=1e-9)
+  expected = oracle.nhwc(recorded[f"{case}_grad_pred"])
+  np.testing.assert_allclose(gradient * factor, expected, rtol=1e-5, atol=1e-7 * abs(expected).max())
+
+
+def test_concentration_by_hand():
+  # One part on the two outer pixels of a row of three: variance 1. Uniform on a 2 x 2 image: 1 + 1.
+  probs = jnp.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]).reshape(1, 1, 3, 2)
+  np.testing.assert_allclose(losses.concentration_loss(probs, epsilon=0.0), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(losses.concentration_loss(jnp.full((3, 2, 2, 5), 0.2)), 4 * 2.0, rtol=1e-6)
+
+
+def test_concentration_ignores_shift_mirror_and_part_order():
+  blob = np.zeros((1, 8, 8, 3), np.float32)
+  blob[:, 1:4, 2:4, 1:] = PROBS[:1, :3, :2, 1:3]
+  concentration = functools.partial(losses.concentration_loss, epsilon=0.0)
+  value = concentration(blob)
+  np.testing.assert_allclose(concentration(np.roll(blob, (3, 2), (1, 2))), value, rtol=1e-5)
+  np.testing.assert_allclose(concentration(blob[:, :, ::-1]), value, rtol=1e-5)
+  np.testing.assert_allclose(concentration(blob[..., [0, 2, 1]]), value, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", ["sq", "rect"])
+def test_equivariance_matches_the_release(case):
+  recorded = oracle.golden("equivariance")
+  logits, target = (oracle.nhwc(recorded[f"{case}_pred_tps{end}"]) for end in ("", "_org"))
+  classes = logits.shape[-1]  # the release takes the mean over them
+  logits, target = jnp.asarray(logits, jnp.float64), jnp.asarray(target, jnp.float64)
+  value, (gradient,) = compiled_gradient(losses.equivariance_loss)(logits, target)
+  np.testing.assert_allclose(value / classes, recorded[f"{case}_kl"], rtol=1e-9)
+  expected = oracle.nhwc(recorded[f"{case}_grad_pred_tps"])
+  np.testing.assert_allclose(gradient / classes, expected, rtol=1e-5, atol=1e-6 * abs(expected).max())
+
+
+def test_equivariance_is_zero_for_equal_distributions():
+  np.testing.assert_allclose(losses.equivariance_loss(LOGITS, LOGITS + 3.0), 0.0, atol=1e-6)
+  assert np.isfinite(losses.equivariance_loss(LOGITS, 1e4 * TARGET_LOGITS))
+
+
+@pytest.mark.usefixtures("x64")
+def test_landmark_equivariance_matches_the_release():
+  recorded = oracle.golden("equivariance")
+  logits, target = (oracle.nhwc(recorded[f"sq_pred_tps{end}"]) for end in ("", "_org"))
+  factor = ((logits.shape[1] - 1) / logits.shape[1]) ** 2
+
+  def loss(*both):
+    return losses.landmark_equivariance_loss(*(geometry.part_centers(jax.nn.softmax(x)) for x in both))
+
+  both = jnp.asarray(logits, jnp.float64), jnp.asarray(target, jnp.float64)
+  value, gradients = compiled_gradient(loss, 2)(*both)
+  np.testing.assert_allclose(value * factor, recorded["sq_lm_loss"], rtol=1e-9)
+  for gradient, key in zip(gradients, ("sq_lm_grad_pred_tps", "sq_lm_grad_pred_tps_org"), strict=True):
+    expected = oracle.nhwc(recorded[key])
+    np.testing.assert_allclose(gradient * factor, expected, rtol=1e-5, atol=1e-6 * abs(expected).max())
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", ["sq", "rect"])
+def test_semantic_consistency_matches_the_release(case):
+  recorded = oracle.golden("semantic")
+  logits = jnp.asarray(oracle.nhwc(recorded[f"{case}_pred"]), jnp.float64)
+  features = jnp.asarray(oracle.nhwc(recorded[f"{case}_features"]), jnp.float64)
+
+  def loss(logits, basis):
+    return losses.semantic_consistency_loss(jax.nn.softmax(logits), basis, [features])
+
+  basis = jnp.asarray(recorded[f"{case}_basis"], jnp.float64)
+  value, gradients = compiled_gradient(loss, 2)(logits, basis)
+
+  np.testing.assert_allclose(value, recorded[f"{case}_loss"], rtol=1e-9)
+  expected = oracle.nhwc(recorded[f"{case}_grad_pred"])
+  np.testing.assert_allclose(gradients[0], expected, rtol=1e-5, atol=1e-6 * abs(expected).max())
+  np.testing.assert_allclose(gradients[1], recorded[f"{case}_grad_basis"], rtol=1e-8)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", ["sq_full", "rect_full"])
+def test_semantic_consistency_matches_the_release_from_low_resolution(case):
+  recorded = {key.removeprefix(f"{case}_"): value for key, value in oracle.golden("semantic").items()}
+  height, width = recorded["saliency"].shape[1:]
+  features = [jnp.asarray(oracle.nhwc(recorded[f"feat{i}_low"]), jnp.float64) for i in (1, 2)]
+  saliency = jnp.asarray(recorded["saliency"], jnp.float64)
+
+  def loss(logits, raw_basis):
+    probs = jax.nn.softmax(geometry.resize_bilinear(logits, height, width))
+    return losses.semantic_consistency_loss(probs, jax.nn.relu(raw_basis), features, saliency)
+
+  logits = jnp.asarray(oracle.nhwc(recorded["pred_low"]), jnp.float64)
+  value, gradients = compiled_gradient(loss, 2)(logits, jnp.asarray(recorded["w_raw"], jnp.float64))
+
+  np.testing.assert_allclose(value, recorded["loss"], rtol=1e-9)
+  np.testing.assert_allclose(gradients[0], oracle.nhwc(recorded["grad_pred_low"]), rtol=1e-8, atol=1e-12)
+  np.testing.assert_allclose(gradients[1], recorded["grad_w_raw"], rtol=1e-8, atol=1e-12)
+
+
+MAPS = {
+  "two_sizes": ((3, 4, 6), (2, 5, 4)),
+  "one_cell": ((1, 1, 10),),
+  "one_row": ((1, 4, 10),),
+  "same_size": ((H, W, 10),),
+  "larger_than_the_output": ((13, 11, 7), (2, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("shapes", MAPS.values(), ids=MAPS)
+def test_semantic_consistency_equals_the_direct_formula(shapes):
+  rng = np.random.default_rng(1)
+  features = [rng.uniform(0, 2, (B, *shape)).astype(np.float32) for shape in shapes]
+  compiled = compiled_gradient(losses.semantic_consistency_loss, 2)
+  for saliency in (0 * SALIENCY, SALIENCY, 0 * SALIENCY + 1):
+    value, (grad_probs, grad_basis) = compiled(PROBS, BASIS, features, saliency)
+    direct = oracle.semantic_consistency(PROBS, BASIS, features, saliency)
+    np.testing.assert_allclose(value, direct[0], rtol=1e-5)
+    np.testing.assert_allclose(grad_probs[..., 1:], direct[1], atol=1e-5 * abs(direct[1]).max())
+    np.testing.assert_allclose(grad_basis, direct[2], atol=1e-5 * abs(direct[2]).max())
+    np.testing.assert_array_equal(grad_probs[..., 0], 0)
+
+
+def test_semantic_consistency_without_saliency_takes_every_pixel():
+  value = losses.semantic_consistency_loss(PROBS, BASIS, [FEATURES])
+  np.testing.assert_allclose(value, semantic(PROBS, BASIS, FEATURES, 0 * SALIENCY + 1), rtol=1e-6)
+
+
+def array_sizes(jaxpr):
+  """Yields the number of elements of every array that a traced function computes."""
+  for equation in jaxpr.eqns:
+    yield from (variable.aval.size for variable in equation.outvars)
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from array_sizes(inner)
+
+
+def test_semantic_consistency_makes_no_full_resolution_feature_volume():
+  height, width, channels = 64, 48, 256
+  probs = jnp.full((B, height, width, K + 1), 1 / (K + 1))
+  features = jnp.ones((B, 5, 4, channels))
+  gradient = jax.grad(losses.semantic_consistency_loss, (0, 1))
+  jaxpr = jax.make_jaxpr(gradient)(probs, jnp.ones((K, channels)), [features], jnp.ones((B, height, width)))
+  assert max(array_sizes(jaxpr.jaxpr)) <= probs.size
+
+
+def test_semantic_consistency_ignores_part_order():
+  order = [2, 0, 1]
+  value = semantic(PROBS, BASIS, FEATURES, SALIENCY)
+  permuted = semantic(PROBS[..., [0, 3, 1, 2]], BASIS[order], FEATURES, SALIENCY)
+  np.testing.assert_allclose(permuted, value, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", ["w", "tiny"])
+def test_orthonormality_matches_the_release(case):
+  recorded = oracle.golden("orthonormal")
+  value, (gradient,) = compiled_gradient(losses.orthonormality_loss)(jnp.asarray(recorded[case], jnp.float64))
+  np.testing.assert_allclose(value, recorded[f"{case}_loss"], rtol=1e-9)
+  np.testing.assert_allclose(gradient, recorded[f"{case}_grad"], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_orthonormality_of_a_dead_row_matches_the_release():
+  recorded = oracle.golden("orthonormal")
+  value, (gradient,) = compiled_gradient(lambda w: losses.orthonormality_loss(jax.nn.relu(w)))(
+    jnp.asarray(recorded["relu_w_raw"], jnp.float64)
+  )
+  np.testing.assert_allclose(value, recorded["relu_loss"], rtol=1e-9)
+  np.testing.assert_allclose(gradient, recorded["relu_grad_w_raw"], rtol=1e-8, atol=1e-10)
+
+
+def test_orthonormality_by_hand():
+  np.testing.assert_allclose(losses.orthonormality_loss(5 * jnp.eye(3, 7)), 0.0, atol=1e-9)
+  np.testing.assert_allclose(losses.orthonormality_loss(jnp.ones((2, 4))), 2.0, rtol=1e-5)
+
+
+def test_background_by_hand():
+  # p_0 = 1/2 everywhere costs ln 2 whatever the saliency; a confident right answer costs nothing.
+  undecided = jnp.zeros((1, H, W, 2))
+  np.testing.assert_allclose(losses.background_loss(undecided, SALIENCY[:1]), np.log(2), rtol=1e-6)
+  logits = jnp.zeros((1, H, W, 3)).at[..., 0].set(-300.0)
+  np.testing.assert_allclose(losses.background_loss(logits, jnp.ones((1, H, W))), 0.0, atol=1e-6)
+  np.testing.assert_allclose(losses.background_loss(logits, jnp.zeros((1, H, W))), 300 + np.log(2), rtol=1e-6)
+
+
+BAD_INPUTS = {
+  "probs_axes": (losses.concentration_loss, (PROBS[0],), ValueError, r"probs .*\[B, H, W, K\+1\]"),
+  "probs_dtype": (losses.concentration_loss, (PROBS.astype(int),), TypeError, "probs .*floating-.*int"),
+  "target_shape": (losses.equivariance_loss, (LOGITS, LOGITS[:1]), ValueError, r"\(1, 6, 9, 4\)"),
+  "target_dtype": (losses.equivariance_loss, (LOGITS, LOGITS > 0), TypeError, "target_logits"),
+  "centers": (losses.landmark_equivariance_loss, (CENTERS[..., :1], CENTERS), ValueError, "centers"),
+  "targets": (losses.landmark_equivariance_loss, (CENTERS, CENTERS[:, 1:]), ValueError, "target_centers"),
+  "basis_rows": (semantic, (PROBS, BASIS[1:], FEATURES, SALIENCY), ValueError, r"basis .*\(3, 10\)"),
+  "basis_channels": (semantic, (PROBS, BASIS, FEATURES[..., 1:], SALIENCY), ValueError, r"basis .*\(3, 9\)"),
+  "features_batch": (semantic, (PROBS, BASIS, FEATURES[:1], SALIENCY), ValueError, r"features\[0\]"),
+  "saliency_shape": (semantic, (PROBS, BASIS, FEATURES, SALIENCY[:, 1:]), ValueError, "saliency"),
+  "saliency_dtype": (semantic, (PROBS, BASIS, FEATURES, SALIENCY > 0), TypeError, "saliency"),
+  "basis_axes": (losses.orthonormality_loss, (BASIS[0],), ValueError, r"basis .*\[K, C\]"),
+  "no_part": (losses.background_loss, (LOGITS[..., :1], SALIENCY), ValueError, "K >= 1"),
+  "background_saliency": (losses.background_loss, (LOGITS, SALIENCY[1:]), ValueError, "saliency"),
+}
+
+
+@pytest.mark.parametrize(("loss", "arguments", "error", "match"), BAD_INPUTS.values(), ids=BAD_INPUTS)
+def test_bad_input_is_named(loss, arguments, error, match):
+  with pytest.raises(error, match=match):
+    loss(*arguments)
+  with pytest.raises(error, match=match):
+    jax.jit(loss)(*arguments)
+
+
+def test_features_must_be_a_sequence():
+  with pytest.raises(ValueError, match="features must be a sequence"):
+    losses.semantic_consistency_loss(PROBS, BASIS, FEATURES)

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from scops_jax.data.face_canvas import PART_NAMES, Canvas, Head
+from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_face
+from scops_jax.data.face_features import draw_eyes
+from scops_jax.data.face_hair import sample_hair
+
+COUNT = 48
+EYES, NOSE, MOUTH = (PART_NAMES.index(name) for name in ("eyes", "nose", "mouth"))
+
+
+@pytest.fixture(scope="module")
+def faces():
+  return [draw_face(np.random.default_rng((0, 0, index))) for index in range(COUNT)]
+
+
+def test_shapes_and_types(faces):
+  for face in faces:
+    assert (face.image.shape, face.image.dtype) == ((128, 128, 3), np.uint8)
+    assert (face.saliency.shape, face.saliency.dtype) == ((128, 128), np.uint8)
+    assert (face.parts.shape, face.parts.dtype) == ((128, 128), np.uint8)
+    assert (face.landmarks.shape, face.landmarks.dtype) == ((len(LANDMARK_NAMES), 2), np.float32)
+    assert (face.visible.shape, face.visible.dtype) == ((len(LANDMARK_NAMES),), np.bool_)
+
+
+def test_same_seed_same_bytes(faces):
+  again = draw_face(np.random.default_rng((0, 0, 5)))
+  for field in ("image", "saliency", "landmarks", "visible", "parts"):
+    np.testing.assert_array_equal(getattr(again, field), getattr(faces[5], field))
+  other = draw_face(np.random.default_rng((1, 0, 5)))
+  assert not np.array_equal(other.image, faces[5].image)
+
+
+def test_landmarks_lie_on_their_parts(faces):
+  """Within three pixels of a visible landmark there is its part, unless dark glasses or hair cover it."""
+  found = np.zeros((COUNT, 5), bool)
+  for row, face in enumerate(faces):
+    for column, part in enumerate((EYES, EYES, NOSE, MOUTH, MOUTH)):
+      x, y = np.round(face.landmarks[column]).astype(int)
+      window = face.parts[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4]
+      found[row, column] = part in window or not face.visible[column]
+  assert (found.mean(axis=0) >= 0.9).all()
+
+
+def test_landmarks_are_centres_of_drawn_eyes():
+  """An integer coordinate is a pixel's centre: a face looking straight ahead is symmetric about it."""
+  head = Head((64.0, 64.0), 40.0, roll=0.0, yaw=0.0, pitch=0.0, top=1.2, chin=1.2, jaw=1.0)
+  rng = np.random.default_rng(0)
+  canvas = Canvas(Image.new("RGB", (128, 128)))
+  centres = head.surface(draw_eyes(rng, canvas, head, (240, 200, 170), sample_hair(rng)))
+  columns = np.nonzero(canvas.parts() == EYES)[1]
+  np.testing.assert_allclose(columns.mean(), 64.0, atol=0.3)
+  np.testing.assert_allclose(centres.mean(axis=0)[0], 64.0, atol=1e-9)
+
+
+def test_left_is_the_images_left(faces):
+  """Roll is within ±30°, so the left eye and mouth corner stay at the image's left."""
+  for face in faces:
+    left_eye, right_eye, _, left_mouth, right_mouth = face.landmarks
+    assert left_eye[0] < right_eye[0]
+    assert left_mouth[0] < right_mouth[0]
+    assert left_mouth[1] + right_mouth[1] > left_eye[1] + right_eye[1]
+    assert 12 < np.linalg.norm(right_eye - left_eye) < 40
+
+
+def test_visible_means_inside_the_image(faces):
+  for face in faces:
+    inside = ((face.landmarks >= -0.5) & (face.landmarks < 127.5)).all(axis=-1)
+    np.testing.assert_array_equal(face.visible, inside)
+
+
+def test_saliency_is_soft_and_nearly_the_person(faces):
+  person = np.stack([face.parts > 0 for face in faces])
+  saliency = np.stack([face.saliency for face in faces]) / 255
+  found = saliency > 0.5
+  overlap = (person & found).sum() / (person | found).sum()
+  assert 0.93 < overlap < 0.995  # wrong at the edge, but not by much
+  assert 0.02 < ((saliency > 0.1) & (saliency < 0.9)).mean() < 0.2
+
+
+def test_faces_vary(faces):
+  """Every part occurs, colours and places differ."""
+  shares = np.stack([np.bincount(face.parts.ravel(), minlength=len(PART_NAMES)) for face in faces])
+  assert ((shares > 0).mean(axis=0) > [0.99, 0.85, 0.99, 0.99, 0.99, 0.99, 0.9, 0.8, 0.1]).all()
+  assert np.stack([face.landmarks.mean(axis=0) for face in faces]).std(axis=0).min() > 8
+  assert np.stack([face.image.mean(axis=(0, 1)) for face in faces]).std(axis=0).min() > 15
+  angles = [np.degrees(np.arctan2(*(face.landmarks[1] - face.landmarks[0])[::-1])) for face in faces]
+  assert np.std(angles) > 10
+
+
+def test_other_sizes():
+  face = draw_face(np.random.default_rng(0), size=64)
+  assert face.image.shape == (64, 64, 3)
+  assert face.visible.all()
+  assert face.landmarks.max() < 64

@@ -1,0 +1,140 @@
+"""The training step: its terms, their weights, determinism, and the same numbers on one device and on four."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from scops_jax.errors import UserError
+from scops_jax.optimizer import make_optimizer
+from scops_jax.train_step import compile_steps, predict_step, train_step
+
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run_steps(config, count=3):
+  nets = tiny.networks()
+  params, reference = tiny.variables(nets)
+  optimizer = make_optimizer(config, params)
+  steps = compile_steps(nets, optimizer, config)
+  state, reference = steps.place(tiny.state(params, optimizer)), steps.place(reference)
+  history = []
+  for i in range(count):
+    state, metrics = steps.train(state, steps.put_batch(tiny.batch(config.batch_size, seed=i)), reference)
+    history.append({name: float(value) for name, value in metrics.items()})
+  return steps.fetch(state), history
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms():
+  config = tiny.config()
+  _, history = run_steps(config)
+  for metrics in history:
+    total = sum(weight * metrics[name] for name, weight in config.loss.items() if weight)
+    assert metrics["loss"] == pytest.approx(total, rel=1e-5)
+    assert "background" not in metrics
+
+
+def test_a_term_that_is_switched_on_counts():
+  config = tiny.config(**{"loss.background": 2.0})
+  _, history = run_steps(config, count=1)
+  total = sum(config.loss[name] * history[0][name] for name in config.loss)
+  assert history[0]["background"] > 0
+  assert history[0]["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_eager_equals_jit():
+  config = tiny.config()
+  nets = tiny.networks()
+  params, reference = tiny.variables(nets)
+  optimizer = make_optimizer(config, params)
+  state = tiny.state(params, optimizer)
+  after, metrics = train_step(
+    state, tiny.batch(), reference, networks=nets, optimizer=optimizer, config=config
+  )
+  compiled, history = run_steps(config, count=1)
+  for name, value in metrics.items():
+    assert float(value) == pytest.approx(history[0][name], rel=1e-4), name
+  for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(compiled.params), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_and_the_step_determine_the_draws():
+  first, _ = run_steps(tiny.config())
+  again, _ = run_steps(tiny.config())
+  other, _ = run_steps(tiny.config(seed=1))
+  same = [np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (first, again)), strict=True)]
+  assert all(same)
+  kernels = [s.params["segmenter"]["trunk"]["kernel"] for s in (first, other)]
+  assert not np.array_equal(*kernels)
+
+
+def test_the_reference_is_not_trained_and_the_state_counts_steps():
+  state, _ = run_steps(tiny.config(), count=3)
+  assert int(state.step) == 3
+  assert set(state.params) == {"segmenter", "basis"}
+
+
+def test_a_step_learns_on_a_repeated_batch():
+  config = tiny.config(**{"num_steps": 60, "optimizer.name": "adam", "optimizer.learning_rate": 1e-2})
+  nets = tiny.networks()
+  params, reference = tiny.variables(nets)
+  optimizer = make_optimizer(config, params)
+  steps = compile_steps(nets, optimizer, config)
+  state, reference = steps.place(tiny.state(params, optimizer)), steps.place(reference)
+  batch = steps.put_batch(tiny.batch())
+  losses = []
+  for _ in range(60):
+    state, metrics = steps.train(state, batch, reference)
+    losses.append(float(metrics["semantic_consistency"]))
+  assert np.mean(losses[-5:]) < 0.8 * losses[0]
+
+
+def test_prediction_shapes_and_ranges():
+  config = tiny.config()
+  nets = tiny.networks()
+  params, _ = tiny.variables(nets)
+  predicted = predict_step(
+    params["segmenter"], {}, tiny.batch(2)["image"], networks=nets, config=config
+  )
+  assert predicted["labels"].shape == (2, 16, 16)
+  assert predicted["labels"].dtype == np.uint8
+  assert predicted["centers"].shape == (2, tiny.NUM_PARTS, 2)
+  assert int(predicted["labels"].max()) <= tiny.NUM_PARTS
+  assert float(abs(predicted["centers"]).max()) <= 1.0
+
+
+_DEVICES_SCRIPT = """
+import sys
+import numpy as np, jax
+from tests import tiny
+from tests.test_train_step import run_steps
+assert jax.device_count() == int(sys.argv[2]), jax.devices()
+state, history = run_steps(tiny.config(parallelism=sys.argv[1]), count=5)
+leaves = jax.tree.leaves(jax.device_get(state.params))
+np.savez(sys.argv[3], *leaves, history=np.array([list(h.values()) for h in history]))
+"""
+
+
+def test_jit_and_pmap_on_four_devices_equal_one_device(tmp_path):
+  results = {}
+  for parallelism, count in (("jit", 1), ("jit", 4), ("pmap", 4)):
+    path = tmp_path / f"{parallelism}{count}.npz"
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    command = [sys.executable, "-c", _DEVICES_SCRIPT, parallelism, str(count), str(path)]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
+    results[parallelism, count] = np.load(path)
+  expected = results.pop(("jit", 1))
+  for name, found in results.items():
+    for key in expected.files:
+      np.testing.assert_allclose(found[key], expected[key], rtol=2e-4, atol=1e-5, err_msg=f"{name} {key}")
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 3)
+  with pytest.raises(UserError, match="batch_size=4 can't be shared by 3 devices"):
+    compile_steps(tiny.networks(), None, tiny.config())

@@ -1,0 +1,165 @@
+"""Pictures: colours, geometry of the figures, files and bad input."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scops_jax import visualize
+
+GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "segmentation.npz")
+WEIGHTS = {"equivariance": 2.0, "semantic_consistency": 100.0, "background": 0.0}
+RECORDS = [
+  {"step": s, "loss": 3.0 / s, "equivariance": 1.0 / s, "semantic_consistency": 0.01 / s, "lr": 1e-3}
+  for s in (10, 20, 30)
+]
+
+
+def scene(count=3, height=24, width=40):
+  images = np.full((count, height, width, 3), 100, np.uint8)
+  labels = np.zeros((count, height, width), np.int32)
+  labels[:, 4:12, 5:15] = 1
+  labels[:, 14:20, 25:35] = 2
+  centers = np.zeros((count, 3, 2), np.float32)
+  return images, labels, centers
+
+
+def test_palette_is_that_of_pascal_voc():
+  np.testing.assert_array_equal(visualize.palette(5), GOLDEN["palette_rgb_uint8"])
+  colors = visualize.palette(256)
+  np.testing.assert_array_equal(colors[[15, 20, 255]], [[192, 128, 128], [0, 64, 128], [224, 224, 192]])
+  assert len(np.unique(colors, axis=0)) == 256
+  assert colors.dtype == np.uint8
+
+
+@pytest.mark.parametrize("num_labels", [0, 257])
+def test_palette_has_256_labels(num_labels):
+  with pytest.raises(ValueError, match="1 to 256"):
+    visualize.palette(num_labels)
+
+
+def test_part_colors_are_far_apart_and_repeat():
+  colors = visualize.part_colors(16).astype(int)
+  distance = np.linalg.norm(colors[:, None] - colors, axis=-1) + 1000 * np.eye(16)
+  assert distance.min() > 45
+  assert distance[:8, :8].min() > 90
+  np.testing.assert_array_equal(visualize.part_colors(18)[16:], colors[:2])
+
+
+def test_overlay_blends_parts_and_keeps_the_background():
+  images, labels, _ = scene()
+  result = visualize.overlay(images, labels, opacity=0.5)
+  assert result.dtype == np.uint8
+  np.testing.assert_array_equal(result[labels == 0], images[labels == 0])
+  for part, color in enumerate(visualize.part_colors(2).astype(float), 1):
+    np.testing.assert_array_equal(np.unique(result[labels == part], axis=0), [np.rint(50 + color / 2)])
+
+
+def test_overlay_does_not_change_its_input():
+  images, labels, _ = scene()
+  copy = images.copy()
+  visualize.overlay(images, labels.astype(np.uint8))
+  np.testing.assert_array_equal(images, copy)
+
+
+def read(path):
+  return np.asarray(Image.open(path).convert("RGB"))
+
+
+def find(picture, color):
+  """Returns the bounding box (left, top, right, bottom) of a colour's pixels."""
+  rows, columns = np.nonzero((picture == color).all(axis=-1))
+  return columns.min(), rows.min(), columns.max(), rows.max()
+
+
+def test_figure_has_a_column_for_every_image_and_wraps(tmp_path):
+  images, labels, centers = scene(count=5)
+  visualize.part_figure(images, labels, centers, tmp_path / "one.png")
+  visualize.part_figure(images, labels, centers, tmp_path / "two.png", columns=3)
+  one, two = read(tmp_path / "one.png"), read(tmp_path / "two.png")
+  assert one.shape[1] > 5 * 160
+  assert 3 * 160 < two.shape[1] < 4 * 160
+  assert two.shape[0] > 1.5 * one.shape[0]
+
+
+def test_figure_puts_centres_where_they_are(tmp_path):
+  images, labels, centers = scene(count=1)
+  # Pixel (row 18, column 10) of 24 × 40, inside neither part: the disc alone has its colour undiluted.
+  centers[0, 0] = (10 / 39 * 2 - 1, 18 / 23 * 2 - 1)
+  visualize.part_figure(images, labels, centers, tmp_path / "a.png")
+  picture = read(tmp_path / "a.png")
+  tile = picture[6 + 96 + 6 : 6 + 96 + 6 + 96, 6 : 6 + 160]  # scale 4; the gap is 6 pixels
+  left, top, right, bottom = find(tile, visualize.part_colors(1)[0])
+  assert (left + right) / 2 == pytest.approx(10.5 * 4 - 0.5, abs=1)
+  assert (top + bottom) / 2 == pytest.approx(18.5 * 4 - 0.5, abs=1)
+
+
+def test_figure_leaves_out_centres_of_absent_parts(tmp_path):
+  images, labels, centers = scene(count=1)
+  visualize.part_figure(images, labels, centers, tmp_path / "a.png")
+  overlay_row = read(tmp_path / "a.png")[108:204, 6:166]
+  assert not (overlay_row == visualize.part_colors(3)[2]).all(axis=-1).any()
+
+
+def test_figure_marks_landmarks_and_skips_hidden_ones(tmp_path):
+  images, labels, centers = scene(count=2)
+  landmarks = np.full((2, 2, 2), np.nan)
+  landmarks[0, 0] = 0
+  visualize.part_figure(images, labels, centers, tmp_path / "a.png", landmarks=landmarks)
+  visualize.part_figure(
+    images, labels, centers, tmp_path / "b.png", landmarks=landmarks, predicted=np.zeros((2, 2, 2))
+  )
+  first, both = read(tmp_path / "a.png"), read(tmp_path / "b.png")
+  bottom = slice(6 + 2 * 102, 6 + 2 * 102 + 96)
+  marked = [(first[bottom, x : x + 160] != 100).any() for x in (6, 172)]
+  assert marked == [True, False]
+  assert (both[bottom, 172:332] != 100).any()
+
+
+def test_loss_curves_are_written(tmp_path):
+  path = tmp_path / "new" / "folder" / "losses.png"
+  visualize.loss_curves(RECORDS, path, weights=WEIGHTS)
+  assert read(path).shape[0] > 300
+
+
+def test_files_are_replaced_and_nothing_else_is_left(tmp_path):
+  images, labels, centers = scene()
+  for count in (1, 3):
+    visualize.part_figure(images[:count], labels[:count], centers[:count], tmp_path / "a.png")
+    visualize.loss_curves(RECORDS, tmp_path / "b.png", weights=WEIGHTS)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+  assert read(tmp_path / "a.png").shape[1] > 3 * 160
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+  images, labels, centers = scene()
+  for name in ("a.png", "b.png"):
+    visualize.part_figure(images, labels, centers, tmp_path / name)
+  assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+  ("change", "error", "message"),
+  [
+    ({"images": np.zeros((3, 24, 40, 3))}, TypeError, "uint8"),
+    ({"labels": np.zeros((3, 24, 40))}, TypeError, "integers"),
+    ({"labels": np.zeros((3, 40, 24), int)}, ValueError, r"labels \[B, H, W\]"),
+    ({"images": np.zeros((3, 24, 40), np.uint8)}, ValueError, r"\[B, H, W, 3\]"),
+    ({"labels": np.full((3, 24, 40), -1)}, ValueError, r"0 .. 255"),
+    ({"labels": np.full((3, 24, 40), 4)}, ValueError, r"0 .. 3, as many as centers"),
+    ({"centers": np.zeros((2, 3, 2))}, ValueError, r"centers must be \[3, points, 2\]"),
+    ({"landmarks": np.zeros((3, 5, 3))}, ValueError, "landmarks must be"),
+  ],
+)
+def test_bad_figures_raise_and_write_nothing(tmp_path, change, error, message):
+  arguments = dict(zip(("images", "labels", "centers"), scene(), strict=True)) | change
+  with pytest.raises(error, match=message):
+    visualize.part_figure(**arguments, path=tmp_path / "a.png")
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("records", [[], [{"step": 1, "loss": 2.0, "equivariance": 1.0, "lr": 0.1}]])
+def test_bad_records_raise(tmp_path, records):
+  with pytest.raises(ValueError, match="loss curves need"):
+    visualize.loss_curves(records, tmp_path / "a.png", weights=WEIGHTS)

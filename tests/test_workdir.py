@@ -1,0 +1,70 @@
+"""A run's directory: config, metrics, nothing half-written."""
+
+import json
+
+import numpy as np
+import pytest
+from scops_jax.config import default_config
+from scops_jax.errors import UserError
+from scops_jax.workdir import MetricsLog, open_workdir, write_atomically
+
+
+def test_the_resolved_config_is_saved_and_the_same_config_resumes(tmp_path):
+  config = default_config()
+  path = open_workdir(tmp_path / "run", config)
+  saved = json.loads((path / "config.json").read_text())
+  assert saved["loss"]["semantic_consistency"] == 1e4
+  assert saved["num_parts"] == 8
+  assert open_workdir(tmp_path / "run", config) == path
+
+
+def test_another_config_is_refused_and_the_keys_are_named(tmp_path):
+  open_workdir(tmp_path, default_config())
+  other = default_config()
+  other.num_parts = 5
+  other.loss.concentration = 0.5
+  with pytest.raises(UserError, match=r"loss.concentration .* num_parts \(was 8, now 5\)"):
+    open_workdir(tmp_path, other)
+
+
+def test_a_directory_without_a_run_is_not_created_for_evaluation(tmp_path):
+  with pytest.raises(UserError, match="holds no run"):
+    open_workdir(tmp_path / "none", default_config(), create=False)
+  assert not (tmp_path / "none").exists()
+
+
+def test_an_unwritable_directory_is_a_users_mistake(tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(UserError, match="can't be written"):
+    open_workdir(tmp_path / "file" / "run", default_config())
+
+
+def test_a_damaged_config_is_a_users_mistake(tmp_path):
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(UserError, match="config.json can't be read"):
+    open_workdir(tmp_path, default_config())
+
+
+def test_write_atomically_replaces_and_leaves_no_temporary_file(tmp_path):
+  path = tmp_path / "a.json"
+  write_atomically(path, "1")
+  write_atomically(path, "2")
+  assert path.read_text() == "2"
+  assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path):
+  log = MetricsLog(tmp_path, start_step=0)
+  for step in (10, 20, 30):
+    log.write(step, {"loss": 1.0 / step})
+  log.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 40, "lo')
+  log = MetricsLog(tmp_path, start_step=20)
+  assert log.records() == [{"step": 10, "loss": 0.1}, {"step": 20, "loss": 0.05}]
+  log.write(30, {"loss": 0.5})
+  log.write_image(30, "parts", np.zeros((4, 6, 3), np.uint8))
+  log.close()
+  steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert steps == [10, 20, 30]
+  assert list(tmp_path.glob("events.out.tfevents.*"))

@@ -1,0 +1,71 @@
+"""Small networks, batches and settings that compile in a second."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scops_jax.config import default_config
+from scops_jax.models.part_basis import PartBasis
+from scops_jax.train_step import Networks, TrainState
+
+NUM_PARTS, CHANNELS = 3, 6
+
+
+class Segmenter(nn.Module):
+  """Two convolutions, logits at stride 4."""
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    x = nn.relu(nn.Conv(8, (5, 5), strides=4, name="trunk")(images))
+    return nn.Conv(NUM_PARTS + 1, (3, 3), name="head_logits")(x)
+
+
+class Reference(nn.Module):
+  """One convolution at stride 8."""
+
+  @nn.compact
+  def __call__(self, images):
+    return (nn.relu(nn.Conv(CHANNELS, (8, 8), strides=8)(images)),)
+
+
+def networks() -> Networks:
+  return Networks(Segmenter(), Reference(), PartBasis(num_parts=NUM_PARTS, num_channels=CHANNELS))
+
+
+def config(**overrides):
+  result = default_config()
+  values = {
+    "num_parts": NUM_PARTS,
+    "batch_size": 4,
+    "eval_batch_size": 4,
+    "image_size": 16,
+    "reference_image_size": 16,
+    "num_steps": 10,
+    # Large enough that a wrong term shows after a few steps.
+    "optimizer.learning_rate": 1e-3,
+  }
+  result.update_from_flattened_dict(values | overrides)
+  return result
+
+
+def batch(size=4, side=16, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "image": rng.integers(0, 256, (size, side, side, 3), np.uint8),
+    "saliency": rng.integers(0, 256, (size, side, side), np.uint8),
+  }
+
+
+def variables(nets: Networks, side=16):
+  """Returns (params, reference variables)."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  images = jnp.zeros((1, side, side, 3))
+  params = {
+    "segmenter": nets.segmenter.init(keys[0], images)["params"],
+    "basis": nets.basis.init(keys[1])["params"],
+  }
+  return params, nets.reference.init(keys[2], images)
+
+
+def state(params, optimizer) -> TrainState:
+  return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
