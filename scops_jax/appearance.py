@@ -60,8 +60,7 @@ def sample_jitter(key: chex.PRNGKey, batch_size: int, config: ConfigDict) -> Col
   spread = jnp.array([appearance.brightness, appearance.contrast, appearance.saturation], jnp.float32)
   draws = jax.random.uniform(factor_key, (batch_size, 3), jnp.float32, -1.0, 1.0)
   hue = jax.random.uniform(hue_key, (batch_size,), jnp.float32, -appearance.hue, appearance.hue)
-  order = jnp.broadcast_to(jnp.arange(4), (batch_size, 4))
-  order = jax.random.permutation(order_key, order, axis=1, independent=True)
+  order = jnp.argsort(jax.random.uniform(order_key, (batch_size, 4)), axis=1)
   return ColorJitter(jnp.maximum(1.0 + spread * draws, 0.0), hue, order)
 
 

@@ -84,7 +84,7 @@ def default_config() -> ConfigDict:
   # Non-negative factorisation of the reference's features: the DFF baseline and basis.initializer "nmf".
   config.nmf = ConfigDict()
   config.nmf.num_images = 256  # training images it is fitted to
-  config.nmf.num_iterations = 150  # multiplicative updates
+  config.nmf.num_iterations = 50  # reads of the features, each followed by three multiplicative updates
 
   config.data = ConfigDict()
   config.data.name = "toy_faces"  # the collection

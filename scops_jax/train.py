@@ -23,7 +23,7 @@ from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.train_step import CompiledSteps, Networks, TrainState, compile_steps, create_networks
-from scops_jax.workdir import MetricsLog, open_workdir, write_atomically
+from scops_jax.workdir import MetricsLog, open_workdir, write_text
 
 # Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
 _SEGMENTER_KEY, _REFERENCE_KEY, _BASIS_KEY = range(3)
@@ -272,8 +272,8 @@ def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | No
   )
   results = {**measures, "step": step}
   path = _figure_path(run.workdir, step)
-  visualize.part_figure(figure["image"], figure["labels"], figure["centers"], path)
-  write_atomically(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
+  visualize.part_figure(path=path, **figure)
+  write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")
     with Image.open(path) as picture:

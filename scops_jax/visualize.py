@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from scops_jax.files import replacing
+
 Mark = Callable[[ImageDraw.ImageDraw, float, float, int], None]  # draws at x, y with a unit of so many pixels
 
 _TILE = 160  # least width of a picture in a figure, pixels
@@ -134,7 +136,8 @@ def part_figure(
   parts = [(_swatch(color), f"part {i}") for i, color in enumerate(part_colors(num_parts), 1)]
   legend = _legend(grid.shape[1], [*parts, *((mark, meaning) for _, mark, meaning in kinds)])
   figure = Image.fromarray(np.concatenate([grid, legend]))
-  _write(path, lambda temporary: figure.save(temporary, format="PNG"))
+  with replacing(path) as temporary:
+    figure.save(temporary, format="PNG")
 
 
 def loss_curves(
@@ -170,7 +173,8 @@ def loss_curves(
   for axes in (top, bottom):
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-  _write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+  with replacing(path) as temporary:
+    figure.savefig(temporary, format="png", dpi=120)
 
 
 def _check_images(images: np.ndarray, labels: np.ndarray) -> None:
@@ -297,12 +301,3 @@ def _legend(width: int, items: Sequence[tuple[Mark, str]]) -> np.ndarray:
         canvas.text(((left + 20) * unit, y), text, fill=_INK, font=font, anchor="lm")
 
   return _draw(np.full((len(lines) * _LINE, width, 3), 255, np.uint8), draw)
-
-
-def _write(path: str | Path, write: Callable[[Path], None]) -> None:
-  """Lets `write` fill a temporary file beside `path`, then renames it: no half-written picture is seen."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  write(temporary)
-  temporary.replace(path)

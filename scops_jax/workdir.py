@@ -1,7 +1,6 @@
 """A run's work directory: the resolved config, metrics.jsonl, TensorBoard events, evaluation.json."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -10,13 +9,13 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from scops_jax.errors import UserError
+from scops_jax.files import replacing
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes under a temporary name, then renames: a reader sees the old file or the new one, never half."""
-  temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes all of it or nothing."""
+  with replacing(path) as temporary:
+    temporary.write_text(text, encoding="utf-8")
 
 
 def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, create: bool = True) -> pathlib.Path:
@@ -39,7 +38,7 @@ def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, create: boo
     raise UserError(f"--workdir={path} holds no run (no config.json): train there first")
   try:
     path.mkdir(parents=True, exist_ok=True)
-    write_atomically(saved, _dump(config))
+    write_text(saved, _dump(config))
   except OSError as error:
     raise UserError(f"--workdir={path} can't be written ({error.strerror}): give a writable directory") from error
   return path
@@ -75,7 +74,7 @@ class MetricsLog:
     """Drops lines after `start_step`: the steps that a killed run did beyond its last checkpoint."""
     self._path = workdir / "metrics.jsonl"
     kept = [record for record in self.records() if record["step"] <= start_step]
-    write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
     self._file = self._path.open("a", encoding="utf-8")
     self._writer = SummaryWriter(str(workdir), purge_step=start_step + 1)
 

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "scops_jax"
 # Ranks of the design: a component imports only components of a lower rank; a folder is one component.
 RANKS = {
   "errors": 0,
+  "files": 0,
   "geometry": 1,
   "config": 1,
   "torch_pickle": 1,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scops_jax.config import default_config
 from scops_jax.errors import UserError
-from scops_jax.workdir import MetricsLog, open_workdir, write_atomically
+from scops_jax.workdir import MetricsLog, open_workdir
 
 
 def test_the_resolved_config_is_saved_and_the_same_config_resumes(tmp_path):
@@ -43,14 +43,6 @@ def test_a_damaged_config_is_a_users_mistake(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(UserError, match="config.json can't be read"):
     open_workdir(tmp_path, default_config())
-
-
-def test_write_atomically_replaces_and_leaves_no_temporary_file(tmp_path):
-  path = tmp_path / "a.json"
-  write_atomically(path, "1")
-  write_atomically(path, "2")
-  assert path.read_text() == "2"
-  assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path):

@@ -100,7 +100,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     records, counts = self.list_records(split), self.counts[split]
     progress = tqdm(total=len(records), desc=f"{self.name} {split}", unit="image", disable=None)
-    with ThreadPoolExecutor() as threads, progress:
+    with ThreadPoolExecutor(self.settings.data.num_threads) as threads, progress:
       for start in range(0, len(records), _CHUNK):
         for outcome in threads.map(self._try_example, records[start : start + _CHUNK]):
           progress.update()

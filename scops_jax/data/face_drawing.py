@@ -82,7 +82,7 @@ def draw_face(rng: np.random.Generator, size: int = 128) -> FaceDrawing:
 
 
 def _sample_head(rng: np.random.Generator, size: int) -> Head:
-  scale = rng.uniform(24.0, 38.0) * size / 128
+  scale = rng.uniform(29.0, 42.0) * size / 128
   reach = 0.16 if rng.random() < 0.8 else 0.27  # sometimes the head leaves the image
   x, y = 0.5 + rng.uniform(-reach, reach), 0.46 + rng.uniform(-reach, reach) * 0.8
   return Head(

@@ -13,13 +13,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scops_jax.evaluation import factorization, segmentation_metrics
-from scops_jax.evaluation.landmark_regression import mean_shape_error, regress_landmarks
+from scops_jax.evaluation.landmark_regression import LandmarkErrors, mean_shape_error, regress_landmarks
+from scops_jax.files import replacing
 
 Batch = Mapping[str, np.ndarray]
 Batches = Callable[[str], Iterable[Batch]]  # split name → its batches, in a fixed order
 
 # Points are in [-1, 1], so the edge of an image is 2 long.
 _IMAGE_EDGE = 2.0
+_ERRORS = ("landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test")
 # Images whose predictions are kept for the figure.
 FIGURE_IMAGES = 24
 
@@ -40,11 +42,9 @@ class Dff(NamedTuple):
   test_centers: np.ndarray  # [M, K, 2]
 
   def save(self, path: pathlib.Path) -> None:
-    """Writes an .npz under a temporary name, then renames."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    """Writes an .npz."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
       np.savez(file, **self._asdict())
-    temporary.replace(path)
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "Dff":
@@ -109,7 +109,7 @@ class _TestPredictions:
     self._foreground = np.zeros((num_parts + 1, 2), np.int64)
     self._classes = np.zeros((num_parts + 1, max(num_classes, 1)), np.int64)
     self._areas: list[np.ndarray] = []
-    self.figure: list[dict[str, np.ndarray]] = []
+    self._figure: list[tuple[np.ndarray, ...]] = []
 
   def add(self, rows: dict[str, np.ndarray]) -> None:
     labels, parts = rows["labels"], rows["parts"]
@@ -122,8 +122,8 @@ class _TestPredictions:
         labels, parts, num_labels=num_labels, num_classes=self._num_classes, mask=truth
       )
     self._areas.append(segmentation_metrics.label_counts(labels, num_labels=num_labels))
-    if sum(len(kept["image"]) for kept in self.figure) < FIGURE_IMAGES:
-      self.figure.append({name: rows[name] for name in ("image", "labels", "centers", "landmarks", "visible")})
+    if sum(len(images) for images, _, _ in self._figure) < FIGURE_IMAGES:
+      self._figure.append((rows["image"], labels, rows["centers"]))
 
   def measures(self) -> dict[str, Any]:
     known = self._num_classes > 0
@@ -136,9 +136,9 @@ class _TestPredictions:
     }
 
   def figure_arrays(self) -> dict[str, np.ndarray]:
-    return {
-      name: np.concatenate([kept[name] for kept in self.figure])[:FIGURE_IMAGES] for name in self.figure[0]
-    }
+    columns = zip(*self._figure, strict=True)
+    stacked = [np.concatenate(column)[:FIGURE_IMAGES] for column in columns]
+    return dict(zip(("images", "labels", "centers"), stacked, strict=True))
 
 
 def evaluate(
@@ -160,7 +160,7 @@ def evaluate(
 
   Returns:
     The entries of evaluation.json but "step" (errors are fractions of the normaliser; None where the
-    collection has no such ground truth), and arrays of the first test images for a figure.
+    collection has no such ground truth), and the first test images' arguments of visualize.part_figure.
   """
   test = _TestPredictions(config.num_parts, num_classes)
 
@@ -174,23 +174,31 @@ def evaluate(
     return Landmarks(*map(np.concatenate, zip(*found, strict=True)))
 
   train_points, test_points = points("train"), points("test")
+  figure = test.figure_arrays()
+  errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
+  if train_points.landmarks.shape[1]:
+    ours, errors = _landmark_errors(train_points, test_points, dff, config)
+    count = len(figure["images"])
+    shown = test_points.visible[:count, :, None]
+    figure["landmarks"] = np.where(shown, test_points.landmarks[:count], np.nan)
+    figure["predicted"] = ours.test_landmarks[:count]
   results = {
-    **_landmark_errors(train_points, test_points, dff, config),
+    **errors,
     **test.measures(),
     "num_train": len(train_points.centers),
     "num_test": len(test_points.centers),
   }
-  return results, test.figure_arrays()
+  return results, figure
 
 
-def _landmark_errors(train: Landmarks, test: Landmarks, dff: Dff, config: ConfigDict) -> dict[str, Any]:
-  names = ("landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test")
-  if train.landmarks.shape[1] == 0:
-    return dict.fromkeys(names)
+def _landmark_errors(
+  train: Landmarks, test: Landmarks, dff: Dff, config: ConfigDict
+) -> tuple[LandmarkErrors, dict[str, float | None]]:
+  """Returns our regression, and the errors of it and of the baselines by name."""
   options: dict[str, Any] = {"visible": (train.visible, test.visible)}
   if config.data.landmark_normalizer == "image":
     options["normalizer"] = tuple(np.full(len(split.centers), _IMAGE_EDGE) for split in (train, test))
   ours = regress_landmarks(train.centers, train.landmarks, test.centers, test.landmarks, **options)
   theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)
   mean_shape = mean_shape_error(train.landmarks, test.landmarks, **options)
-  return dict(zip(names, (ours.train, ours.test, mean_shape.test, theirs.test), strict=True))
+  return ours, dict(zip(_ERRORS, (ours.train, ours.test, mean_shape.test, theirs.test), strict=True))

@@ -104,8 +104,8 @@ def scaled_basis(factors: NMF, *, percentile: float = 99.0) -> chex.Array:
   """Returns the basis with each factor's scale such that its activations reach about 1.
 
   A W is unchanged when W_k is multiplied and A_k divided by the same number. SCOPS weights its basis by part
-  probabilities in [0, 1] of sum at most 1: with a longer basis they leave foreground to the background, with a
-  shorter one they can't reproduce the features even at 1.
+  probabilities in [0, 1] of sum at most 1: with a longer basis they leave foreground to the background, and
+  with a shorter one they can't reproduce the features even at 1.
 
   Args:
     factors: Of `fit_nmf`.

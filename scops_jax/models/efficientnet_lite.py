@@ -10,6 +10,7 @@ resizes and warps assume. Reference and segmenter therefore first resize their i
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -79,7 +80,21 @@ class _ConvBatchNorm(nn.Module):
     variance = self.variable("batch_stats", "var", jnp.ones, (self.channels,)).value
     factor = scale * lax.rsqrt(variance + _BATCH_NORM_EPSILON)
     x = _convolve(x, kernel * factor, stride=self.stride, depthwise=self.depthwise) + (bias - mean * factor)
-    return jnp.clip(x, 0.0, 6.0) if self.relu6 else x
+    return _relu6(x, self.depthwise) if self.relu6 else x
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _relu6(x: jax.Array, keep: bool) -> jax.Array:
+  """Clips to [0, 6]; `keep` has the result written to memory, for when computing it again would cost more."""
+  y = jnp.clip(x, 0.0, 6.0)
+  return lax.optimization_barrier(y) if keep else y
+
+
+@_relu6.defjvp
+def _relu6_jvp(keep: bool, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  """Needs the result alone, not the sum before it; 0 at both kinks, as in PyTorch."""
+  y = _relu6(*primals, keep)
+  return y, jnp.where((y > 0) & (y < 6), tangents[0], 0)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, depthwise: bool) -> jax.Array:

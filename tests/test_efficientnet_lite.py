@@ -1,0 +1,164 @@
+"""EfficientNet-Lite0 with its published weights: classes of photographs, alignment, parity with PyTorch."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+
+from scops_jax import models, weights
+from scops_jax.models import efficientnet_lite
+
+NAME = "efficientnet_lite0"
+PHOTOGRAPHS = {  # of scikit-image's wheel: classes of ImageNet that name what is on them
+  "coffee.png": {967: "espresso", 968: "cup"},
+  "rocket.jpg": {657: "missile", 744: "projectile"},
+  "motorcycle_left.png": {665: "moped", 670: "motor scooter"},
+  "chelsea.png": {281: "tabby cat", 282: "tiger cat", 285: "Egyptian cat"},
+}
+
+
+@functools.cache
+def state_dict():
+  return weights.load_state_dict(weights.imagenet_weights_path(NAME))
+
+
+def with_weights(module, images):
+  """Returns the module's variables with the published weights."""
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return weights.apply_state_dict(zeros, state_dict(), model_name=NAME)
+
+
+@functools.cache
+def classifier():
+  module = efficientnet_lite.EfficientNetLite0()
+  return jax.jit(functools.partial(module.apply, with_weights(module, jnp.zeros((1, 224, 224, 3)))))
+
+
+def photograph(name):
+  """Returns the middle square of a photograph at 224×224, normalised."""
+  path = pathlib.Path(skimage.__file__).parent / "data" / name
+  with Image.open(path) as image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.convert("RGB").crop((left, top, left + side, top + side)).resize((224, 224), Image.BICUBIC)
+  return models.normalize(NAME, np.asarray(square, np.float32)[None])
+
+
+@pytest.mark.parametrize("name", sorted(PHOTOGRAPHS))
+def test_photographs_are_classified(name):
+  assert int(classifier()(photograph(name)).argmax()) in PHOTOGRAPHS[name]
+
+
+@functools.cache
+def reference(layers):
+  module = models.create_reference(NAME, layers)
+  return jax.jit(functools.partial(module.apply, with_weights(module, jnp.zeros((1, 65, 65, 3)))))
+
+
+def test_reference_layers_are_non_negative_and_in_the_order_asked_for():
+  layers = ("block10_depthwise", "stem", "block4_expand")
+  maps = reference(layers)(np.random.default_rng(0).standard_normal((2, 64, 97, 3)).astype(np.float32))
+  assert [m.shape for m in maps] == [(2, 5, 7, 672), (2, 33, 49, 32), (2, 9, 13, 240)]
+  assert all(m.min() >= 0 and m.max() <= 6 for m in maps)
+
+
+def test_layers_after_the_last_one_are_not_computed():
+  module = models.create_reference(NAME, ("block1_expand",))
+  params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+  assert set(params) == {"stem", "block0_depthwise", "block0_project", "block1_expand"}
+
+
+def test_every_reference_layer_can_be_asked_for():
+  module = models.create_reference(NAME, efficientnet_lite.REFERENCE_LAYERS)
+  maps, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  shapes = dict(zip(efficientnet_lite.REFERENCE_LAYERS, (m.shape[1:] for m in maps), strict=True))
+  assert shapes["block15_depthwise"] == (3, 3, 1152)  # 64 is resized to 65 = 2 · 32 + 1
+  assert shapes["head"] == (3, 3, 1280)
+
+
+@pytest.mark.parametrize(("height", "width"), [(129, 129), (97, 145)])
+def test_cells_lie_on_the_align_corners_lattice(height, width):
+  """Mirrored images give mirrored maps for a symmetric kernel only if each stride pads both sides alike."""
+  padding = [efficientnet_lite.same_padding(n, k, 2) for n in (height, width) for k in (3, 5)]
+  assert all(before == after for before, after in padding)
+
+
+def test_a_shift_by_the_stride_moves_the_maps_by_one_cell():
+  image = np.random.default_rng(0).standard_normal((1, 129 + 16, 129 + 16, 3)).astype(np.float32)
+  run = reference(("block4_depthwise",))
+  (first,), (second,) = run(image[:, :129, :129]), run(image[:, 16:, 16:])
+  # Stride 8: two cells. The borders see zero padding; block 4's field of view reaches 47 pixels, 6 cells, inwards.
+  np.testing.assert_allclose(second[:, 6:9, 6:9], first[:, 8:11, 8:11], rtol=1e-4, atol=1e-4)
+
+
+def test_segmenter():
+  module = models.create_segmenter(NAME, 4)
+  images = np.random.default_rng(0).standard_normal((2, 64, 96, 3)).astype(np.float32)
+  variables = jax.jit(module.init)(jax.random.key(0), images)
+  filled = weights.apply_state_dict(variables, state_dict(), model_name=NAME)
+  logits = jax.jit(module.apply)(filled, images)
+  assert logits.shape == (2, 17, 25, 5)
+  assert np.isfinite(logits).all()
+  np.testing.assert_array_equal(jax.jit(functools.partial(module.apply, train=True))(filled, images), logits)
+  heads = {name for name in filled["params"] if name.startswith("head_")}
+  assert {"head_logits", "head_lateral10"} <= heads
+  assert set(filled["batch_stats"]).isdisjoint(heads)
+  kernel = variables["params"]["head_logits"]["kernel"]
+  np.testing.assert_allclose(kernel.std(), 0.01, rtol=0.2)
+
+
+def test_relu6_gradient_is_zero_at_and_beyond_the_kinks():
+  gradient = jax.vmap(jax.grad(lambda x: efficientnet_lite.relu6(x)))
+  np.testing.assert_array_equal(gradient(jnp.array([-1.0, 0.0, 1.0, 5.9, 6.0, 7.0])), [0, 0, 1, 1, 0, 0])
+
+
+def torch_forward(torch, images):
+  """Runs the published network in PyTorch, from the file's entries: logits and the output of each block."""
+  weight = {key: torch.from_numpy(value) for key, value in state_dict().items()}
+  functional = torch.nn.functional
+
+  def convolve(x, key, norm, *, stride=1, groups=1, relu6=True):
+    kernel = weight[f"{key}.weight"]
+    padding = []
+    for size in (x.shape[3], x.shape[2]):  # functional.pad starts from the last axis
+      total = max((-(-size // stride) - 1) * stride + kernel.shape[2] - size, 0)
+      padding += [total // 2, total - total // 2]
+    x = functional.conv2d(functional.pad(x, padding), kernel, stride=stride, groups=groups)
+    entries = [weight[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+    x = functional.batch_norm(x, *entries, eps=1e-3)
+    return functional.relu6(x) if relu6 else x
+
+  x = convolve(torch.from_numpy(images).permute(0, 3, 1, 2), "_conv_stem", "_bn0", stride=2)
+  outputs = {}
+  strides = {1: 2, 3: 2, 5: 2, 11: 2}
+  for i in range(16):
+    block, y = f"_blocks.{i}.", x
+    if i:
+      y = convolve(y, f"{block}_expand_conv", f"{block}_bn0")
+    stride, groups = strides.get(i, 1), y.shape[1]
+    y = outputs[f"block{i}_depthwise"] = convolve(
+      y, f"{block}_depthwise_conv", f"{block}_bn1", stride=stride, groups=groups
+    )
+    y = convolve(y, f"{block}_project_conv", f"{block}_bn2", relu6=False)
+    x = x + y if x.shape == y.shape else y
+  x = convolve(x, "_conv_head", "_bn1").mean((2, 3))
+  outputs["classifier"] = x @ weight["_fc.weight"].T + weight["_fc.bias"]
+  return {name: value.numpy() for name, value in outputs.items()}
+
+
+def test_activations_are_those_of_pytorch():
+  torch = pytest.importorskip("torch")
+  images = np.asarray(photograph("chelsea.png"))
+  expected = torch_forward(torch, images)
+  np.testing.assert_allclose(classifier()(images), expected["classifier"], atol=1e-3)
+  images = images[:, :129, :97]
+  expected = torch_forward(torch, images)
+  layers = ("block0_depthwise", "block3_depthwise", "block10_depthwise")
+  for layer, value in zip(layers, reference(layers)(images), strict=True):
+    np.testing.assert_allclose(value, expected[layer].transpose(0, 2, 3, 1), atol=1e-3)
