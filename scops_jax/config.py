@@ -79,9 +79,11 @@ def default_config() -> ConfigDict:
   config.optimizer.warmup_steps = 0  # of linear warm-up before the schedule
 
   config.basis = ConfigDict()
-  config.basis.initializer = "normal"  # "normal": |N(0, 1)| (release); "nmf": the DFF factorisation
+  # "normal": |N(0, 1)| (release). Beyond the paper: "nmf", the DFF factorisation of the reference's features, or
+  # "clusters", the same refined so that each position belongs to one part.
+  config.basis.initializer = "normal"
 
-  # Non-negative factorisation of the reference's features: the DFF baseline and basis.initializer "nmf".
+  # Non-negative factorisation of the reference's features: the DFF baseline and a start for the basis.
   config.nmf = ConfigDict()
   config.nmf.num_images = 256  # training images it is fitted to
   config.nmf.num_iterations = 50  # reads of the features, each followed by three multiplicative updates
@@ -110,7 +112,7 @@ _CHOICES = {
   "spatial.padding": ("zeros", "border"),
   "optimizer.name": ("sgd", "adam"),
   "optimizer.schedule": ("poly", "cosine"),
-  "basis.initializer": ("normal", "nmf"),
+  "basis.initializer": ("normal", "nmf", "clusters"),
   "data.saliency": ("collection", "ones"),
   "data.landmark_normalizer": ("inter_ocular", "image"),
   "data.on_bad_example": ("error", "skip"),
@@ -145,6 +147,9 @@ def check_values(config: ConfigDict) -> None:
   for key in _AT_LEAST_ONE:
     if _value(config, key) < 1:
       raise UserError(f"{key}={_value(config, key)} must be at least 1")
+  for key in ("seed", "toy_faces.seed", "eval_num_train"):
+    if _value(config, key) < 0:
+      raise UserError(f"{key}={_value(config, key)} must not be negative")
   # Labels are bytes: 255 parts and the background.
   if config.num_parts > 255:
     raise UserError(f"num_parts={config.num_parts} must be at most 255")

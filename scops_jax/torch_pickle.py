@@ -2,8 +2,8 @@
 
 Two containers hold the same pickle of an object whose tensors point to named storages:
   zip (PyTorch >= 1.6): `NAME/data.pkl`, and one uncompressed `NAME/data/KEY` for each storage;
-  legacy: pickles of a magic number, a protocol version, the writer's system, the object and the list of storage
-    keys, then for each key an int64 element count and the elements.
+  legacy: pickles of a magic number, a protocol version, the writer's system, the object and the list of
+    storage keys, then for each key an int64 element count and the elements.
 A pickle is a program: `find_class` decides what it may call, and here that is only the functions below.
 """
 
@@ -47,7 +47,7 @@ class _StorageType:
 
 @dataclasses.dataclass
 class _Storage:
-  """A flat array; `data` is set once its bytes are read, which in the legacy container is after the pickle."""
+  """A flat array. Its bytes are read into `data`, in the legacy container only after the pickle."""
 
   dtype: np.dtype
   size: int  # elements
@@ -103,17 +103,20 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
+_LoadStorage = Callable[[str, np.dtype, int], _Storage]  # of a key, a dtype and a number of elements
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
   """Builds containers, numbers, strings and tensors; refuses every other class or function."""
 
-  def __init__(self, file: IO[bytes], load_storage: Callable[[str, np.dtype, int], _Storage] | None = None) -> None:
+  def __init__(self, file: IO[bytes], load_storage: _LoadStorage | None = None) -> None:
     super().__init__(file)
     self._load_storage = load_storage
 
   def find_class(self, module: str, name: str) -> Any:
     """Returns the stand-in of an allowed name."""
     if (module, name) not in _ALLOWED:
-      raise pickle.UnpicklingError(f"it holds a '{module}.{name}', and only tensors in dicts and lists are read")
+      raise pickle.UnpicklingError(f"it holds a '{module}.{name}', only tensors in dicts and lists are read")
     return _ALLOWED[module, name]
 
   def persistent_load(self, pid: Any) -> _Storage:
@@ -127,11 +130,10 @@ class _RestrictedUnpickler(pickle.Unpickler):
     return self._load_storage(str(key), storage_type.dtype, size)
 
 
-def _array(content: bytes, dtype: np.dtype, size: int, byte_order: str = "<") -> np.ndarray:
+def _array(content: bytes, dtype: np.dtype, size: int) -> np.ndarray:
   if len(content) != size * dtype.itemsize:
     raise ValueError(f"a storage has {len(content)} bytes where {size * dtype.itemsize} are expected")
-  stored = dtype if dtype == ml_dtypes.bfloat16 else dtype.newbyteorder(byte_order)
-  return np.frombuffer(content, stored).astype(dtype)
+  return np.frombuffer(content, dtype)
 
 
 def _load_zip(file: IO[bytes]) -> Any:
@@ -152,7 +154,7 @@ def _load_zip(file: IO[bytes]) -> Any:
 
 
 def _load_legacy(file: IO[bytes]) -> Any:
-  if _RestrictedUnpickler(file).load() != _LEGACY_MAGIC or _RestrictedUnpickler(file).load() != _LEGACY_PROTOCOL:
+  if [_RestrictedUnpickler(file).load() for _ in range(2)] != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
     raise ValueError("it is a pickle, but not one of PyTorch's")
   if not _RestrictedUnpickler(file).load()["little_endian"]:
     raise ValueError("it was written on a big-endian machine")
@@ -195,7 +197,7 @@ def read_tensors(file: IO[bytes], *, zipped: bool) -> dict[str, np.ndarray]:
     zipped: whether it is the zip container (PyTorch >= 1.6) or the legacy one.
 
   Raises:
-    pickle.UnpicklingError: the pickle asks for anything but tensors and containers; other exceptions where the
-      file is damaged.
+    pickle.UnpicklingError: the pickle asks for anything but tensors and containers. A damaged file can raise
+      other exceptions.
   """
   return _flatten(_load_zip(file) if zipped else _load_legacy(file), "", {})

@@ -164,8 +164,8 @@ def _abstract_params(networks: Networks, config: ConfigDict) -> Any:
 def _initial_state(run: Run, dff: Dff) -> TrainState:
   segmenter = _segmenter_variables(run.networks, run.config)
   basis = run.networks.basis.init(_key(run.config, _BASIS_KEY))["params"]
-  if run.config.basis.initializer == "nmf":
-    basis = {"raw": jnp.asarray(dff.basis)}
+  if run.config.basis.initializer != "normal":
+    basis = {"raw": jnp.asarray(dff.part_basis)}
   params = {"segmenter": segmenter["params"], "basis": basis}
   opt_state = run.transformation.init(params)
   return TrainState(jnp.zeros((), jnp.int32), params, segmenter.get("batch_stats", {}), opt_state)

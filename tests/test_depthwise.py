@@ -77,7 +77,9 @@ def test_same_padding_puts_the_odd_pixel_after():
 def test_eager_equals_compiled_and_vmap():
   x, kernel = inputs(2, 6, 5, 3)
   eager = shifted_sum(x, kernel, 2)
-  np.testing.assert_allclose(jax.jit(shifted_sum, static_argnums=2)(x, kernel, 2), eager, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    jax.jit(shifted_sum, static_argnums=2)(x, kernel, 2), eager, rtol=1e-5, atol=1e-6
+  )
   mapped = jax.vmap(lambda image: shifted_sum(image[None], kernel, 2)[0])(x)
   np.testing.assert_allclose(mapped, eager, rtol=1e-5, atol=1e-6)
 

@@ -82,18 +82,32 @@ def test_every_reference_layer_can_be_asked_for():
   assert shapes["head"] == (3, 3, 1280)
 
 
-@pytest.mark.parametrize(("height", "width"), [(129, 129), (97, 145)])
-def test_cells_lie_on_the_align_corners_lattice(height, width):
-  """Mirrored images give mirrored maps for a symmetric kernel only if each stride pads both sides alike."""
-  padding = [efficientnet_lite.same_padding(n, k, 2) for n in (height, width) for k in (3, 5)]
-  assert all(before == after for before, after in padding)
+def test_cells_lie_on_the_align_corners_lattice():
+  """With averaging kernels, what cell (i, j) of stride 8 sees is symmetric about pixel (8 i, 8 j)."""
+  module = models.create_reference(NAME, ("block4_depthwise",))
+  images = jnp.full((1, 129, 145, 3), 0.5)
+
+  def average(path, leaf):
+    values = {"kernel": 1 / np.prod(leaf.shape[:3]), "scale": 1.0, "var": 1.0}
+    return jnp.full(leaf.shape, values.get(path[-1].key, 0.0))
+
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+  variables = jax.tree_util.tree_map_with_path(average, shapes)
+  cell = jax.grad(lambda x: module.apply(variables, x)[0][0, 8, 10].sum())
+  seen = np.asarray(jax.jit(cell)(images))[0, :, :, 0]
+  rows, columns = np.nonzero(seen)
+  # Half the field of view: Σ (k - 1) / 2 times the stride before = 1 + 2 + 2 + 4 + 8 + 16 pixels.
+  assert (rows.min(), rows.max()) == (64 - 33, 64 + 33)
+  assert (columns.min(), columns.max()) == (80 - 33, 80 + 33)
+  view = seen[64 - 33 : 64 + 34, 80 - 33 : 80 + 34]
+  np.testing.assert_allclose(view, view[::-1, ::-1], atol=1e-5 * view.max())
 
 
-def test_a_shift_by_the_stride_moves_the_maps_by_one_cell():
+def test_a_shift_by_16_pixels_moves_the_maps_by_two_cells():
   image = np.random.default_rng(0).standard_normal((1, 129 + 16, 129 + 16, 3)).astype(np.float32)
   run = reference(("block4_depthwise",))
   (first,), (second,) = run(image[:, :129, :129]), run(image[:, 16:, 16:])
-  # Stride 8: two cells. The borders see zero padding; block 4's field of view reaches 47 pixels, 6 cells, inwards.
+  # 16 pixels are two cells of stride 8. Zero padding reaches 33 pixels inwards, less than 6 cells.
   np.testing.assert_allclose(second[:, 6:9, 6:9], first[:, 8:11, 8:11], rtol=1e-4, atol=1e-4)
 
 
@@ -102,10 +116,11 @@ def test_segmenter():
   images = np.random.default_rng(0).standard_normal((2, 64, 96, 3)).astype(np.float32)
   variables = jax.jit(module.init)(jax.random.key(0), images)
   filled = weights.apply_state_dict(variables, state_dict(), model_name=NAME)
-  logits = jax.jit(module.apply)(filled, images)
+  both = jax.jit(lambda v, x: [module.apply(v, x, train=train) for train in (False, True)])
+  logits, training_logits = both(filled, images)
   assert logits.shape == (2, 17, 25, 5)
   assert np.isfinite(logits).all()
-  np.testing.assert_array_equal(jax.jit(functools.partial(module.apply, train=True))(filled, images), logits)
+  np.testing.assert_array_equal(training_logits, logits)
   heads = {name for name in filled["params"] if name.startswith("head_")}
   assert {"head_logits", "head_lateral10"} <= heads
   assert set(filled["batch_stats"]).isdisjoint(heads)
@@ -114,7 +129,7 @@ def test_segmenter():
 
 
 def test_relu6_gradient_is_zero_at_and_beyond_the_kinks():
-  gradient = jax.vmap(jax.grad(lambda x: efficientnet_lite.relu6(x)))
+  gradient = jax.vmap(jax.grad(efficientnet_lite.relu6))
   np.testing.assert_array_equal(gradient(jnp.array([-1.0, 0.0, 1.0, 5.9, 6.0, 7.0])), [0, 0, 1, 1, 0, 0])
 
 

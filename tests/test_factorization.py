@@ -198,3 +198,33 @@ def test_other_bad_input_raises():
     factorization.activations(jnp.ones((2, 4)), jnp.ones((5, 3)))
   with pytest.raises(ValueError, match="B, H, W, K"):
     factorization.map_centers(jnp.ones((4, 3, 2)))
+
+
+def test_cluster_basis_by_hand():
+  # Two clusters with means (5, 0) and (0, 3), and a faint position that belongs to the origin.
+  features = np.array([[4.0, 0.0], [6.0, 0.0], [0.0, 2.0], [0.0, 4.0], [0.5, 0.5]]).reshape(1, 1, 5, 2)
+  basis = np.array([[1.0, 0.1], [0.1, 1.0]])
+  found = factorization.cluster_basis(basis, features, num_iterations=3)
+  np.testing.assert_allclose(found, [[5, 0], [0, 3]], atol=1e-5)
+
+
+def test_cluster_basis_keeps_a_cluster_without_positions():
+  features = np.array([[4.0, 0.0], [6.0, 0.0]]).reshape(1, 1, 2, 2)
+  basis = np.array([[1.0, 0.0], [0.0, 7.0]])
+  found = factorization.cluster_basis(basis, features)
+  np.testing.assert_allclose(found, [[5, 0], [0, 7]], atol=1e-5)
+
+
+def test_cluster_basis_lowers_the_distance_to_one_part_each():
+  features = np.asarray(jax.random.uniform(KEY, (4, 5, 6, 7)))
+  basis = factorization.fit_dff(KEY, features, num_parts=3, num_iterations=20)
+  rows = features.reshape(-1, 7)
+
+  def distance(w):
+    return np.square(rows[:, None] - np.asarray(w)).sum(-1).min(-1).sum()
+
+  errors = [
+    distance(factorization.cluster_basis(basis, features, num_iterations=count)) for count in (1, 5, 50)
+  ]
+  assert errors[0] >= errors[1] >= errors[2] > 0
+  assert errors[2] < distance(basis)

@@ -50,6 +50,4 @@ def test_image_size_must_fill_the_cells():
 
 def test_normalize_maps_bytes_to_about_one():
   images = np.array([0.0, 127.0, 255.0], np.float32).reshape(1, 1, 1, 3)
-  np.testing.assert_array_equal(
-    models.normalize("efficientnet_lite0", images).ravel(), [-127 / 128, 0, 1]
-  )
+  np.testing.assert_array_equal(models.normalize("efficientnet_lite0", images).ravel(), [-127 / 128, 0, 1])

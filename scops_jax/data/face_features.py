@@ -31,13 +31,13 @@ _IRISES: dict[Colour, float] = {
 
 def draw_eyes(rng: np.random.Generator, canvas: Canvas, head: Head, skin: Colour, hair: Hair) -> Points:
   """Both eyes and brows; returns the eyes' centres on the head's surface, [2, 2]."""
-  spacing, height = rng.uniform(0.39, 0.46), rng.uniform(-0.04, 0.08)
-  width, upper, lower = rng.uniform(0.18, 0.24), rng.uniform(0.09, 0.16), rng.uniform(0.06, 0.1)
-  iris_colour, radius = choice(rng, _IRISES), rng.uniform(0.085, 0.11)
+  spacing, height = rng.uniform(0.42, 0.48), rng.uniform(-0.04, 0.08)
+  width, upper, lower = rng.uniform(0.23, 0.29), rng.uniform(0.13, 0.2), rng.uniform(0.09, 0.14)
+  iris_colour, radius = choice(rng, _IRISES), rng.uniform(0.115, 0.145)
   gaze = np.asarray((rng.uniform(-0.07, 0.07), rng.uniform(-0.025, 0.025)))
   tilt = rng.uniform(-0.15, 0.2)
   lashes = shade(mix(hair.colour, (20, 15, 15), 0.7), 0.9)
-  brow_height, arch, thickness = rng.uniform(0.22, 0.3), rng.uniform(0.02, 0.1), rng.uniform(0.03, 0.07)
+  brow_height, arch, thickness = rng.uniform(0.27, 0.34), rng.uniform(0.02, 0.1), rng.uniform(0.03, 0.07)
   centres = np.asarray([(-spacing, height), (spacing, height)])
   for side, centre in zip((-1, 1), centres, strict=True):
 
@@ -108,8 +108,8 @@ def draw_nose(rng: np.random.Generator, canvas: Canvas, head: Head, skin: Colour
 
 def draw_mouth(rng: np.random.Generator, canvas: Canvas, head: Head, skin: Colour) -> Points:
   """The mouth, open or closed; returns the pixels of its corners, [2, 2]."""
-  half, height = rng.uniform(0.26, 0.4), rng.uniform(0.78, 0.86)
-  smile, full = rng.uniform(-0.04, 0.12), rng.uniform(0.05, 0.1)
+  half, height = rng.uniform(0.31, 0.39), rng.uniform(0.78, 0.86)
+  smile, full = rng.uniform(-0.04, 0.12), rng.uniform(0.08, 0.12)
   gap = rng.uniform(0.06, 0.22) if rng.random() < 0.45 else 0.0
   x = np.linspace(-1, 1, 17)
   rim = np.maximum(0.0, 1 - x**2)

@@ -35,9 +35,9 @@ class Landmarks(NamedTuple):
 
 
 class Dff(NamedTuple):
-  """The DFF baseline of a run: its part descriptors and its part centres on both splits."""
+  """The DFF baseline of a run: its part centres on both splits, and the part basis it starts SCOPS from."""
 
-  basis: np.ndarray  # [K, C]
+  part_basis: np.ndarray  # [K, C], for config.basis.initializer other than "normal"
   train_centers: np.ndarray  # [N, K, 2]
   test_centers: np.ndarray  # [M, K, 2]
 
@@ -81,13 +81,13 @@ def fit_dff(
     if sum(map(len, fitted)) >= config.nmf.num_images:
       break
     fitted.append(features(batch["image"], batch["saliency"])[batch["valid"]])
+  start = np.concatenate(fitted)[: config.nmf.num_images]
   basis = factorization.fit_dff(
-    jax.random.key(config.seed),
-    np.concatenate(fitted)[: config.nmf.num_images],
-    num_parts=config.num_parts,
-    num_iterations=config.nmf.num_iterations,
+    jax.random.key(config.seed), start, num_parts=config.num_parts, num_iterations=config.nmf.num_iterations
   )
-  del fitted
+  clustered = config.basis.initializer == "clusters"
+  part_basis = factorization.cluster_basis(basis, start) if clustered else basis
+  del fitted, start
 
   def centers(split: str) -> np.ndarray:
     found = []
@@ -98,7 +98,7 @@ def fit_dff(
       found.append(np.asarray(factorization.map_centers(maps)))
     return np.concatenate(found)
 
-  return Dff(np.asarray(basis), centers("train"), centers("test"))
+  return Dff(np.asarray(part_basis), centers("train"), centers("test"))
 
 
 class _TestPredictions:

@@ -139,13 +139,61 @@ def fit_dff(key: chex.PRNGKey, features: chex.Array, *, num_parts: int, num_iter
   Raises:
     ValueError: As `fit_nmf`, or every feature is 0.
   """
+  rows = _foreground(features)
+  return scaled_basis(fit_nmf(key, rows, num_parts=num_parts, num_iterations=num_iterations))
+
+
+def cluster_basis(basis: chex.Array, features: chex.Array, *, num_iterations: int = 10) -> chex.Array:
+  """Refines a factorisation to the case that each position has one part: a start for the SCOPS basis.
+
+  SCOPS explains a feature by R W with R on the simplex, in the end near one part a position. A factor of an
+  NMF that is only ever active beside others wins no position there and its part dies. Lloyd's algorithm
+  (k-means) minimises ‖x - w_k‖² with one k a position, the origin standing for the background; it starts
+  from each position's most active factor.
+
+  Args:
+    basis: `[K, C]`, of `fit_dff`.
+    features: `[N, h, w, C]`, as for `fit_dff`.
+    num_iterations: Assignments; each is followed by new means.
+
+  Returns:
+    `[K, C]` float32, the clusters' means, non-negative. A cluster that loses all positions keeps its mean.
+
+  Raises:
+    ValueError: As `fit_dff`, or the numbers of channels differ.
+  """
+  rows = _foreground(features)
+  strongest = jnp.argmax(activations(basis, rows), axis=-1)
+  return _cluster(jnp.asarray(basis, jnp.float32), rows, strongest, num_iterations)
+
+
+@jax.jit
+def _cluster(w: chex.Array, x: chex.Array, labels: chex.Array, num_iterations: chex.Numeric) -> chex.Array:
+  x = x.astype(jnp.float32)
+
+  def means(w: chex.Array, labels: chex.Array) -> chex.Array:
+    # Label K, the background, has no row.
+    members = jax.nn.one_hot(labels, w.shape[0], dtype=jnp.float32)
+    sizes = members.sum(axis=0)[:, None]
+    return jnp.where(sizes > 0, members.T @ x / jnp.maximum(sizes, 1.0), w)
+
+  def iterate(_: int, w: chex.Array) -> chex.Array:
+    # ‖x - w‖² - ‖x‖², which is 0 for the origin.
+    distances = jnp.square(w).sum(axis=1) - 2 * x @ w.T
+    return means(w, jnp.argmin(jnp.pad(distances, ((0, 0), (0, 1))), axis=1))
+
+  return jax.lax.fori_loop(0, num_iterations, iterate, means(w, labels))
+
+
+def _foreground(features: chex.Array) -> np.ndarray:
+  """Returns the features `[n, C]` that are not background, see `fit_dff`."""
   _check(features, rank=4)
   rows = np.asarray(features).reshape(-1, features.shape[-1])
   lengths = np.sqrt(np.einsum("nc,nc->n", rows, rows))
   rows = rows[lengths > _BACKGROUND * lengths.max()]
   if not len(rows):
     raise ValueError("every feature is 0: nothing to factorise (is the saliency empty?)")
-  return scaled_basis(fit_nmf(key, rows, num_parts=num_parts, num_iterations=num_iterations))
+  return rows
 
 
 @partial(jax.jit, static_argnames=("height", "width"))

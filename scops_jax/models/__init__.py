@@ -27,9 +27,9 @@ def create_segmenter(name: str, num_parts: int) -> nn.Module:
 
   Returns:
     A module: `.init(key, images, train=False)` and `.apply(variables, images, train=False)` → logits
-    `[B, h, w, K+1]` at the network's own resolution, channel 0 the background, cells on the align-corners lattice of
-    the normalised images `[B, H, W, 3]`. The parameters of modules named "head_..." are the new ones; the others
-    can come from a published file (`weights.apply_state_dict`).
+    `[B, h, w, K+1]` at the network's own resolution, channel 0 the background, cells on the align-corners
+    lattice of the normalised images `[B, H, W, 3]`. Modules named "head_..." hold the new parameters; the
+    others can come from a published file (`weights.apply_state_dict`).
 
   Raises:
     ValueError: an unknown name, or K < 1.
@@ -48,8 +48,9 @@ def create_reference(name: str, layers: Sequence[str]) -> nn.Module:
     layers: names of the maps to return; layers after the last of them are not computed.
 
   Returns:
-    A module: `.init(key, images)` and `.apply(variables, images)` → tuple of non-negative maps `[B, h, w, C]`, one a
-    layer in the order given, cells on the align-corners lattice of the normalised images `[B, H, W, 3]`.
+    A module: `.init(key, images)` and `.apply(variables, images)` → tuple of non-negative maps
+    `[B, h, w, C]`, one a layer in the order given, cells on the align-corners lattice of the normalised
+    images `[B, H, W, 3]`.
 
   Raises:
     ValueError: an unknown network or layer, or no layer.

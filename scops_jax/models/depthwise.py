@@ -1,7 +1,7 @@
 """Depthwise convolution that is also fast on a CPU.
 
-XLA's grouped convolution on CPU is 4 to 25 times slower than the same sum written as shifted slices times weights,
-which it fuses into one loop. GPUs and TPUs keep the convolution.
+XLA's grouped convolution on CPU is 4 to 25 times slower than the same sum written as shifted slices times
+weights, which it fuses into one loop. GPUs and TPUs keep the convolution.
 """
 
 import functools
@@ -16,7 +16,7 @@ _UNROLLED_IMAGES = 16  # of a batch, in the kernel's gradient; more take longer 
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-  """Returns TensorFlow's SAME padding of an axis, (before, after): ceil(size / stride) outputs, the odd one after."""
+  """Returns TensorFlow's SAME padding (before, after) of an axis, for ceil(size / stride) outputs."""
   total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
   return total // 2, total - total // 2
 
@@ -38,7 +38,9 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.A
     ValueError: the shapes do not agree.
   """
   if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[2:] != (1, x.shape[-1]):
-    raise ValueError(f"expected x [B, H, W, C] and kernel [k, k, 1, C], got shapes {x.shape} and {kernel.shape}.")
+    raise ValueError(
+      f"expected x [B, H, W, C] and kernel [k, k, 1, C], got shapes {x.shape} and {kernel.shape}."
+    )
   rows, columns = (same_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
   if jax.default_backend() == "cpu":
     return shifted_sum(x, kernel, stride, (rows, columns))
@@ -63,7 +65,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   padded = _pad(x, padding)
   size = tuple((n - k) // stride + 1 for n, k in zip(padded.shape[1:3], kernel.shape[:2], strict=True))
-  result = sum(_window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel))
+  result = _sum([_window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel)])
   return result, (padded, kernel)
 
 
@@ -95,12 +97,17 @@ def _taps(kernel: jax.Array) -> list[tuple[int, int]]:
   return [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
 
 
+def _sum(terms: list[jax.Array]) -> jax.Array:
+  return functools.reduce(jnp.add, terms)
+
+
 def _input_gradient(
   gradient: jax.Array, kernel: jax.Array, stride: int, padding: Padding, padded_shape: tuple[int, ...]
 ) -> jax.Array:
   """Sums, for each input pixel y, gradient[(y + before - i) / stride] kernel[i] over the i that divide.
 
-  The pixels y = stride m + phase take the same i, so each phase is a shifted sum over the gradient's own lattice.
+  The pixels y = stride m + phase take the same i, so each phase is a shifted sum over the gradient's own
+  lattice.
   """
   (top, bottom), (left, right) = padding
   height, width = padded_shape[1] - top - bottom, padded_shape[2] - left - right
@@ -120,15 +127,15 @@ def _input_gradient(
       for first, n, count in zip(phase, (height, width), size, strict=True)
     ]
     zero = jnp.zeros((), gradient.dtype)
-    interleaved.append(lax.pad(lax.optimization_barrier(sum(terms)), zero, ((0, 0, 0), *spread, (0, 0, 0))))
-  return sum(interleaved)
+    interleaved.append(lax.pad(lax.optimization_barrier(_sum(terms)), zero, ((0, 0, 0), *spread, (0, 0, 0))))
+  return _sum(interleaved)
 
 
 def _kernel_gradient(padded: jax.Array, kernel: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
   """Sums input times gradient over images and pixels for each tap.
 
-  XLA's reductions on CPU that keep the last axis are slow. The sum over images is therefore unrolled, a loop over
-  pixels and channels that leaves little to reduce.
+  XLA's reductions on CPU that keep the last axis are slow. The sum over images is therefore unrolled, a loop
+  over pixels and channels that leaves little to reduce.
   """
   unrolled = min(gradient.shape[0], _UNROLLED_IMAGES)
   missing = -gradient.shape[0] % unrolled  # images to the next multiple
@@ -137,7 +144,7 @@ def _kernel_gradient(padded: jax.Array, kernel: jax.Array, gradient: jax.Array, 
   padded, gradient = lax.optimization_barrier((padded, gradient))
   size = gradient.shape[1:3]
   sums = [
-    sum(_window(padded[n::unrolled], tap, size, stride) * gradient[n::unrolled] for n in range(unrolled))
+    _sum([_window(padded[n::unrolled], tap, size, stride) * gradient[n::unrolled] for n in range(unrolled)])
     for tap in _taps(kernel)
   ]
   return lax.optimization_barrier(jnp.stack(sums)).sum(axis=(1, 2, 3)).reshape(kernel.shape)

@@ -1,16 +1,16 @@
 """EfficientNet-Lite0: classifier, frozen reference of feature maps, and segmenter backbone.
 
-Architecture: Tan & Le, EfficientNet (arXiv 1905.11946), in the "lite" variant of the TensorFlow TPU repository: relu6, no
-squeeze-and-excitation, stem and head of fixed width. BatchNorm always uses its running statistics, folded into the
-convolution before it; its scale and bias are trainable.
+Architecture: Tan & Le, EfficientNet (arXiv 1905.11946), in the "lite" variant of the TensorFlow TPU
+repository: relu6, no squeeze-and-excitation, stem and head of fixed width. BatchNorm always uses its running
+statistics, folded into the convolution before it; its scale and bias are trainable.
 
-Alignment: with SAME padding and a side of the form s·m + 1, every stride-2 convolution pads symmetrically, so that cell
-i of the stride-s map is centred on input pixel s·i and its cells lie on the align-corners lattice that this project's
-resizes and warps assume. Reference and segmenter therefore first resize their input to the next such side.
+Alignment: with SAME padding and a side of the form s m + 1, every stride-2 convolution pads both ends alike,
+so that cell i of the stride-s map is centred on input pixel s i: its cells lie on the align-corners lattice
+that this project's resizes and warps assume. Reference and segmenter therefore first resize to the next such
+side.
 """
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -45,7 +45,9 @@ def _blocks() -> list[_Block]:
     (1, _Block(3, 1, 6, 320)),
   )
   return [
-    block if i == 0 else dataclasses.replace(block, stride=1) for repeats, block in stages for i in range(repeats)
+    block if i == 0 else dataclasses.replace(block, stride=1)
+    for repeats, block in stages
+    for i in range(repeats)
   ]
 
 
@@ -54,19 +56,20 @@ _BLOCKS = _blocks()
 # The post-activation, thus non-negative, maps in the order of computation.
 REFERENCE_LAYERS = (
   "stem",
-  *(f"block{i}_{part}" for i in range(len(_BLOCKS)) for part in ("expand", "depthwise") if i or part != "expand"),
+  "block0_depthwise",  # block 0 has no expansion
+  *(f"block{i}_{part}" for i in range(1, len(_BLOCKS)) for part in ("expand", "depthwise")),
   "head",
 )
 
 
 class _ConvBatchNorm(nn.Module):
-  """Convolution and BatchNorm with running statistics in one: w' = w·scale/√(var + ε), b' = bias - mean·scale/√(var + ε)."""
+  """Convolution with BatchNorm folded in: w' = w f, b' = bias - mean f, with f = scale / √(var + ε)."""
 
   channels: int
   kernel_size: int = 1
   stride: int = 1
   depthwise: bool = False
-  relu6: bool = True
+  activation: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,20 +83,18 @@ class _ConvBatchNorm(nn.Module):
     variance = self.variable("batch_stats", "var", jnp.ones, (self.channels,)).value
     factor = scale * lax.rsqrt(variance + _BATCH_NORM_EPSILON)
     x = _convolve(x, kernel * factor, stride=self.stride, depthwise=self.depthwise) + (bias - mean * factor)
-    return _relu6(x, self.depthwise) if self.relu6 else x
+    return relu6(x) if self.activation else x
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _relu6(x: jax.Array, keep: bool) -> jax.Array:
-  """Clips to [0, 6]; `keep` has the result written to memory, for when computing it again would cost more."""
-  y = jnp.clip(x, 0.0, 6.0)
-  return lax.optimization_barrier(y) if keep else y
+@jax.custom_jvp
+def relu6(x: jax.Array) -> jax.Array:
+  """Clips to [0, 6]. The derivative comes from the result alone and is 0 at both kinks, as in PyTorch."""
+  return jnp.clip(x, 0.0, 6.0)
 
 
-@_relu6.defjvp
-def _relu6_jvp(keep: bool, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-  """Needs the result alone, not the sum before it; 0 at both kinks, as in PyTorch."""
-  y = _relu6(*primals, keep)
+@relu6.defjvp
+def _relu6_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  y = relu6(*primals)
   return y, jnp.where((y > 0) & (y < 6), tangents[0], 0)
 
 
@@ -111,7 +112,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, depthwise: bool) 
 def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Array]:
   """Runs the trunk up to the last wanted layer; its modules become children of the calling compact module.
 
-  Names: those of REFERENCE_LAYERS, "block{i}" for the (signed) output of block i, "classifier" for the logits.
+  Wanted are names of REFERENCE_LAYERS, "block{i}" for the signed output of block i, "classifier" for the
+  logits.
   """
   found: dict[str, jax.Array] = {}
 
@@ -131,11 +133,15 @@ def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Arra
       if keep(f"block{i}_expand", y):
         return found
     y = _ConvBatchNorm(
-      y.shape[-1], kernel_size=block.kernel_size, stride=block.stride, depthwise=True, name=f"block{i}_depthwise"
+      y.shape[-1],
+      kernel_size=block.kernel_size,
+      stride=block.stride,
+      depthwise=True,
+      name=f"block{i}_depthwise",
     )(y)
     if keep(f"block{i}_depthwise", y):
       return found
-    y = _ConvBatchNorm(block.channels, relu6=False, name=f"block{i}_project")(y)
+    y = _ConvBatchNorm(block.channels, activation=False, name=f"block{i}_project")(y)
     x = x + y if block.stride == 1 and x.shape == y.shape else y
     if keep(f"block{i}", x):
       return found
@@ -162,7 +168,7 @@ def _align(images: jax.Array, stride: int) -> jax.Array:
 
 
 class EfficientNetLite0(nn.Module):
-  """The classification network: normalised images `[B, H, W, 3]` to logits of the 1000 ImageNet classes `[B, 1000]`."""
+  """The classification network: normalised images `[B, H, W, 3]` to logits of the classes `[B, 1000]`."""
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -176,13 +182,13 @@ class EfficientNetLite0Reference(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-    """Maps normalised images `[B, H, W, 3]` to one `[B, h, w, C]` ≥ 0 a layer, cells on the align-corners lattice."""
+    """Maps normalised images `[B, H, W, 3]` to a map `[B, h, w, C]` in [0, 6] for each layer."""
     maps = _compute_layers(_align(images, _stride(self.layers)), self.layers)
     return tuple(maps[layer] for layer in self.layers)
 
 
 class EfficientNetLite0Segmenter(nn.Module):
-  """Blocks 0 to 10 and a top-down decoder (feature pyramid, arXiv 1612.03144) from strides 16 and 8 to stride 4.
+  """Blocks 0 to 10 and a top-down decoder (feature pyramid, arXiv 1612.03144) from stride 16 to stride 4.
 
   The decoder's modules are named "head_...", the backbone's as in the reference.
   """
@@ -192,7 +198,7 @@ class EfficientNetLite0Segmenter(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 4 + 1, W / 4 + 1, K+1]` (H, W multiples of 16)."""
+    """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 4 + 1, W / 4 + 1, K+1]`."""
     del train  # every layer does the same in training: the statistics of BatchNorm are frozen
     maps = _compute_layers(_align(images, 16), ("block2", "block4", "block10"))
     x = nn.Dense(self.channels, name="head_lateral10")(maps["block10"])
@@ -210,8 +216,8 @@ class _Smooth(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     channels = x.shape[-1]
     kernel = self.param("kernel", nn.initializers.normal(0.2), (5, 5, 1, channels))  # deviation 1 / √25
-    x = nn.Dense(channels, kernel_init=nn.initializers.he_normal(), name="pointwise")(depthwise_conv(x, kernel))
-    return nn.relu(x)
+    mix = nn.Dense(channels, kernel_init=nn.initializers.he_normal(), name="pointwise")
+    return nn.relu(mix(depthwise_conv(x, kernel)))
 
 
 def normalize(images: jax.Array) -> jax.Array:

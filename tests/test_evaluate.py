@@ -1,0 +1,98 @@
+"""The evaluation driver: padding dropped, ground truth missing, the baseline's file."""
+
+import numpy as np
+import pytest
+from scops_jax.config import default_config
+from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
+
+SIDE, NUM_PARTS = 8, 2
+
+
+def config(**overrides):
+  result = default_config()
+  values = {"num_parts": NUM_PARTS, "nmf.num_images": 6, "nmf.num_iterations": 5}
+  result.update_from_flattened_dict(values | overrides)
+  return result
+
+
+def batches(count, batch_size=4, num_landmarks=2, seed=0):
+  """Batches with the last one padded by garbage that must not count."""
+  rng = np.random.default_rng(seed)
+
+  def split(name):
+    del name
+    for start in range(0, count, batch_size):
+      valid = np.arange(start, start + batch_size) < count
+      parts = np.zeros((batch_size, SIDE, SIDE), np.uint8)
+      parts[valid, 2:6, 2:4] = 1
+      parts[valid, 2:6, 4:6] = 2
+      yield {
+        "image": rng.integers(0, 256, (batch_size, SIDE, SIDE, 3), np.uint8),
+        "saliency": np.where(parts > 0, 255, 0).astype(np.uint8),
+        "landmarks": rng.uniform(-1, 1, (batch_size, num_landmarks, 2)).astype(np.float32),
+        "visible": np.ones((batch_size, num_landmarks), bool),
+        "parts": np.where(valid[:, None, None], parts, 7).astype(np.uint8),
+        "valid": valid,
+      }
+
+  return split
+
+
+def predict(images):
+  labels = np.zeros(images.shape[:3], np.uint8)
+  labels[:, 2:6, 2:4] = 2
+  labels[:, 2:6, 4:7] = 1  # a column too wide
+  rng = np.random.default_rng(len(images))
+  return {"labels": labels, "centers": rng.uniform(-1, 1, (len(images), NUM_PARTS, 2)).astype(np.float32)}
+
+
+def dff(count):
+  rng = np.random.default_rng(1)
+  centers = rng.uniform(-1, 1, (count, NUM_PARTS, 2))
+  return Dff(np.ones((NUM_PARTS, 3)), centers, centers)
+
+
+def test_every_image_counts_once_and_the_padding_not_at_all():
+  results, figure = evaluate(predict, batches(10), dff=dff(10), num_classes=3, config=config())
+  assert (results["num_train"], results["num_test"]) == (10, 10)
+  # By hand: truth 16 pixels, prediction 20 that contain them.
+  assert results["foreground_iou"] == pytest.approx(16 / 20)
+  assert results["part_area_fractions"] == pytest.approx([12 / 20, 8 / 20])
+  # On the true foreground the labels are the classes, renamed.
+  assert results["nmi"] == pytest.approx(1.0)
+  assert results["ari"] == pytest.approx(1.0)
+  assert len(figure["images"]) == len(figure["labels"]) == len(figure["predicted"]) == 10
+
+
+def test_without_ground_truth_the_saliency_is_the_foreground_and_the_rest_is_null():
+  results, figure = evaluate(
+    predict, batches(10, num_landmarks=0), dff=dff(10), num_classes=0, config=config()
+  )
+  assert results["foreground_iou"] == pytest.approx(16 / 20)
+  for key in ("nmi", "ari", "landmark_error_train", "landmark_error_test", "dff_error_test"):
+    assert results[key] is None
+  assert figure.keys() == {"images", "labels", "centers"}
+
+
+def test_the_image_edge_as_normaliser():
+  options = {"dff": dff(10), "num_classes": 3}
+  by_eyes, _ = evaluate(predict, batches(10), config=config(), **options)
+  by_edge, _ = evaluate(predict, batches(10), config=config(**{"data.landmark_normalizer": "image"}), **options)
+  # Points are in [-1, 1]: no distance of two exceeds the edge by more than √2.
+  assert by_edge["landmark_error_test"] < by_eyes["landmark_error_test"]
+  assert by_edge["mean_shape_error_test"] < 2**0.5
+
+
+def test_dff_centres_cover_both_splits_and_survive_the_file(tmp_path):
+  def features(images, saliency):
+    del saliency
+    return images[:, ::2, ::2].astype(np.float32) / 255
+
+  fitted = fit_dff(features, batches(10), config())
+  assert fitted.train_centers.shape == fitted.test_centers.shape == (10, NUM_PARTS, 2)
+  assert fitted.part_basis.shape == (NUM_PARTS, 3)
+  fitted.save(tmp_path / "dff.npz")
+  for before, after in zip(fitted, Dff.load(tmp_path / "dff.npz"), strict=True):
+    np.testing.assert_array_equal(before, after)
+  clustered = fit_dff(features, batches(10), config(**{"basis.initializer": "clusters"}))
+  assert not np.array_equal(clustered.part_basis, fitted.part_basis)
