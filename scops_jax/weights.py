@@ -42,13 +42,15 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     raise WeightsError(f"weight file {path}: no such file")
   try:
     with path.open("rb") as file:
-      return _read(file, path.stat().st_size)
+      arrays = _read(file, path.stat().st_size)
   except Exception as error:  # a damaged pickle can raise anything
     detail = " ".join(str(error).split()) or type(error).__name__
     raise WeightsError(
-      f"weight file {path}: not a readable PyTorch (.pth), .safetensors or .npz file; it may be damaged or "
-      f"incomplete ({detail})"
+      f"weight file {path}: not a readable PyTorch (.pth), .safetensors or .npz file of tensors ({detail})"
     ) from error
+  if not arrays:
+    raise WeightsError(f"weight file {path}: it holds no tensors")
+  return arrays
 
 
 def _read(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
@@ -58,7 +60,11 @@ def _read(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
     if torch_pickle.is_torch_zip(file):
       return torch_pickle.read_tensors(file, zipped=True)
     with np.load(file, allow_pickle=False) as arrays:
-      return dict(arrays)
+      members = dict(arrays)
+    for name, value in members.items():
+      if not isinstance(value, np.ndarray):  # NumPy hands out any zip's members
+        raise ValueError(f"its member {name} is not an array")
+    return members
   if start.startswith(b"\x80"):
     return torch_pickle.read_tensors(file, zipped=False)
   return _read_safetensors(file, size)
@@ -74,6 +80,8 @@ def _read_safetensors(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
   content = file.read()
   tensors = {}
   for name, entry in header.items():
+    if entry["dtype"] not in _SAFETENSORS_DTYPES:
+      raise ValueError(f"entry {name} has the dtype {entry['dtype']}, which is not read")
     dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), entry["shape"]
     begin, end = entry["data_offsets"]
     if not 0 <= begin <= end <= len(content) or end - begin != math.prod(shape) * dtype.itemsize:

@@ -311,3 +311,18 @@ def test_apply_needs_a_known_model(variables, state_dict):
 def test_published_file_has_what_pytorch_saved(state_dict):
   assert state_dict["_fc.weight"].shape == (1000, 1280)
   assert state_dict["_blocks.15._bn1.num_batches_tracked"].shape == ()
+
+
+def test_files_without_tensors_and_other_zips_are_refused(tmp_path):
+  with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+    archive.writestr("readme.txt", "hi")
+  with pytest.raises(weights.WeightsError, match=r"readme.txt is not an array"):
+    weights.load_state_dict(tmp_path / "other.npz")
+  header = b"{}"
+  (tmp_path / "empty.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+  with pytest.raises(weights.WeightsError, match="no tensors"):
+    weights.load_state_dict(tmp_path / "empty.safetensors")
+  header = json.dumps({"a": {"dtype": "F9", "shape": [1], "data_offsets": [0, 1]}}).encode()
+  (tmp_path / "f9.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+  with pytest.raises(weights.WeightsError, match="entry a has the dtype F9"):
+    weights.load_state_dict(tmp_path / "f9.safetensors")

@@ -83,14 +83,14 @@ def draw_face(rng: np.random.Generator, size: int = 128) -> FaceDrawing:
 
 def _sample_head(rng: np.random.Generator, size: int) -> Head:
   scale = rng.uniform(29.0, 42.0) * size / 128
-  reach = 0.16 if rng.random() < 0.8 else 0.27  # sometimes the head leaves the image
+  reach = 0.16 if rng.random() < 0.8 else 0.23  # sometimes the head leaves the image
   x, y = 0.5 + rng.uniform(-reach, reach), 0.46 + rng.uniform(-reach, reach) * 0.8
   return Head(
     centre=(x * size, y * size),
     scale=scale,
     roll=np.deg2rad(rng.uniform(-30, 30)),
-    yaw=np.deg2rad(rng.uniform(-20, 20)),
-    pitch=np.deg2rad(rng.uniform(-10, 10)),
+    yaw=np.deg2rad(rng.uniform(-16, 16)),
+    pitch=np.deg2rad(rng.uniform(-8, 8)),
     top=rng.uniform(1.18, 1.36),
     chin=rng.uniform(1.15, 1.42),
     jaw=rng.uniform(0.7, 1.15),
