@@ -1,6 +1,6 @@
 """Co-part segmentation of cartoon faces: the default run, on CPU.
 
-  python -m scops_jax.main --config=configs/toy_faces.py --workdir=runs/toy_faces
+python -m scops_jax.main --config=configs/toy_faces.py --workdir=runs/toy_faces
 """
 
 from ml_collections import ConfigDict

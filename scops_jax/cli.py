@@ -51,7 +51,9 @@ def check_key(key: str) -> None:
   keys = list(_keys(default_config()))
   if key not in keys:
     nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
-    sys.exit(f"error: there is no config key {key!r}; the nearest is {nearest!r} (scops_jax/config.py has all)")
+    sys.exit(
+      f"error: there is no config key {key!r}; the nearest is {nearest!r} (scops_jax/config.py has all)"
+    )
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:

@@ -45,7 +45,9 @@ def default_config() -> ConfigDict:
   config.loss.landmark_equivariance = 100.0
   config.loss.semantic_consistency = 1e4
   config.loss.orthonormality = 0.1
-  config.loss.background = 0.0  # beyond the paper: cross-entropy of the background channel against 1 - saliency
+  config.loss.background = (
+    0.0  # beyond the paper: cross-entropy of the background channel against 1 - saliency
+  )
 
   # The spatial transform T_s; it maps target to source coordinates in [-1, 1] (section 3.2).
   config.spatial = ConfigDict()
@@ -79,8 +81,8 @@ def default_config() -> ConfigDict:
   config.optimizer.warmup_steps = 0  # of linear warm-up before the schedule
 
   config.basis = ConfigDict()
-  # "normal": |N(0, 1)| (release). Beyond the paper: "nmf", the DFF factorisation of the reference's features, or
-  # "clusters", the same refined so that each position belongs to one part.
+  # "normal": |N(0, 1)| (release). Beyond the paper: "nmf", the DFF factorisation of the reference's features,
+  # or "clusters", the same refined so that each position belongs to one part.
   config.basis.initializer = "normal"
 
   # Non-negative factorisation of the reference's features: the DFF baseline and a start for the basis.
@@ -93,9 +95,13 @@ def default_config() -> ConfigDict:
   config.data.dir = "data"  # the published files (not used by toy_faces, which draws its own)
   config.data.cache_dir = "data/tfds"  # prepared data sets are kept here
   config.data.num_threads = 2  # host threads that decode images
-  config.data.saliency = "collection"  # "collection": the collection's maps; "ones": every pixel is foreground
+  config.data.saliency = (
+    "collection"  # "collection": the collection's maps; "ones": every pixel is foreground
+  )
   config.data.landmark_normalizer = "inter_ocular"  # the error's unit: "inter_ocular", or "image" (its edge)
-  config.data.on_bad_example = "error"  # "error", or "skip" and list: an image or annotation that can't be read
+  config.data.on_bad_example = (
+    "error"  # "error", or "skip" and list: an image or annotation that can't be read
+  )
 
   config.toy_faces = ConfigDict()
   config.toy_faces.num_train = 2000  # images

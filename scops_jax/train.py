@@ -75,7 +75,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     state, position = checkpoints.restore(start, state)
     batches.set_state(position)
   log = MetricsLog(run.workdir, start_step=start)
-  placed = _train(run, run.steps.place(state), batches, start=start, dff=dff, log=log, checkpoints=checkpoints)
+  placed = _train(
+    run, run.steps.place(state), batches, start=start, dff=dff, log=log, checkpoints=checkpoints
+  )
   checkpoints.close()
   results = _read_results(run.workdir)
   if results is None or results["step"] != config.num_steps:
@@ -190,6 +192,7 @@ def _dff(run: Run) -> Dff:
   """Returns the run's DFF baseline, fitted once a run and kept in its directory."""
   path = run.workdir / "dff.npz"
   if not path.exists():
+
     def features(images: np.ndarray, saliency: np.ndarray) -> np.ndarray:
       return run.steps.features(run.reference_variables, images, saliency)
 
@@ -199,6 +202,7 @@ def _dff(run: Run) -> Dff:
 
 def _ahead(batches: Any, put: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
   """Yields (batch on the devices, pipeline position after it); the next is fetched while a step computes."""
+
   def fetch() -> tuple[Any, dict[str, Any]]:
     batch = put(next(batches))
     return batch, batches.get_state()

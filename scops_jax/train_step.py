@@ -1,7 +1,8 @@
-"""One training step and one prediction step, and how they are compiled: the only place with jit, pmap and mesh.
+"""One training step, one prediction step, and how they are compiled for the devices there are.
 
 Images enter as uint8 RGB `[B, H, W, 3]`, saliency maps as uint8 `[B, H, W]` (0..255 stands for [0, 1]).
-The step is the paper's (section 3): the network sees each image twice, as it is and transformed by T_s(T_a(I)).
+The step is the paper's (section 3): the network sees each image twice, as it is and as T_s(T_a(I)).
+No other module knows pmap or a mesh.
 """
 
 import functools
@@ -186,7 +187,12 @@ def train_step(
 
 
 def predict_step(
-  params: chex.ArrayTree, batch_stats: chex.ArrayTree, images: chex.Array, *, networks: Networks, config: ConfigDict
+  params: chex.ArrayTree,
+  batch_stats: chex.ArrayTree,
+  images: chex.Array,
+  *,
+  networks: Networks,
+  config: ConfigDict,
 ) -> dict[str, chex.Array]:
   """Evaluation-mode prediction.
 
@@ -210,9 +216,14 @@ def predict_step(
 
 
 def factorized_features(
-  variables: chex.ArrayTree, images: chex.Array, saliency: chex.Array, *, networks: Networks, config: ConfigDict
+  variables: chex.ArrayTree,
+  images: chex.Array,
+  saliency: chex.Array,
+  *,
+  networks: Networks,
+  config: ConfigDict,
 ) -> chex.Array:
-  """Returns D·V `[B, h, w, C]` at the resolution of the first map, float32: what the DFF baseline factorises."""
+  """Returns D·V `[B, h, w, C]` at the first map's resolution, float32: what the DFF baseline factorises."""
   maps = reference_features(variables, images, networks=networks, config=config)
   height, width = maps[0].shape[1:3]
   weight = geometry.resize_bilinear(_unit(saliency)[..., None], height, width)
@@ -262,7 +273,9 @@ def _compile_jit(step: Callable, predict: Callable, features: Callable) -> Compi
   def put_batch(batch: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded, x), batch)
 
-  train = jax.jit(step, in_shardings=(replicated, sharded, replicated), out_shardings=replicated, donate_argnums=0)
+  train = jax.jit(
+    step, in_shardings=(replicated, sharded, replicated), out_shardings=replicated, donate_argnums=0
+  )
   predict = jax.jit(predict, in_shardings=(replicated, sharded), out_shardings=sharded)
   features = jax.jit(features, in_shardings=(replicated, sharded, sharded), out_shardings=sharded)
   return CompiledSteps(

@@ -40,7 +40,9 @@ def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, create: boo
     path.mkdir(parents=True, exist_ok=True)
     write_text(saved, _dump(config))
   except OSError as error:
-    raise UserError(f"--workdir={path} can't be written ({error.strerror}): give a writable directory") from error
+    raise UserError(
+      f"--workdir={path} can't be written ({error.strerror}): give a writable directory"
+    ) from error
   return path
 
 

@@ -67,15 +67,14 @@ def imported(path: pathlib.Path) -> set[str]:
 
 @pytest.mark.parametrize("module", ["losses", "geometry", "warp"])
 def test_the_maths_imports_jax_and_chex_only(module):
-  code = (
-    f"import scops_jax.{module}, sys; "
-    f"print([name for name in {HEAVY} if name in sys.modules])"
-  )
+  code = f"import scops_jax.{module}, sys; print([name for name in {HEAVY} if name in sys.modules])"
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
   assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+  "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_files_keep_their_size(path):
   assert len(path.read_text(encoding="utf-8").splitlines()) <= 330
 

@@ -1,6 +1,7 @@
 """The command line's checks, without a process of its own (tests/test_train.py has those)."""
 
 import pytest
+
 from scops_jax.cli import check_key
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 
 import pytest
+
 from scops_jax.config import check_values, default_config
 from scops_jax.errors import UserError
 

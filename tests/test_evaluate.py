@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from scops_jax.config import default_config
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 
@@ -77,7 +78,9 @@ def test_without_ground_truth_the_saliency_is_the_foreground_and_the_rest_is_nul
 def test_the_image_edge_as_normaliser():
   options = {"dff": dff(10), "num_classes": 3}
   by_eyes, _ = evaluate(predict, batches(10), config=config(), **options)
-  by_edge, _ = evaluate(predict, batches(10), config=config(**{"data.landmark_normalizer": "image"}), **options)
+  by_edge, _ = evaluate(
+    predict, batches(10), config=config(**{"data.landmark_normalizer": "image"}), **options
+  )
   # Points are in [-1, 1]: no distance of two exceeds the edge by more than √2.
   assert by_edge["landmark_error_test"] < by_eyes["landmark_error_test"]
   assert by_edge["mean_shape_error_test"] < 2**0.5

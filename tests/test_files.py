@@ -1,6 +1,7 @@
 """Files are whole or absent."""
 
 import pytest
+
 from scops_jax.files import replacing
 
 

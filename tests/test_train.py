@@ -45,7 +45,15 @@ SMALL = {
 def command(workdir, *extra, config="configs/toy_faces.py", cache, **overrides):
   settings = SMALL | {"data.cache_dir": str(cache)} | {k.replace("__", "."): v for k, v in overrides.items()}
   flags = [f"--config.{key}={value}" for key, value in settings.items()]
-  return [sys.executable, "-m", "scops_jax.main", f"--config={config}", f"--workdir={workdir}", *flags, *extra]
+  return [
+    sys.executable,
+    "-m",
+    "scops_jax.main",
+    f"--config={config}",
+    f"--workdir={workdir}",
+    *flags,
+    *extra,
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +106,9 @@ def test_a_run_leaves_everything_that_is_promised(finished):
     "parts_000008.png",
   ]
   assert list(workdir.glob("events.out.tfevents.*"))
-  assert output.splitlines()[-2:] == [str(workdir / "figures" / name) for name in ("parts_000008.png", "losses.png")]
+  assert output.splitlines()[-2:] == [
+    str(workdir / "figures" / name) for name in ("parts_000008.png", "losses.png")
+  ]
   assert not list(workdir.rglob("*tmp*"))
 
 
@@ -116,10 +126,18 @@ def test_a_killed_run_ends_as_one_left_alone(finished, tmp_path, cache, environm
   killed = tmp_path / "killed"
   rng = np.random.default_rng(0)
   # Killed once before any step, then at random moments of the training and its evaluations.
-  waits = [("config.json", 0.0), ("metrics.jsonl", rng.uniform(0, 0.5)), ("evaluation.json", rng.uniform(0, 0.5))]
+  waits = [
+    ("config.json", 0.0),
+    ("metrics.jsonl", rng.uniform(0, 0.5)),
+    ("evaluation.json", rng.uniform(0, 0.5)),
+  ]
   for awaited, delay in waits:
     process = subprocess.Popen(
-      command(killed, cache=cache), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+      command(killed, cache=cache),
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
     while not ((killed / awaited).exists() and (killed / awaited).stat().st_size) and process.poll() is None:

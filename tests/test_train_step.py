@@ -1,4 +1,4 @@
-"""The training step: its terms, their weights, determinism, and the same numbers on one device and on four."""
+"""The training step: its terms, their weights, determinism, the same numbers on one device and on four."""
 
 import os
 import pathlib
@@ -8,10 +8,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+
 from scops_jax.errors import UserError
 from scops_jax.optimizer import make_optimizer
 from scops_jax.train_step import compile_steps, predict_step, train_step
-
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -98,9 +98,7 @@ def test_prediction_shapes_and_ranges():
   config = tiny.config()
   nets = tiny.networks()
   params, _ = tiny.variables(nets)
-  predicted = predict_step(
-    params["segmenter"], {}, tiny.batch(2)["image"], networks=nets, config=config
-  )
+  predicted = predict_step(params["segmenter"], {}, tiny.batch(2)["image"], networks=nets, config=config)
   assert predicted["labels"].shape == (2, 16, 16)
   assert predicted["labels"].dtype == np.uint8
   assert predicted["centers"].shape == (2, tiny.NUM_PARTS, 2)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from scops_jax.config import default_config
 from scops_jax.errors import UserError
 from scops_jax.workdir import MetricsLog, open_workdir
@@ -41,7 +42,7 @@ def test_an_unwritable_directory_is_a_users_mistake(tmp_path):
 
 def test_a_damaged_config_is_a_users_mistake(tmp_path):
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(UserError, match="config.json can't be read"):
+  with pytest.raises(UserError, match=r"config\.json can't be read"):
     open_workdir(tmp_path, default_config())
 
 

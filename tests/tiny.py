@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from scops_jax.config import default_config
 from scops_jax.models.part_basis import PartBasis
 from scops_jax.train_step import Networks, TrainState
