@@ -20,7 +20,8 @@ def run(command: Callable[[], None]) -> None:
   """Parses the flags defined so far, then calls `command`; does not return."""
 
   def main(argv: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
+    # tfds warns about every data set that its own catalogue does not list.
+    logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
       sys.exit(f"error: unexpected argument {argv[1]!r}; options start with --")
     try:

@@ -45,9 +45,10 @@ def default_config() -> ConfigDict:
   config.loss.landmark_equivariance = 100.0
   config.loss.semantic_consistency = 1e4
   config.loss.orthonormality = 0.1
-  config.loss.background = (
-    0.0  # beyond the paper: cross-entropy of the background channel against 1 - saliency
-  )
+  # Beyond the paper: the cross-entropy of the background channel against 1 - saliency, and a term that keeps
+  # each part's share of the foreground from vanishing.
+  config.loss.background = 0.0
+  config.loss.balance = 0.0
 
   # The spatial transform T_s; it maps target to source coordinates in [-1, 1] (section 3.2).
   config.spatial = ConfigDict()

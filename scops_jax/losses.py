@@ -1,4 +1,4 @@
-"""The loss terms of SCOPS (arXiv 1905.01298, section 3) and one beyond the paper, as pure functions.
+"""The loss terms of SCOPS (arXiv 1905.01298, section 3) and two beyond the paper, as pure functions.
 
 B images of H × W pixels, K parts and a background at channel 0. All terms are means over the batch, so their
 weights do not depend on its size. Sums are taken in float32 (or wider) whatever the inputs' dtype.
@@ -232,3 +232,32 @@ def background_loss(logits: chex.Array, saliency: chex.Array) -> jax.Array:
   log_background = logits[..., 0] - log_all
   log_parts = jax.nn.logsumexp(logits[..., 1:], axis=-1) - log_all
   return -jnp.mean((1.0 - foreground) * log_background + foreground * log_parts)
+
+
+def balance_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
+  """Balance of the parts' areas: KL(uniform ‖ a) = -mean_k log(K a_k), a_k a part's share of the foreground.
+
+  a_k = Σ_p (R_k(p) + ε) / Σ_j Σ_p (R_j(p) + ε), for each image. Nearly flat while all parts are seen, and
+  steep for one that vanishes, which no other term brings back.
+
+  Not in the paper, and off in its configs: it suits collections whose images show all parts.
+
+  Args:
+    probs: [B, H, W, K+1], softmax probabilities, background at channel 0.
+    epsilon: added to every pixel, so that an absent part costs no more than about log(1 / ε).
+
+  Returns:
+    Scalar in nats, 0 for equal areas: mean over the parts and the batch.
+
+  Raises:
+    TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1, or ε <= 0.
+  """
+  check_array("probs", probs, "[B, H, W, K+1]", (None, None, None, None))
+  if probs.shape[-1] < 2:
+    raise ValueError(f"probs must be [B, H, W, K+1] with K >= 1 parts, got shape {probs.shape}.")
+  if epsilon <= 0:
+    raise ValueError(f"epsilon must be positive, got {epsilon}.")
+  parts = probs[..., 1:].astype(accumulation_dtype(probs))
+  areas = parts.mean(axis=(1, 2)) + epsilon
+  shares = areas / areas.sum(axis=1, keepdims=True)
+  return -jnp.mean(jnp.log(shares.shape[1] * shares))

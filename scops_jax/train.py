@@ -123,10 +123,11 @@ def _set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) ->
   except ValueError as error:
     raise UserError(str(error)) from error
   reference_variables = _reference_variables(networks, config)
-  collection = open_collection(config)
-  path = open_workdir(workdir, config, create=create)
   transformation = optimizer.make_optimizer(config, _abstract_params(networks, config))
   steps = compile_steps(networks, transformation, config)
+  collection = open_collection(config)
+  # Last, so that no mistake leaves a directory behind.
+  path = open_workdir(workdir, config, create=create)
   return Run(config, path, collection, networks, transformation, steps, steps.place(reference_variables))
 
 
@@ -143,16 +144,15 @@ def _load_weights(variables: Any, *, source: str, model_name: str) -> Any:
 
 
 def _reference_variables(networks: Networks, config: ConfigDict) -> Any:
-  side = config.reference_image_size
-  # The published weights replace every value, so initialisation at full size would be wasted.
-  image = jnp.zeros((1, min(side, 65), min(side, 65), 3))
-  variables = networks.reference.init(_key(config, _REFERENCE_KEY), image)
+  image = jnp.zeros((1, config.reference_image_size, config.reference_image_size, 3))
+  # Compiled, so that the forward pass, whose result is not used, is not done.
+  variables = jax.jit(networks.reference.init)(_key(config, _REFERENCE_KEY), image)
   return _load_weights(variables, source=config.reference_weights, model_name=config.reference)
 
 
 def _segmenter_variables(networks: Networks, config: ConfigDict) -> Any:
   image = jnp.zeros((1, config.image_size, config.image_size, 3))
-  variables = networks.segmenter.init(_key(config, _SEGMENTER_KEY), image, train=False)
+  variables = jax.jit(networks.segmenter.init)(_key(config, _SEGMENTER_KEY), image)
   return _load_weights(variables, source=config.segmenter_weights, model_name=config.segmenter)
 
 

@@ -134,6 +134,8 @@ def compute_losses(
   }
   if config.loss.background:
     terms["background"] = losses.background_loss(logits, saliency)
+  if config.loss.balance:
+    terms["balance"] = losses.balance_loss(probs)
   return terms, batch_stats
 
 

@@ -29,25 +29,6 @@ _PART_COLORS = np.frombuffer(
 ).reshape(-1, 3)
 
 
-def palette(num_labels: int) -> np.ndarray:
-  """Returns the PASCAL VOC colours of labels: bit 3i + c of a label is bit 7 - i of its channel c.
-
-  Args:
-    num_labels: 1 to 256, background included.
-
-  Returns:
-    `[num_labels, 3]` uint8 RGB; label 0 is black.
-
-  Raises:
-    ValueError: `num_labels` is out of range.
-  """
-  if not 1 <= num_labels <= 256:
-    raise ValueError(f"the palette has 1 to 256 labels, asked for {num_labels}")
-  bits = (np.arange(num_labels)[:, None] >> np.arange(24)) & 1
-  weights = 1 << (7 - np.arange(8))
-  return np.einsum("nic,i->nc", bits.reshape(num_labels, 8, 3), weights).astype(np.uint8)
-
-
 def part_colors(num_parts: int) -> np.ndarray:
   """Returns the colours of parts in pictures: VOC's are dark, and its first and eighth part look alike.
 

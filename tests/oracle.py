@@ -73,6 +73,12 @@ def background(logits, saliency):
   return -np.mean((1 - saliency) * np.log(absent) + saliency * np.log(1 - absent))
 
 
+def balance(probs, epsilon=1e-3):
+  areas = (np.asarray(probs, np.float64)[..., 1:] + epsilon).sum(axis=(1, 2))
+  shares = areas / areas.sum(axis=1, keepdims=True)
+  return -np.log(shares.shape[1] * shares).mean()
+
+
 def semantic_consistency(probs, basis, features, saliency):
   """Returns the loss and its gradients to the parts' probabilities [B, H, W, K] and to the basis."""
   parts = np.asarray(probs, np.float64)[..., 1:]

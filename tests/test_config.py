@@ -28,7 +28,7 @@ def test_release_weights_follow_from_the_changed_reductions():
 
 
 def test_terms_beyond_the_paper_are_off_by_default():
-  assert default_config().loss.background == 0.0
+  assert default_config().loss.background == default_config().loss.balance == 0.0
   assert default_config().spatial.mirror_probability == 0.0
 
 

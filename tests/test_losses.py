@@ -1,6 +1,7 @@
 """Every loss against recorded, reference and hand-computed values, its gradients and its invariances."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ CASES = {
   ),
   "orthonormality": (losses.orthonormality_loss, (BASIS,), oracle.orthonormality, 1),
   "background": (losses.background_loss, (LOGITS, SALIENCY), oracle.background, 1),
+  "balance": (losses.balance_loss, (PROBS,), oracle.balance, 1),
 }
 
 
@@ -225,7 +227,26 @@ def test_background_by_hand():
   np.testing.assert_allclose(losses.background_loss(logits, jnp.zeros((1, H, W))), 300 + np.log(2), rtol=1e-6)
 
 
+def test_balance_by_hand():
+  # Areas 3 : 1 of 4 pixels: -(ln(2 · 3/4) + ln(2 · 1/4)) / 2 = -ln(3/4) / 2; equal areas cost nothing.
+  part = jnp.asarray([[0, 0], [0, 1]])
+  uneven = jax.nn.one_hot(part + 1, 3)[None]
+  expected = -np.log(0.75) / 2
+  np.testing.assert_allclose(losses.balance_loss(uneven, epsilon=1e-9), expected, rtol=1e-6)
+  even = jax.nn.one_hot(jnp.asarray([[1, 1], [2, 2]]), 3)[None]
+  np.testing.assert_allclose(losses.balance_loss(even), 0.0, atol=1e-6)
+
+
+def test_balance_pulls_back_an_absent_part():
+  probs = jnp.zeros((1, H, W, 3)).at[..., 1].set(1.0)
+  gradient = jax.grad(losses.balance_loss)(probs)
+  assert np.isfinite(gradient).all()
+  assert (gradient[..., 2] < 0).all()
+
+
 BAD_INPUTS = {
+  "balance_epsilon": (partial(losses.balance_loss, epsilon=0.0), (PROBS,), ValueError, "epsilon"),
+  "balance_parts": (losses.balance_loss, (PROBS[..., :1],), ValueError, "K >= 1"),
   "probs_axes": (losses.concentration_loss, (PROBS[0],), ValueError, r"probs .*\[B, H, W, K\+1\]"),
   "probs_dtype": (losses.concentration_loss, (PROBS.astype(int),), TypeError, "probs .*floating-.*int"),
   "target_shape": (losses.equivariance_loss, (LOGITS, LOGITS[:1]), ValueError, r"\(1, 6, 9, 4\)"),

@@ -16,16 +16,6 @@ def random_pair(seed=0, shape=(3, 13, 7), num_labels=5, num_classes=4):
   return labels, truth
 
 
-def test_label_map_is_the_most_probable_channel():
-  probs = np.zeros((1, 2, 3, 4), np.float32)
-  probs[0, 0, 1, 3] = probs[0, 1, 2, 1] = probs[0, 1, 2, 2] = 1  # a tie goes to the lower label
-  labels = metrics.label_map(probs)
-  np.testing.assert_array_equal(labels, [[[0, 3, 0], [0, 0, 1]]])
-  assert labels.dtype == np.int32
-  with pytest.raises(ValueError, match="B, H, W"):
-    metrics.label_map(probs[0])
-
-
 def test_contingency_counts_pairs():
   labels = np.array([[0, 1, 1], [2, 2, 2]])
   truth = np.array([[0, 1, 0], [1, 1, 0]])

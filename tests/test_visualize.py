@@ -1,14 +1,11 @@
 """Pictures: colours, geometry of the figures, files and bad input."""
 
-import pathlib
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from scops_jax import visualize
 
-GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "segmentation.npz")
 WEIGHTS = {"equivariance": 2.0, "semantic_consistency": 100.0, "background": 0.0}
 RECORDS = [
   {"step": s, "loss": 3.0 / s, "equivariance": 1.0 / s, "semantic_consistency": 0.01 / s, "lr": 1e-3}
@@ -23,20 +20,6 @@ def scene(count=3, height=24, width=40):
   labels[:, 14:20, 25:35] = 2
   centers = np.zeros((count, 3, 2), np.float32)
   return images, labels, centers
-
-
-def test_palette_is_that_of_pascal_voc():
-  np.testing.assert_array_equal(visualize.palette(5), GOLDEN["palette_rgb_uint8"])
-  colors = visualize.palette(256)
-  np.testing.assert_array_equal(colors[[15, 20, 255]], [[192, 128, 128], [0, 64, 128], [224, 224, 192]])
-  assert len(np.unique(colors, axis=0)) == 256
-  assert colors.dtype == np.uint8
-
-
-@pytest.mark.parametrize("num_labels", [0, 257])
-def test_palette_has_256_labels(num_labels):
-  with pytest.raises(ValueError, match="1 to 256"):
-    visualize.palette(num_labels)
 
 
 def test_part_colors_are_far_apart_and_repeat():

@@ -165,4 +165,6 @@ def _write(builder: CollectionBuilder) -> None:
   for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):  # of a killed preparation
     shutil.rmtree(leftover)
   options = tfds.download.DownloadConfig(try_download_gcs=False)
-  builder.download_and_prepare(download_config=options, file_format="array_record")
+  # tfds prints that it downloads, which it does not.
+  with redirect_stdout(io.StringIO()):
+    builder.download_and_prepare(download_config=options, file_format="array_record")

@@ -81,6 +81,11 @@ def draw_face(rng: np.random.Generator, size: int = 128) -> FaceDrawing:
   return FaceDrawing(image, _saliency(rng, person), landmarks, visible, canvas.parts())
 
 
+def draw_numbered_face(key: tuple[int, ...]) -> FaceDrawing:
+  """The face of a key, such as (seed, split, index): the same numbers give the same pixels."""
+  return draw_face(np.random.default_rng(key))
+
+
 def _sample_head(rng: np.random.Generator, size: int) -> Head:
   scale = rng.uniform(29.0, 42.0) * size / 128
   reach = 0.16 if rng.random() < 0.8 else 0.23  # sometimes the head leaves the image

@@ -1,13 +1,18 @@
 """The embedded collection: cartoon faces drawn from a seed, with landmarks and ground-truth parts."""
 
-from collections.abc import Sequence
+import multiprocessing
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from scops_jax.data.builder import SPLITS, CollectionBuilder, Example, encode_png
 from scops_jax.data.face_canvas import PART_NAMES
-from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_face
+from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_numbered_face
 
 
 class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -27,7 +32,8 @@ class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-
 
   def read_example(self, record: tuple[str, int]) -> Example:
     split, index = record
-    face = draw_face(np.random.default_rng((self.settings.toy_faces.seed, SPLITS.index(split), index)))
+    key = (self.settings.toy_faces.seed, SPLITS.index(split), index)
+    face = self._artists.submit(draw_numbered_face, key).result()
     return Example(
       name=f"{split}/{index:06d}",
       image=encode_png(face.image),
@@ -36,3 +42,22 @@ class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-
       saliency=face.saliency,
       parts=face.parts,
     )
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Drawing holds Python's lock, so the base's threads wait for processes that draw.
+    count = self.settings.data.num_threads
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as self._artists:
+      with _without_main_module():
+        list(self._artists.map(abs, range(count)))  # starts them
+      yield from super()._generate_examples(split)
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+  """Keeps processes that start meanwhile from importing the main module, which may be slow or a pipe."""
+  main = sys.modules["__main__"]
+  sys.modules["__main__"] = types.ModuleType("__main__")
+  try:
+    yield
+  finally:
+    sys.modules["__main__"] = main

@@ -3,24 +3,6 @@
 import numpy as np
 
 
-def label_map(probs: np.ndarray) -> np.ndarray:
-  """Returns the most probable label of every pixel.
-
-  Args:
-    probs: `[B, H, W, K+1]` probabilities or logits, background at channel 0.
-
-  Returns:
-    `[B, H, W]` int32 in 0 .. K; the lower label on a tie.
-
-  Raises:
-    ValueError: `probs` is not of rank 4.
-  """
-  probs = np.asarray(probs)
-  if probs.ndim != 4:
-    raise ValueError(f"probs must be [B, H, W, K+1], got shape {probs.shape}")
-  return probs.argmax(axis=-1).astype(np.int32)
-
-
 def contingency(
   labels: np.ndarray,
   truth: np.ndarray,
