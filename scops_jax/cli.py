@@ -41,7 +41,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
       # A config file that can't be loaded shows itself only when its value is read.
-      flags.FLAGS["config"].value.to_dict()
+      str(flags.FLAGS["config"].value)
   except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
   return positional
@@ -58,7 +58,7 @@ def check_key(key: str) -> None:
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-  keys = []
+  keys: list[str] = []
   for key, value in config.items():
     keys += _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
   return keys

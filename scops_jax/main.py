@@ -6,7 +6,9 @@ from ml_collections import config_flags
 from scops_jax import cli, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; a run found there is resumed.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where the run is kept; a run found there is resumed.", required=True
+)
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
 )
@@ -19,5 +21,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
   cli.run(main)

@@ -209,8 +209,7 @@ def _ahead(batches: Any, put: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
 
   upcoming = fetch()
   while True:
-    current, upcoming = upcoming, None
-    yield current
+    yield upcoming
     upcoming = fetch()
 
 

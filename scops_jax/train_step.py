@@ -210,7 +210,8 @@ def predict_step(
     part centres (x, y) in [-1, 1] without epsilon, as the release evaluates them.
   """
   inputs = models.normalize(config.segmenter, images.astype(jnp.float32))
-  logits = networks.segmenter.apply({"params": params, "batch_stats": batch_stats}, inputs, train=False)
+  variables = {"params": params, "batch_stats": batch_stats}
+  logits: Any = networks.segmenter.apply(variables, inputs, train=False)
   height, width = images.shape[1:3]
   probs = jax.nn.softmax(geometry.resize_bilinear(logits.astype(jnp.float32), height, width))
   labels = jnp.argmax(probs, axis=-1).astype(jnp.uint8)

@@ -135,7 +135,7 @@ class _TestPredictions:
       "part_area_fractions": areas.tolist(),
     }
 
-  def figure_arrays(self) -> dict[str, np.ndarray]:
+  def figure_arrays(self) -> dict[str, Any]:
     columns = zip(*self._figure, strict=True)
     stacked = [np.concatenate(column)[:FIGURE_IMAGES] for column in columns]
     return dict(zip(("images", "labels", "centers"), stacked, strict=True))
@@ -148,7 +148,7 @@ def evaluate(
   dff: Dff,
   num_classes: int,
   config: ConfigDict,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """Measures the segmenter.
 
   Args:
