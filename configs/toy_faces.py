@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
   config.loss.semantic_consistency = 2000.0
   config.loss.orthonormality = 1.0
   # Every face shows every part; without this term one of them dies in some seeds.
-  config.loss.balance = 5.0
+  config.loss.balance = 20.0
 
   # The faces are within ±30° and alike in size; a few hundred steps are better spent near that.
   config.spatial.rotation_degrees = 35.0
