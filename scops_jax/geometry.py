@@ -60,6 +60,13 @@ def coordinate_grid(height: int, width: int) -> jax.Array:
   return jnp.stack(jnp.meshgrid(axis_coordinates(width), axis_coordinates(height)), axis=-1)
 
 
+def check_part_maps(name: str, maps: chex.Array) -> None:
+  """Raises TypeError or ValueError unless `maps` is floating-point [B, H, W, K+1] with K >= 1."""
+  check_array(name, maps, "[B, H, W, K+1]", (None, None, None, None))
+  if maps.shape[-1] < 2:
+    raise ValueError(f"{name} must be [B, H, W, K+1] with K >= 1 parts, got shape {maps.shape}.")
+
+
 def part_marginals(probs: chex.Array, *, epsilon: float) -> tuple[jax.Array, jax.Array]:
   """Sums each part's normalised density over the rows and over the columns.
 
@@ -76,10 +83,8 @@ def part_marginals(probs: chex.Array, *, epsilon: float) -> tuple[jax.Array, jax
   Raises:
     TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1.
   """
-  check_array("probs", probs, "[B, H, W, K+1]", (None, None, None, None))
-  _, height, width, channels = probs.shape
-  if channels < 2:
-    raise ValueError(f"probs must be [B, H, W, K+1] with K >= 1 parts, got shape {probs.shape}.")
+  check_part_maps("probs", probs)
+  height, width = probs.shape[1:3]
   parts = probs[..., 1:].astype(accumulation_dtype(probs))
   over_rows = parts.sum(axis=1) + height * epsilon
   over_columns = parts.sum(axis=2) + width * epsilon

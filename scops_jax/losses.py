@@ -15,6 +15,7 @@ from scops_jax.geometry import (
   accumulation_dtype,
   axis_coordinates,
   check_array,
+  check_part_maps,
   interpolation_matrix,
   part_marginals,
 )
@@ -222,9 +223,7 @@ def background_loss(logits: chex.Array, saliency: chex.Array) -> jax.Array:
   Raises:
     TypeError, ValueError: a dtype is not floating point, K < 1, or the shapes do not fit each other.
   """
-  check_array("logits", logits, "[B, H, W, K+1]", (None, None, None, None))
-  if logits.shape[-1] < 2:
-    raise ValueError(f"logits must be [B, H, W, K+1] with K >= 1 parts, got shape {logits.shape}.")
+  check_part_maps("logits", logits)
   check_array("saliency", saliency, "[B, H, W] like logits", logits.shape[:-1])
   logits = logits.astype(accumulation_dtype(logits))
   foreground = jax.lax.stop_gradient(saliency).astype(logits.dtype)
@@ -252,9 +251,7 @@ def balance_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
   Raises:
     TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1, or ε <= 0.
   """
-  check_array("probs", probs, "[B, H, W, K+1]", (None, None, None, None))
-  if probs.shape[-1] < 2:
-    raise ValueError(f"probs must be [B, H, W, K+1] with K >= 1 parts, got shape {probs.shape}.")
+  check_part_maps("probs", probs)
   if epsilon <= 0:
     raise ValueError(f"epsilon must be positive, got {epsilon}.")
   parts = probs[..., 1:].astype(accumulation_dtype(probs))
