@@ -15,6 +15,7 @@ import pytest
 
 from scops_jax import models, weights
 from scops_jax.errors import UserError
+from tests.weight_files import Call, Global, TorchPickler
 
 NAME = "efficientnet_lite0"
 ARRAYS = {
@@ -31,38 +32,18 @@ STORAGES = {
 }
 
 
-class Global:
-  """Pickles as a reference to `module.name`."""
-
-  def __init__(self, module, name):
-    self.module, self.name = module, name
-
-
-class Call:
-  """Pickles as the call of a Global."""
-
-  def __init__(self, function, *args):
-    self.function, self.args = function, args
-
-
-class Writer(pickle._Pickler):
-  """Writes what torch.save writes, without PyTorch; tensors are NumPy arrays here."""
+class Writer(TorchPickler):
+  """Takes NumPy arrays as tensors, each with a storage of its own."""
 
   def __init__(self, file):
-    super().__init__(file, protocol=2)
+    super().__init__(file)
     self.storages = {}
 
   def persistent_id(self, obj):
     return ("storage", *obj.identity) if isinstance(obj, Stored) else None
 
   def save(self, obj, save_persistent_id=True):
-    if isinstance(obj, Global):
-      self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-    elif isinstance(obj, Call):
-      self.save(obj.function)
-      self.save(obj.args)
-      self.write(pickle.REDUCE)
-    elif isinstance(obj, np.ndarray):
+    if isinstance(obj, np.ndarray):
       self.save(self.tensor(obj))
     else:
       super().save(obj, save_persistent_id)
@@ -73,7 +54,7 @@ class Writer(pickle._Pickler):
     storage = Stored(Global("torch", STORAGES[array.dtype.name]), key, "cpu", array.size)
     strides = tuple(s // array.itemsize for s in array.strides)
     arguments = (storage, 0, array.shape, strides, False, collections.OrderedDict())
-    return Call(Global("torch._utils", "_rebuild_tensor_v2"), *arguments)
+    return Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments)
 
 
 class Stored:
@@ -144,7 +125,7 @@ def test_reads_every_format(tmp_path, name):
 
 @pytest.mark.parametrize("name", TORCH_WRITERS)
 def test_flattens_nested_containers_and_parameters(tmp_path, name):
-  parameter = Call(Global("torch._utils", "_rebuild_parameter"), ARRAYS["conv.bias"], True, {})
+  parameter = Call(Global("torch._utils", "_rebuild_parameter"), (ARRAYS["conv.bias"], True, {}))
   nested = {
     "epoch": 3,
     "state_dict": collections.OrderedDict(bias=parameter),
@@ -163,7 +144,7 @@ def test_reads_transposed_views(tmp_path, name):
     storage = Stored(Global("torch", "FloatStorage"), "0", "cpu", array.size)
     self.storages["0"] = array.T
     strides = tuple(s // 4 for s in array.strides)
-    return Call(Global("torch._utils", "_rebuild_tensor_v2"), storage, 0, array.shape, strides, False, {})
+    return Call(Global("torch._utils", "_rebuild_tensor_v2"), (storage, 0, array.shape, strides, False, {}))
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Writer, "tensor", tensor)
@@ -174,7 +155,7 @@ def test_reads_transposed_views(tmp_path, name):
 @pytest.mark.parametrize("name", TORCH_WRITERS)
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, name):
   mark = tmp_path / "ran"
-  hostile = {"a": ARRAYS["steps"], "b": Call(Global("os", "system"), f"touch {mark}")}
+  hostile = {"a": ARRAYS["steps"], "b": Call(Global("os", "system"), (f"touch {mark}",))}
   path = TORCH_WRITERS[name](tmp_path / name, hostile)
   with pytest.raises(UserError, match=r"os\.system"):
     weights.load_state_dict(path)
@@ -205,7 +186,7 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, shape):
 
     def tensor(self, array):
       self.storages["0"] = array
-      return Call(Global("torch._utils", "_rebuild_tensor_v2"), storage, 0, shape, strides, False, {})
+      return Call(Global("torch._utils", "_rebuild_tensor_v2"), (storage, 0, shape, strides, False, {}))
 
     patch.setattr(Writer, "tensor", tensor)
     path = zip_file(tmp_path / "a.pth", {"x": ARRAYS["steps"]})
