@@ -1,44 +1,25 @@
-"""A run from its config to its results: set up, train, log, evaluate, save. No maths here."""
+"""A run from its config to its results: train, log, evaluate, save. No maths here."""
 
 import itertools
 import json
 import pathlib
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from scops_jax import models, optimizer, visualize, weights
+from scops_jax import optimizer, runs, visualize
 from scops_jax.checkpoints import Checkpoints
-from scops_jax.config import check_values
-from scops_jax.data.collection import Collection, open_collection
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
-from scops_jax.train_step import CompiledSteps, Networks, TrainState, compile_steps, create_networks
-from scops_jax.workdir import MetricsLog, open_workdir, write_text
-
-# Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
-_SEGMENTER_KEY, _REFERENCE_KEY, _BASIS_KEY = range(3)
-
-
-class Run(NamedTuple):
-  """What training and evaluation share; the state is made (`initial_state`) or restored apart from it."""
-
-  config: ConfigDict
-  workdir: pathlib.Path
-  collection: Collection
-  networks: Networks
-  transformation: optax.GradientTransformation
-  steps: CompiledSteps
-  reference_variables: Any
+from scops_jax.runs import Run
+from scops_jax.workdir import MetricsLog, write_text
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -57,7 +38,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   Raises:
     UserError: the config, the data or the directory can't serve; nothing has been written then.
   """
-  run = _set_up(config, workdir, create=True)
+  run = runs.set_up(config, workdir, create=True)
   checkpoints = Checkpoints(run.workdir)
   batches = train_batches(
     run.collection.train,
@@ -69,11 +50,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     process_count=jax.process_count(),
   )
   dff = _dff(run)
-  state = _initial_state(run, dff)
   start = checkpoints.latest_step() or 0
   if start:
-    state, position = checkpoints.restore(start, state)
+    state, position = checkpoints.restore(start, runs.abstract_state(run))
     batches.set_state(position)
+  else:
+    state = runs.initial_state(run, part_basis=dff.part_basis)
   log = MetricsLog(run.workdir, start_step=start)
   placed = _train(
     run, run.steps.place(state), batches, start=start, dff=dff, log=log, checkpoints=checkpoints
@@ -102,75 +84,14 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   Raises:
     UserError: as train_and_evaluate, or `workdir` holds no checkpoint.
   """
-  run = _set_up(config, workdir, create=False)
+  run = runs.set_up(config, workdir, create=False)
   checkpoints = Checkpoints(run.workdir)
-  step = checkpoints.latest_step()
-  if step is None:
-    raise UserError(f"--workdir={workdir} holds no checkpoint yet: train there first")
-  dff = _dff(run)
-  state, _ = checkpoints.restore(step, _initial_state(run, dff))
+  step = runs.newest_step(checkpoints, workdir)
+  state, _ = checkpoints.restore(step, runs.abstract_state(run))
   checkpoints.close()
-  results = _evaluate(run, run.steps.place(state), dff=dff, step=step, log=None)
+  results = _evaluate(run, run.steps.place(state), dff=_dff(run), step=step, log=None)
   _print_results(results, [_figure_path(run.workdir, step)])
   return results
-
-
-def _set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> Run:
-  check_values(config)
-  try:
-    models.check_image_size(config.segmenter, config.image_size)
-    networks = create_networks(config)
-  except ValueError as error:
-    raise UserError(str(error)) from error
-  reference_variables = _reference_variables(networks, config)
-  transformation = optimizer.make_optimizer(config, _abstract_params(networks, config))
-  steps = compile_steps(networks, transformation, config)
-  collection = open_collection(config)
-  # Last, so that no mistake leaves a directory behind.
-  path = open_workdir(workdir, config, create=create)
-  return Run(config, path, collection, networks, transformation, steps, steps.place(reference_variables))
-
-
-def _key(config: ConfigDict, leaf: int) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(config.seed), leaf)
-
-
-def _load_weights(variables: Any, *, source: str, model_name: str) -> Any:
-  """Returns the variables with published weights, or unchanged if the config asks for random ones."""
-  if source == "random":
-    return variables
-  path = weights.imagenet_weights_path(model_name) if source == "imagenet" else pathlib.Path(source)
-  return weights.apply_state_dict(variables, weights.load_state_dict(path), model_name=model_name)
-
-
-def _reference_variables(networks: Networks, config: ConfigDict) -> Any:
-  image = jnp.zeros((1, config.reference_image_size, config.reference_image_size, 3))
-  # Compiled, so that the forward pass, whose result is not used, is not done.
-  variables = jax.jit(networks.reference.init)(_key(config, _REFERENCE_KEY), image)
-  return _load_weights(variables, source=config.reference_weights, model_name=config.reference)
-
-
-def _segmenter_variables(networks: Networks, config: ConfigDict) -> Any:
-  image = jnp.zeros((1, config.image_size, config.image_size, 3))
-  variables = jax.jit(networks.segmenter.init)(_key(config, _SEGMENTER_KEY), image)
-  return _load_weights(variables, source=config.segmenter_weights, model_name=config.segmenter)
-
-
-def _abstract_params(networks: Networks, config: ConfigDict) -> Any:
-  image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-  segmenter = jax.eval_shape(lambda x: networks.segmenter.init(jax.random.key(0), x, train=False), image)
-  basis = jax.eval_shape(lambda: networks.basis.init(jax.random.key(0)))
-  return {"segmenter": segmenter["params"], "basis": basis["params"]}
-
-
-def _initial_state(run: Run, dff: Dff) -> TrainState:
-  segmenter = _segmenter_variables(run.networks, run.config)
-  basis = run.networks.basis.init(_key(run.config, _BASIS_KEY))["params"]
-  if run.config.basis.initializer != "normal":
-    basis = {"raw": jnp.asarray(dff.part_basis)}
-  params = {"segmenter": segmenter["params"], "basis": basis}
-  opt_state = run.transformation.init(params)
-  return TrainState(jnp.zeros((), jnp.int32), params, segmenter.get("batch_stats", {}), opt_state)
 
 
 def _batches(run: Run, split: str) -> Iterable[dict[str, np.ndarray]]:

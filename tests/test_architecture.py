@@ -29,10 +29,11 @@ RANKS = {
   "workdir": 3,
   "data": 3,
   "visualize": 3,
-  "train": 4,
   "cli": 4,
-  "main": 5,
-  "prepare": 5,
+  "runs": 4,
+  "train": 5,
+  "main": 6,
+  "prepare": 6,
 }
 HEAVY = ("flax", "tensorflow", "tensorflow_datasets", "orbax", "optax", "grain", "ml_collections", "PIL")
 

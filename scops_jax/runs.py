@@ -1,0 +1,190 @@
+"""What a run consists of: made from its config, or found again in its work directory."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from scops_jax import models, optimizer, weights
+from scops_jax.checkpoints import Checkpoints
+from scops_jax.config import check_values, default_config
+from scops_jax.data.collection import Collection, open_collection
+from scops_jax.errors import UserError
+from scops_jax.train_step import CompiledSteps, Networks, TrainState, compile_steps, create_networks
+from scops_jax.workdir import open_workdir
+
+# Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
+_SEGMENTER_KEY, _REFERENCE_KEY, _BASIS_KEY = range(3)
+
+
+class Run(NamedTuple):
+  """What training and evaluation share; the state is made (`initial_state`) or restored apart from it."""
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  collection: Collection
+  networks: Networks
+  transformation: optax.GradientTransformation
+  steps: CompiledSteps
+  reference_variables: Any
+
+
+class Segmenter(NamedTuple):
+  """The trained network of a run."""
+
+  config: ConfigDict
+  networks: Networks
+  params: Any  # of the segmenter
+  batch_stats: Any
+  part_basis: np.ndarray  # [K, C] ≥ 0
+  step: int  # of the checkpoint it comes from
+
+
+def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> Run:
+  """Builds everything of a run but its state; `create`: whether `workdir` may be new.
+
+  Raises:
+    UserError: the config, the data or the directory can't serve; no directory has been made then.
+  """
+  check_values(config)
+  networks = _networks(config)
+  reference_variables = _reference_variables(networks, config)
+  transformation = optimizer.make_optimizer(config, _abstract_params(networks, config))
+  steps = compile_steps(networks, transformation, config)
+  collection = open_collection(config)
+  # Last, so that no mistake leaves a directory behind.
+  path = open_workdir(workdir, config, create=create)
+  return Run(config, path, collection, networks, transformation, steps, steps.place(reference_variables))
+
+
+def initial_state(run: Run, *, part_basis: np.ndarray) -> TrainState:
+  """Returns the state before the first step.
+
+  Args:
+    run: as set_up returns it.
+    part_basis: `[K, C]`, where the basis starts if config.basis.initializer asks for a factorisation.
+  """
+  variables = _segmenter_variables(run.networks, run.config)
+  basis = run.networks.basis.init(_key(run.config, _BASIS_KEY))["params"]
+  if run.config.basis.initializer != "normal":
+    basis = {"raw": jnp.asarray(part_basis)}
+  return _new_state(variables, basis, run.transformation)
+
+
+def abstract_state(run: Run) -> TrainState:
+  """Returns the state's shapes, dtypes and placement: what a checkpoint is restored into."""
+  return _abstract_state(run.networks, run.config)
+
+
+def load_config(workdir: str | pathlib.Path) -> ConfigDict:
+  """Returns the resolved, locked config of the run in `workdir`.
+
+  Raises:
+    UserError: there is no run, or this version does not know its config.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  try:
+    saved = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(f"--workdir={workdir} holds no run that can be read ({path}: {error})") from error
+  config = default_config()
+  saved["reference_layers"] = tuple(saved["reference_layers"])  # JSON has lists only
+  try:
+    config.update(saved)
+  except (AttributeError, KeyError, TypeError) as error:
+    detail = " ".join(str(error).split())
+    raise UserError(f"{path} is the config of another version of scops_jax: {detail}") from error
+  return config
+
+
+def load_segmenter(workdir: str | pathlib.Path) -> Segmenter:
+  """Restores the network of the newest checkpoint in `workdir`, without the collection or the reference.
+
+  Raises:
+    UserError: no run, or no checkpoint yet.
+  """
+  config = load_config(workdir)
+  networks = _networks(config)
+  checkpoints = Checkpoints(workdir)
+  step = newest_step(checkpoints, workdir)
+  state, _ = checkpoints.restore(step, _abstract_state(networks, config))
+  checkpoints.close()
+  basis = np.asarray(networks.basis.apply({"params": state.params["basis"]}))
+  return Segmenter(config, networks, state.params["segmenter"], state.batch_stats, basis, step)
+
+
+def newest_step(checkpoints: Checkpoints, workdir: str | pathlib.Path) -> int:
+  """Returns the step of the newest checkpoint.
+
+  Raises:
+    UserError: there is none.
+  """
+  step = checkpoints.latest_step()
+  if step is None:
+    raise UserError(f"--workdir={workdir} holds no checkpoint yet: train there first")
+  return step
+
+
+def _networks(config: ConfigDict) -> Networks:
+  try:
+    models.check_image_size(config.segmenter, config.image_size)
+    return create_networks(config)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def _key(config: ConfigDict, leaf: int) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(config.seed), leaf)
+
+
+def _load_weights(variables: Any, *, source: str, model_name: str) -> Any:
+  """Returns the variables with published weights, or unchanged if the config asks for random ones."""
+  if source == "random":
+    return variables
+  path = weights.imagenet_weights_path(model_name) if source == "imagenet" else pathlib.Path(source)
+  return weights.apply_state_dict(variables, weights.load_state_dict(path), model_name=model_name)
+
+
+def _reference_variables(networks: Networks, config: ConfigDict) -> Any:
+  image = jnp.zeros((1, config.reference_image_size, config.reference_image_size, 3))
+  # Compiled, so that the forward pass, whose result is not used, is not done.
+  variables = jax.jit(networks.reference.init)(_key(config, _REFERENCE_KEY), image)
+  return _load_weights(variables, source=config.reference_weights, model_name=config.reference)
+
+
+def _segmenter_variables(networks: Networks, config: ConfigDict) -> Any:
+  image = jnp.zeros((1, config.image_size, config.image_size, 3))
+  variables = jax.jit(networks.segmenter.init)(_key(config, _SEGMENTER_KEY), image)
+  return _load_weights(variables, source=config.segmenter_weights, model_name=config.segmenter)
+
+
+def _new_state(variables: Any, basis: Any, transformation: optax.GradientTransformation) -> TrainState:
+  params = {"segmenter": variables["params"], "basis": basis}
+  opt_state = transformation.init(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), opt_state)
+
+
+def _abstract_variables(networks: Networks, config: ConfigDict) -> tuple[Any, Any]:
+  """Returns the shapes of the segmenter's variables and of the basis's parameters."""
+  image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+  segmenter = jax.eval_shape(lambda x: networks.segmenter.init(jax.random.key(0), x, train=False), image)
+  basis = jax.eval_shape(lambda: networks.basis.init(jax.random.key(0)))
+  return segmenter, basis["params"]
+
+
+def _abstract_params(networks: Networks, config: ConfigDict) -> Any:
+  segmenter, basis = _abstract_variables(networks, config)
+  return {"segmenter": segmenter["params"], "basis": basis}
+
+
+def _abstract_state(networks: Networks, config: ConfigDict) -> TrainState:
+  variables, basis = _abstract_variables(networks, config)
+  transformation = optimizer.make_optimizer(config, {"segmenter": variables["params"], "basis": basis})
+  state = jax.eval_shape(lambda v, b: _new_state(v, b, transformation), variables, basis)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
