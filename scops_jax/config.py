@@ -36,7 +36,7 @@ def default_config() -> ConfigDict:
   config.eval_every = 10_000  # steps between evaluations; one more is done at the end
   config.checkpoint_every = 1_000  # steps between checkpoints; one more is written at the end
   config.eval_batch_size = 32  # images; the last, smaller batch is padded and masked, never dropped
-  config.eval_num_train = 0  # training images the landmark regression is fitted to, the first ones; 0 = all
+  config.eval_num_train = 0  # images the landmark regression is fitted to, the first ones; 0 = all
 
   # Weights λ of the loss terms (section 3, equation 7; release values over the changed reductions).
   config.loss = ConfigDict()
@@ -99,7 +99,10 @@ def default_config() -> ConfigDict:
   config.data.saliency = (
     "collection"  # "collection": the collection's maps; "ones": every pixel is foreground
   )
-  config.data.landmark_normalizer = "inter_ocular"  # the error's unit: "inter_ocular", or "image" (its edge)
+  # The landmark error's unit: "inter_ocular" (the distance of the first two landmarks), "image" (its edge) or
+  # "box" (the longer edge of the object's box), the image being the square that the network sees.
+  config.data.landmark_normalizer = "inter_ocular"
+  config.data.saliency_dir = ""  # folder of PNGs, STEM.png for an image; "": the collection's published place
   config.data.on_bad_example = (
     "error"  # "error", or "skip" and list: an image or annotation that can't be read
   )
@@ -121,7 +124,7 @@ _CHOICES = {
   "optimizer.schedule": ("poly", "cosine"),
   "basis.initializer": ("normal", "nmf", "clusters"),
   "data.saliency": ("collection", "ones"),
-  "data.landmark_normalizer": ("inter_ocular", "image"),
+  "data.landmark_normalizer": ("inter_ocular", "image", "box"),
   "data.on_bad_example": ("error", "skip"),
 }
 _AT_LEAST_ONE = (

@@ -95,13 +95,11 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
 
 
 def _batches(run: Run, split: str) -> Iterable[dict[str, np.ndarray]]:
-  """The batches of a split for evaluation; of "train", those that the regression is fitted to."""
+  """The batches of a collection's split, "train", "regression" or "test", for evaluation."""
   config = run.config
-  source, limit = run.collection.test, 0
-  if split == "train":
-    source, limit = run.collection.train, config.eval_num_train
+  limit = config.eval_num_train if split == "regression" else 0
   return evaluation_batches(
-    source,
+    getattr(run.collection, split),
     batch_size=config.eval_batch_size,
     image_size=config.image_size,
     limit=limit,

@@ -32,6 +32,7 @@ def batches(count, batch_size=4, num_landmarks=2, seed=0):
         "saliency": np.where(parts > 0, 255, 0).astype(np.uint8),
         "landmarks": rng.uniform(-1, 1, (batch_size, num_landmarks, 2)).astype(np.float32),
         "visible": np.ones((batch_size, num_landmarks), bool),
+        "box": np.tile(np.float32((-0.5, -0.25, 0.5, 0.25)), (batch_size, 1)),
         "parts": np.where(valid[:, None, None], parts, 7).astype(np.uint8),
         "valid": valid,
       }
@@ -84,6 +85,17 @@ def test_the_image_edge_as_normaliser():
   # Points are in [-1, 1]: no distance of two exceeds the edge by more than √2.
   assert by_edge["landmark_error_test"] < by_eyes["landmark_error_test"]
   assert by_edge["mean_shape_error_test"] < 2**0.5
+
+
+def test_the_longer_edge_of_the_box_as_normaliser():
+  options = {"dff": dff(10), "num_classes": 3}
+  by_image, by_box = (
+    evaluate(predict, batches(10), config=config(**{"data.landmark_normalizer": unit}), **options)[0]
+    for unit in ("image", "box")
+  )
+  # Every box is 1 × 0.5, the image 2 × 2.
+  for key in ("landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test"):
+    assert by_box[key] == pytest.approx(2 * by_image[key])
 
 
 def test_dff_centres_cover_both_splits_and_survive_the_file(tmp_path):

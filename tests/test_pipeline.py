@@ -27,6 +27,7 @@ class Source:
       "saliency": np.full((height, width), 200 + index, np.uint8),
       "landmarks": np.asarray([[0, 0], [width - 1, height - 1], [(width - 1) / 2, 0]], np.float32),
       "visible": np.asarray([True, False, True]),
+      "box": np.asarray([0, (height - 1) / 4, (width - 1) / 2, height - 1], np.float32),
       "parts": (np.arange(height * width) % 3).reshape(height, width).astype(np.uint8),
     }
     return {field: example[field] for field in fields}
@@ -139,6 +140,8 @@ def test_landmarks_are_align_corners_in_the_stored_image():
   np.testing.assert_allclose(batch["landmarks"][0], [[-1, -1], [1, 1], [0, -1]], atol=1e-6)
   assert batch["landmarks"].dtype == np.float32
   np.testing.assert_array_equal(batch["visible"], [[True, False, True]] * 2)
+  np.testing.assert_allclose(batch["box"], [[-1, -0.5, 0, 1]] * 2, atol=1e-6)
+  assert batch["box"].dtype == np.float32
 
 
 def test_parts_keep_their_labels_when_resized():

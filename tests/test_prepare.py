@@ -92,6 +92,7 @@ def test_toy_faces_round_trip(config):
     "saliency": ((128, 128), np.uint8),
     "landmarks": ((5, 2), np.float32),
     "visible": ((5,), np.bool_),
+    "box": ((4,), np.float32),
     "parts": ((128, 128), np.uint8),
   }
   assert not np.array_equal(faces.train[2]["image"], example["image"])
@@ -191,6 +192,7 @@ def test_defaults_of_an_example(miniature):
   np.testing.assert_array_equal(example["saliency"], np.full((HEIGHT, WIDTH), 255))
   np.testing.assert_array_equal(example["parts"], np.zeros((HEIGHT, WIDTH)))
   np.testing.assert_array_equal(example["landmarks"], [[1.5, 1.5]])
+  np.testing.assert_array_equal(example["box"], [0, 0, WIDTH - 1, HEIGHT - 1])
 
 
 @pytest.mark.parametrize(

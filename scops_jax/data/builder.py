@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from scops_jax.errors import UserError
 
-SPLITS = ("train", "test")
 _CHUNK = 64  # examples held in memory while they are read by threads
 
 
@@ -35,6 +34,8 @@ class Example:
   visible: NDArray[np.bool_]  # [L]
   saliency: NDArray[np.uint8] | None = None  # [H, W], 0..255 for 0..1; None: every pixel is foreground
   parts: NDArray[np.uint8] | None = None  # [H, W], index into PART_NAMES; None: no ground truth
+  # [4], the object's first and last column and row (x0, y0, x1, y1); None: the whole image.
+  box: NDArray[np.float32] | None = None
 
 
 class CollectionBuilder(  # type: ignore[call-arg]
@@ -46,14 +47,17 @@ class CollectionBuilder(  # type: ignore[call-arg]
   `read_example`. tfds writes to a temporary folder and renames it, so no partial data set looks complete.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")  # of the schema: data of another version are prepared anew
+  # "train": the network's images; "regression": those that landmarks are regressed on, the training images if
+  # the collection has no such split; "test".
+  splits: ClassVar[tuple[str, ...]] = ("train", "test")
   landmark_names: ClassVar[tuple[str, ...]] = ()
   part_names: ClassVar[tuple[str, ...]] = ()  # index 0 is the background; empty: no ground-truth parts
 
   def __init__(self, config: ConfigDict) -> None:
     """Opens the config's data set, prepared or not."""
     self.settings = config
-    self.counts: dict[str, Counter] = {split: Counter() for split in SPLITS}
+    self.counts: dict[str, Counter] = {split: Counter() for split in self.splits}
     self.skipped: list[str] = []
     self._digest = hashlib.sha256()
     variant = tfds.core.BuilderConfig(name=self.variant(config), version=self.VERSION)
@@ -86,6 +90,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
         "saliency": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
         "landmarks": tfds.features.Tensor(shape=(count, 2), dtype=np.float32),
         "visible": tfds.features.Tensor(shape=(count,), dtype=np.bool_),
+        "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
         "parts": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
       }
     )
@@ -95,7 +100,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
     return self.dataset_info_from_configs(features=features, metadata=metadata, disable_shuffling=True)
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterable]:
-    return {split: self._generate_examples(split) for split in SPLITS}
+    return {split: self._generate_examples(split) for split in self.splits}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     records, counts = self.list_records(split), self.counts[split]
@@ -134,22 +139,28 @@ class CollectionBuilder(  # type: ignore[call-arg]
 
   def _encode(self, example: Example) -> tuple[dict[str, Any], bytes]:
     """Checks an example; returns its features and a digest of its content."""
-    pixels = _decode_image(example)
+    pixels = decode_image(example.image, example.name)
     height, width = pixels.shape[:2]
+    if min(height, width) < 2:
+      raise ValueError(f"{example.name}: the image has {width} × {height} pixels, expected at least 2 × 2")
     saliency = np.full((height, width), 255, np.uint8) if example.saliency is None else example.saliency
     parts = np.zeros((height, width), np.uint8) if example.parts is None else example.parts
     landmarks, visible = np.asarray(example.landmarks, np.float32), np.asarray(example.visible, np.bool_)
+    box = np.asarray((0, 0, width - 1, height - 1) if example.box is None else example.box, np.float32)
     count = len(self.landmark_names)
     for what, array, shape in (
       ("saliency", saliency, (height, width)),
       ("parts", parts, (height, width)),
       ("landmarks", landmarks, (count, 2)),
       ("visible", visible, (count,)),
+      ("box", box, (4,)),
     ):
       if array.shape != shape:
         raise ValueError(f"{example.name}: {what} has shape {array.shape}, expected {shape}")
     if not np.isfinite(landmarks).all():
       raise ValueError(f"{example.name}: a landmark is not a number")
+    if not (np.isfinite(box).all() and (box[:2] <= box[2:]).all()):
+      raise ValueError(f"{example.name}: the object's box {box.tolist()} is empty")
     features = {
       "name": example.name,
       "image": io.BytesIO(example.image),
@@ -157,9 +168,10 @@ class CollectionBuilder(  # type: ignore[call-arg]
       "parts": io.BytesIO(encode_png(parts)),
       "landmarks": landmarks,
       "visible": visible,
+      "box": box,
     }
     digest = hashlib.sha256(example.name.encode())  # of the pixels: encoders differ between machines
-    for array in (pixels, saliency, parts, landmarks, visible):
+    for array in (pixels, saliency, parts, landmarks, visible, box):
       digest.update(array.tobytes())
     return features, digest.digest()
 
@@ -172,14 +184,18 @@ class CollectionBuilder(  # type: ignore[call-arg]
     )
 
 
-def _decode_image(example: Example) -> NDArray[np.uint8]:
-  """An example's image, [H, W, 3]; what can't be decoded is found here, not in training."""
+def decode_image(image: bytes, name: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
+  """A picture file's pixels, [H, W, 3] of mode "RGB" and [H, W] of mode "L".
+
+  Raises:
+    ValueError: it can't be decoded to its end; the message begins with `name`.
+  """
   try:
-    return np.asarray(Image.open(io.BytesIO(example.image)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(image)).convert(mode))
   except UnidentifiedImageError as error:
-    raise ValueError(f"{example.name}: the image's format is not known") from error
+    raise ValueError(f"{name}: the image's format is not known") from error
   except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
-    raise ValueError(f"{example.name}: the image can't be decoded: {error}") from error
+    raise ValueError(f"{name}: the image can't be decoded: {error}") from error
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

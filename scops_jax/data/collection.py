@@ -15,7 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scops_jax.data.builder import SPLITS, CollectionBuilder, describe
+from scops_jax.data.builder import CollectionBuilder, describe
 from scops_jax.data.toy_faces import ToyFaces
 from scops_jax.errors import UserError
 
@@ -27,7 +27,8 @@ class ExampleSource(Sequence):
   """One split: `source[i]` reads and decodes example i.
 
   An example is a dict: name (str), image [H, W, 3] uint8, saliency [H, W] uint8 (0..255 for 0..1), landmarks
-  [L, 2] float32 (x, y) in pixels, visible [L] bool, parts [H, W] uint8 (index into the part names).
+  [L, 2] float32 (x, y) in pixels, visible [L] bool, parts [H, W] uint8 (index into the part names), box [4]
+  float32, the object's first and last column and row (x0, y0, x1, y1) in pixels.
   """
 
   def __init__(self, records: Sequence[dict[str, Any]], *, saliency: str = "collection") -> None:
@@ -38,7 +39,7 @@ class ExampleSource(Sequence):
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
-    return self.read(index, ("name", "landmarks", "visible", *_PICTURES))
+    return self.read(index, ("name", "landmarks", "visible", "box", *_PICTURES))
 
   def read(self, index: int, fields: Sequence[str]) -> dict[str, Any]:
     """Some fields of example `index`; pictures that are not asked for are not decoded."""
@@ -60,6 +61,7 @@ class Collection:
 
   name: str
   train: ExampleSource
+  regression: ExampleSource  # what landmarks are regressed on; `train` where the collection has no such split
   test: ExampleSource
   landmark_names: tuple[str, ...]
   part_names: tuple[str, ...]  # index 0 is the background; empty: no ground-truth parts
@@ -117,15 +119,16 @@ def open_collection(config: ConfigDict) -> Collection:
   with _quiet_tfds():
     builder = _builder(config)
   undecoded = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}
-  train, test = (
-    ExampleSource(builder.as_data_source(split, decoders=undecoded), saliency=config.data.saliency)
-    for split in SPLITS
-  )
+  sources = {
+    split: ExampleSource(builder.as_data_source(split, decoders=undecoded), saliency=config.data.saliency)
+    for split in builder.splits
+  }
   metadata = builder.info.metadata
   return Collection(
     name=builder.name,
-    train=train,
-    test=test,
+    train=sources["train"],
+    regression=sources.get("regression", sources["train"]),
+    test=sources["test"],
     landmark_names=tuple(metadata["landmark_names"]),
     part_names=tuple(metadata["part_names"]),
     fingerprint=f"{builder.info.full_name}/{metadata['digest']}/{config.data.saliency}",

@@ -15,7 +15,7 @@ Batch = dict[str, NDArray]
 Element = dict[str, Any]
 
 _TRAIN_FIELDS = ("image", "saliency")
-_EVALUATION_FIELDS = ("image", "saliency", "landmarks", "visible", "parts")
+_EVALUATION_FIELDS = ("image", "saliency", "landmarks", "visible", "box", "parts")
 
 
 def train_batches(
@@ -81,8 +81,8 @@ def evaluation_batches(
 
   Yields:
     {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8, "landmarks": [B, L, 2] float32 (x, y) where -1
-    and 1 are the centres of the first and last pixel, "visible": [B, L] bool, "parts": [B, S, S] uint8,
-    "valid": [B] bool, "index": [B] int64}.
+    and 1 are the centres of the first and last pixel, "visible": [B, L] bool, "box": [B, 4] float32 (x0, y0,
+    x1, y1) in the same coordinates, "parts": [B, S, S] uint8, "valid": [B] bool, "index": [B] int64}.
   """
   count = min(limit or len(source), len(source))
   padded = -(-count // (batch_size * process_count)) * batch_size * process_count
@@ -109,10 +109,12 @@ class _Load:
 
   def __call__(self, index: int) -> Element:
     example = self.source.read(index, self.fields)
+    height, width = example["image"].shape[:2]
+    last = np.asarray([width - 1, height - 1], np.float32)
     if "landmarks" in example:
-      height, width = example["image"].shape[:2]
-      last = np.asarray([width - 1, height - 1], np.float32)
       example["landmarks"] = 2 * example["landmarks"] / last - 1
+    if "box" in example:
+      example["box"] = 2 * example["box"] / np.tile(last, 2) - 1
     for field, filter_ in (
       ("image", Image.Resampling.BILINEAR),
       ("saliency", Image.Resampling.BILINEAR),

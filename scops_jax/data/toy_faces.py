@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scops_jax.data.builder import SPLITS, CollectionBuilder, Example, encode_png
+from scops_jax.data.builder import CollectionBuilder, Example, encode_png
 from scops_jax.data.face_canvas import PART_NAMES
 from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_numbered_face
 
@@ -32,7 +32,7 @@ class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-
 
   def read_example(self, record: tuple[str, int]) -> Example:
     split, index = record
-    key = (self.settings.toy_faces.seed, SPLITS.index(split), index)
+    key = (self.settings.toy_faces.seed, self.splits.index(split), index)
     face = self._artists.submit(draw_numbered_face, key).result()
     return Example(
       name=f"{split}/{index:06d}",

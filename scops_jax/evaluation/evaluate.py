@@ -32,13 +32,14 @@ class Landmarks(NamedTuple):
   centers: np.ndarray  # [N, K, 2] predicted part centres
   landmarks: np.ndarray  # [N, L, 2] annotated
   visible: np.ndarray  # [N, L] bool
+  boxes: np.ndarray  # [N, 4] of the object, (x0, y0, x1, y1)
 
 
 class Dff(NamedTuple):
   """The DFF baseline of a run: its part centres on both splits, and the part basis it starts SCOPS from."""
 
   part_basis: np.ndarray  # [K, C], for config.basis.initializer other than "normal"
-  train_centers: np.ndarray  # [N, K, 2]
+  train_centers: np.ndarray  # [N, K, 2], of the regression's images
   test_centers: np.ndarray  # [M, K, 2]
 
   def save(self, path: pathlib.Path) -> None:
@@ -70,7 +71,7 @@ def fit_dff(
   Args:
     features: images uint8 `[B, H, W, 3]` and saliency uint8 `[B, H, W]` → D·V `[B, h, w, C]`. The test
       images' saliency is used too, which SCOPS does not see: the baseline is given the benefit.
-    batches: the splits' batches.
+    batches: the splits' batches: "train", "regression" and "test".
     config: the run's.
 
   Returns:
@@ -98,7 +99,7 @@ def fit_dff(
       found.append(np.asarray(factorization.map_centers(maps)))
     return np.concatenate(found)
 
-  return Dff(np.asarray(part_basis), centers("train"), centers("test"))
+  return Dff(np.asarray(part_basis), centers("regression"), centers("test"))
 
 
 class _TestPredictions:
@@ -153,7 +154,7 @@ def evaluate(
 
   Args:
     predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]` and "centers" `[B, K, 2]`.
-    batches: the splits' batches: "train" (the images the regression is fitted to) and "test".
+    batches: the splits' batches: "regression" (the images that landmarks are regressed on) and "test".
     dff: the baseline of this run.
     num_classes: ground-truth part classes with the background; 0 if the collection has none.
     config: the run's.
@@ -168,12 +169,12 @@ def evaluate(
     found: list[Landmarks] = []
     for batch in batches(split):
       rows = dict(valid_rows(batch, predict(batch["image"])))
-      found.append(Landmarks(rows["centers"], rows["landmarks"], rows["visible"]))
+      found.append(Landmarks(rows["centers"], rows["landmarks"], rows["visible"], rows["box"]))
       if split == "test":
         test.add(rows)
     return Landmarks(*map(np.concatenate, zip(*found, strict=True)))
 
-  train_points, test_points = points("train"), points("test")
+  train_points, test_points = points("regression"), points("test")
   figure = test.figure_arrays()
   errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
   if train_points.landmarks.shape[1]:
@@ -198,6 +199,10 @@ def _landmark_errors(
   options: dict[str, Any] = {"visible": (train.visible, test.visible)}
   if config.data.landmark_normalizer == "image":
     options["normalizer"] = tuple(np.full(len(split.centers), _IMAGE_EDGE) for split in (train, test))
+  elif config.data.landmark_normalizer == "box":
+    options["normalizer"] = tuple(
+      np.max(split.boxes[:, 2:] - split.boxes[:, :2], axis=1) for split in (train, test)
+    )
   ours = regress_landmarks(train.centers, train.landmarks, test.centers, test.landmarks, **options)
   theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)
   mean_shape = mean_shape_error(train.landmarks, test.landmarks, **options)

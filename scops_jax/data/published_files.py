@@ -1,0 +1,196 @@
+"""Reads what published collections consist of: text tables, pictures, and folders of saliency maps."""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+from PIL import Image
+
+from scops_jax.data.builder import decode_image
+from scops_jax.errors import UserError
+
+
+class Line(NamedTuple):
+  """A line of a text table; its fields are read when asked for, so a bad one spoils one image only."""
+
+  path: Path
+  number: int  # from 1
+  text: str
+
+  @property
+  def key(self) -> str:
+    """The first field."""
+    return self.text.split(maxsplit=1)[0]
+
+  def words(self, count: int) -> list[str]:
+    """The `count` fields after the first; the last of them may contain spaces.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    fields = self.text.split(maxsplit=count)[1:]
+    if len(fields) != count:
+      raise UserError(f"{self}: expected {count} fields after {self.key!r}, got {len(fields)}")
+    return fields
+
+  def numbers(self, count: int) -> NDArray[np.float64]:
+    """The `count` fields after the first, which must be all.
+
+    Raises:
+      UserError: there are more or fewer, or one is not a finite number.
+    """
+    fields = self.text.split()[1:]
+    try:
+      values = np.asarray([float(field) for field in fields])
+    except ValueError:
+      values = np.full(len(fields), np.nan)
+    if len(fields) != count or not np.isfinite(values).all():
+      raise UserError(f"{self}: expected {count} numbers after {self.key!r}, got {' '.join(fields)!r}")
+    return values
+
+  def __str__(self) -> str:
+    return f"{self.path}, line {self.number}"
+
+
+def read_lines(path: Path) -> list[Line]:
+  """The lines of a text file that are not blank, with any line ends, in order.
+
+  Raises:
+    UserError: there is no such file, or it is not text.
+  """
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except FileNotFoundError as error:
+    raise UserError(f"{path} is missing: data.dir must hold the collection as it is published") from error
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} can't be read as text: {error}") from error
+  return [Line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def by_key(lines: Iterable[Line]) -> dict[str, Line]:
+  """Lines by their first field.
+
+  Raises:
+    UserError: two lines have the same.
+  """
+  found: dict[str, Line] = {}
+  for line in lines:
+    if line.key in found:
+      raise UserError(f"{line}: {line.key!r} is in line {found[line.key].number} already")
+    found[line.key] = line
+  return found
+
+
+def read_picture(path: Path, name: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
+  """A picture's pixels: [H, W, 3] of mode "RGB", [H, W] of mode "L".
+
+  Raises:
+    ValueError: it is missing or can't be decoded; the message begins with `name`.
+  """
+  return decode_image(read_bytes(path, name), name, mode=mode)
+
+
+def read_bytes(path: Path, name: str) -> bytes:
+  """A file's content.
+
+  Raises:
+    ValueError: it can't be read; the message begins with `name`.
+  """
+  try:
+    return path.read_bytes()
+  except FileNotFoundError as error:
+    raise ValueError(f"{name}: there is no file {path}") from error
+  except OSError as error:
+    raise ValueError(f"{name}: {path} can't be read: {error.strerror}") from error
+
+
+def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
+  """The folder of saliency maps, or None where every pixel is foreground (data.saliency = "ones").
+
+  Args:
+    config: the run's; `data.saliency_dir` comes before the published places.
+    *published: where the collection has them; the first that exists is taken.
+
+  Raises:
+    UserError: there is no such folder.
+  """
+  if config.data.saliency == "ones":
+    return None
+  places = (Path(config.data.saliency_dir),) if config.data.saliency_dir else published
+  for place in places:
+    if place.is_dir():
+      return place
+  raise UserError(
+    f"there is no folder of saliency maps {' or '.join(map(str, places))}: "
+    "set data.saliency_dir, or data.saliency=ones to take every pixel for foreground"
+  )
+
+
+def read_saliency(folder: Path | None, name: str, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
+  """An image's saliency, soft: 0..255 for 0..1.
+
+  Args:
+    folder: of `find_saliency_folder`.
+    name: the image's path in its own folder; its map is at the same place, STEM.png or NAME.png.
+    shape: (H, W) of the image; a map of another size is resized (bilinear).
+
+  Returns:
+    [H, W]; None where the folder is.
+
+  Raises:
+    ValueError: there is no map, or it can't be decoded.
+  """
+  if folder is None:
+    return None
+  path = folder / Path(name).with_suffix(".png")
+  if not path.is_file():
+    path = folder / f"{name}.png"
+  if not path.is_file():
+    raise ValueError(f"{name}: there is no saliency map {folder / Path(name).with_suffix('.png')}")
+  saliency = read_picture(path, f"{name}: saliency map {path}", mode="L")
+  if saliency.shape != shape:
+    height, width = shape
+    picture = Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR)
+    saliency = np.asarray(picture)
+  return saliency
+
+
+def source_digest(config: ConfigDict) -> str:
+  """Differs where the config takes its files from other places or does without saliency; for `variant`.
+
+  The paths count as they are given, so a cache can be carried to another machine.
+  """
+  saliency = "ones" if config.data.saliency == "ones" else f"in {config.data.saliency_dir}"
+  return hashlib.sha256(f"{config.data.dir}\n{saliency}".encode()).hexdigest()[:8]
+
+
+def square_around(
+  box: NDArray[np.floating], height: int, width: int, *, enlarge: float
+) -> tuple[int, int, int, int]:
+  """The pixels of a square with a box in its middle.
+
+  A square that reaches over the image's edge is moved into the image; what does not fit then is cut off, so
+  the result is a square unless the image is smaller than it.
+
+  Args:
+    box: [4], first and last column and row (x0, y0, x1, y1), in pixels.
+    height: of the image.
+    width: of the image.
+    enlarge: the square's side over the box's longer edge.
+
+  Returns:
+    (left, top, right, bottom); the last two are not part of it.
+  """
+  side = math.ceil(enlarge * (np.max(box[2:] - box[:2]) + 1))
+  spans = []
+  for first, last, length in zip(box[:2], box[2:], (width, height), strict=True):
+    start = round((first + last + 1 - side) / 2)
+    start = max(0, min(start, length - side))
+    spans.append((start, min(length, start + side)))
+  (left, right), (top, bottom) = spans
+  return left, top, right, bottom
