@@ -107,10 +107,16 @@ def default_config() -> ConfigDict:
     "error"  # "error", or "skip" and list: an image or annotation that can't be read
   )
 
+  config.cub = ConfigDict()
+  config.cub.category = 1  # of cub_parts: 1 to 200, 0 = all
+
   config.toy_faces = ConfigDict()
   config.toy_faces.num_train = 2000  # images
   config.toy_faces.num_test = 400  # images
   config.toy_faces.seed = 0  # of the drawings
+
+  config.pascal = ConfigDict()
+  config.pascal.category = "horse"  # of pascal_parts: the one whose objects are the images
 
   config.lock()
   return config
@@ -126,6 +132,7 @@ _CHOICES = {
   "data.saliency": ("collection", "ones"),
   "data.landmark_normalizer": ("inter_ocular", "image", "box"),
   "data.on_bad_example": ("error", "skip"),
+  "pascal.category": ("aeroplane", "bus", "car", "cow", "horse", "motorbike", "sheep"),
 }
 _AT_LEAST_ONE = (
   "num_parts",
@@ -157,7 +164,7 @@ def check_values(config: ConfigDict) -> None:
   for key in _AT_LEAST_ONE:
     if _value(config, key) < 1:
       raise UserError(f"{key}={_value(config, key)} must be at least 1")
-  for key in ("seed", "toy_faces.seed", "eval_num_train"):
+  for key in ("seed", "toy_faces.seed", "eval_num_train", "cub.category"):
     if _value(config, key) < 0:
       raise UserError(f"{key}={_value(config, key)} must not be negative")
   # Labels are bytes: 255 parts and the background.

@@ -16,10 +16,16 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from scops_jax.data.builder import CollectionBuilder, describe
+from scops_jax.data.celeba_wild import CelebaWild
+from scops_jax.data.cub_parts import CubParts
 from scops_jax.data.toy_faces import ToyFaces
 from scops_jax.errors import UserError
 
-BUILDERS: dict[str, type[CollectionBuilder]] = {"toy_faces": ToyFaces}
+BUILDERS: dict[str, type[CollectionBuilder]] = {
+  "celeba_wild": CelebaWild,
+  "cub_parts": CubParts,
+  "toy_faces": ToyFaces,
+}
 _PICTURES = ("image", "saliency", "parts")
 
 

@@ -66,10 +66,27 @@ def read_lines(path: Path) -> list[Line]:
   try:
     text = path.read_text(encoding="utf-8-sig")
   except FileNotFoundError as error:
-    raise UserError(f"{path} is missing: data.dir must hold the collection as it is published") from error
+    raise _missing(path) from error
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"{path} can't be read as text: {error}") from error
   return [Line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def list_files(folder: Path, pattern: str = "*") -> list[str]:
+  """The paths of a folder's files that match, relative to it, sorted; hidden files are left out.
+
+  Raises:
+    UserError: there is no such folder.
+  """
+  if not folder.is_dir():
+    raise _missing(folder)
+  return sorted(
+    path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not path.name.startswith(".")
+  )
+
+
+def _missing(path: Path) -> UserError:
+  return UserError(f"{path} is missing: data.dir must hold the collection as it is published")
 
 
 def by_key(lines: Iterable[Line]) -> dict[str, Line]:
@@ -107,6 +124,21 @@ def read_bytes(path: Path, name: str) -> bytes:
     raise ValueError(f"{name}: there is no file {path}") from error
   except OSError as error:
     raise ValueError(f"{name}: {path} can't be read: {error.strerror}") from error
+
+
+def picture_size(path: Path, name: str) -> tuple[int, int]:
+  """A picture's height and width, from the file's header.
+
+  Raises:
+    ValueError: it is missing or no picture; the message begins with `name`.
+  """
+  try:
+    with Image.open(path) as picture:
+      return picture.height, picture.width
+  except FileNotFoundError as error:
+    raise ValueError(f"{name}: there is no file {path}") from error
+  except (OSError, SyntaxError) as error:
+    raise ValueError(f"{name}: the image can't be decoded: {error}") from error
 
 
 def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
