@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scops_jax.data.collection import ExampleSource
+from scops_jax.data.image_files import resize_pixels
 
 Batch = dict[str, NDArray]
 Element = dict[str, Any]
@@ -121,11 +122,5 @@ class _Load:
       ("parts", Image.Resampling.NEAREST),
     ):
       if field in example:
-        example[field] = _resize(example[field], self.image_size, filter_)
+        example[field] = resize_pixels(example[field], self.image_size, filter_)
     return example
-
-
-def _resize(pixels: NDArray[np.uint8], size: int, filter_: Image.Resampling) -> NDArray[np.uint8]:
-  if pixels.shape[:2] == (size, size):
-    return pixels
-  return np.asarray(Image.fromarray(pixels).resize((size, size), filter_))

@@ -1,0 +1,148 @@
+"""Image files as users have them: found by folder or glob, and read whatever their pixel format.
+
+JPEG, PNG and WebP, told by their content, whatever their name says.
+"""
+
+import glob
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from scops_jax.errors import UserError
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of the files that are looked for in folders, in any case
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+
+
+class Picture(NamedTuple):
+  """A decoded image."""
+
+  pixels: NDArray[np.uint8]  # [H, W, 3] RGB; what is transparent shows white, as in a viewer
+  alpha: NDArray[np.uint8] | None  # [H, W], 255 = opaque; None if the file says nothing of transparency
+
+
+def read_image(path: str | pathlib.Path) -> Picture:
+  """Reads an image file as 8-bit RGB, upright.
+
+  Greyscale, palette, CMYK and 16-bit files are converted (16 bits are scaled, not clipped), transparency of
+  every kind becomes `alpha`, the EXIF orientation is applied. Of an animation the first frame is read. Colour
+  profiles are ignored.
+
+  Args:
+    path: of a JPEG, PNG or WebP file, whatever its name.
+
+  Returns:
+    The image; its arrays are read-only.
+
+  Raises:
+    UserError: there is no such file, it is no image of these formats, or it is damaged or cut off.
+  """
+  try:
+    with Image.open(path, formats=_FORMATS) as picture:
+      picture.load()
+      return _decode(picture)
+  except UnidentifiedImageError as error:
+    raise UserError(f"{path} is not a JPEG, PNG or WebP image") from error
+  # Pillow raises whatever a damaged file makes it stumble over: SyntaxError, zlib.error, struct.error, ….
+  except Exception as error:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    raise UserError(f"{path} can't be read as an image ({reason}): mend or remove the file") from error
+
+
+def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
+  """Finds image files by name; they are not opened.
+
+  Args:
+    where: a file; a folder, searched with its subfolders for the suffixes in SUFFIXES, hidden files left out;
+      or a glob ("photos/**/*.jpg"), all files of which are taken. What exists is not read as a glob.
+    outside: a folder whose files are left out.
+
+  Returns:
+    Path by name, sorted by name. A name is the path below the folder, or below the folders in front of the
+    glob's first wildcard, with slashes.
+
+  Raises:
+    UserError: nothing is found.
+  """
+  path = pathlib.Path(where)
+  base = path
+  if path.is_file():
+    return {path.name: path}
+  if path.is_dir():
+    found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
+    found = [file for file in found if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+  else:
+    found = [pathlib.Path(file) for file in glob.glob(str(where), recursive=True)]
+    while glob.has_magic(str(base)):
+      base = base.parent
+  excluded = outside.resolve() if outside is not None else None
+  images = {
+    file.relative_to(base).as_posix(): file
+    for file in found
+    if file.is_file() and (excluded is None or excluded not in file.resolve().parents)
+  }
+  if not images:
+    raise UserError(
+      f"no image is found at {where}: give an image file, a folder of {', '.join(SUFFIXES)} files, or a glob"
+    )
+  return dict(sorted(images.items()))
+
+
+def resize_pixels(
+  pixels: NDArray[np.uint8], size: int, filter_: Image.Resampling = Image.Resampling.BILINEAR
+) -> NDArray[np.uint8]:
+  """Resizes an image `[H, W, 3]` or map `[H, W]` to the square of `size` pixels that the networks see."""
+  if pixels.shape[:2] == (size, size):
+    return pixels
+  return np.asarray(Image.fromarray(pixels).resize((size, size), filter_))
+
+
+def _decode(picture: Image.Image) -> Picture:
+  picture = _upright(picture)
+  if picture.mode.startswith("I"):
+    return _decode_16_bits(picture)
+  if not picture.has_transparency_data:
+    return Picture(np.asarray(picture.convert("RGB")), None)
+  key = picture.info.get("transparency")
+  if isinstance(key, tuple) and max(key) > 255:
+    # The colour key of a 16-bit image, whose pixels Pillow has reduced to their high bytes.
+    picture.info["transparency"] = tuple(value >> 8 for value in key)
+  rgba = picture.convert("RGBA")
+  white = Image.new("RGBA", rgba.size, "white")
+  pixels = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+  return Picture(pixels, np.asarray(rgba.getchannel("A")))
+
+
+def _decode_16_bits(picture: Image.Image) -> Picture:
+  """Reads 16-bit greyscale, which Pillow would clip at 255; its transparency is one grey value."""
+  values = np.asarray(picture).astype(np.uint32)
+  grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+  alpha = None
+  if "transparency" in picture.info:
+    opaque = values != picture.info["transparency"]
+    alpha = np.where(opaque, 255, 0).astype(np.uint8)
+    grey = np.where(opaque, grey, 255).astype(np.uint8)
+  return Picture(np.repeat(grey[..., None], 3, axis=-1), alpha)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+  try:
+    orientation = picture.getexif().get(_ORIENTATION)
+  # Damaged metadata are no reason to refuse the pixels; Pillow stumbles over them in as many ways.
+  except Exception:
+    return picture
+  return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
