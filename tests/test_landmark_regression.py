@@ -77,6 +77,7 @@ def test_normalizer_replaces_the_eye_distance():
   distances = np.linalg.norm(result.test_landmarks - data["test_gt"], axis=-1)
   np.testing.assert_allclose(result.test, distances[3:].mean() / 7)
   assert (result.num_test, result.left_out_test) == (12, 3)
+  np.testing.assert_allclose(result.test_errors, np.where(lengths[1] > 0, distances.mean(axis=1) / 7, np.nan))
 
 
 def test_all_visible_is_the_default():

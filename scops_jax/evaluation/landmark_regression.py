@@ -20,6 +20,7 @@ class LandmarkErrors:
     left_out_train: Training images not scored: their normaliser is 0 or unknown, or they show no landmark.
     left_out_test: Test images not scored, for the same reasons.
     test_landmarks: `[M, L, 2]` float64, the landmarks predicted for every test image, scored or not.
+    test_errors: `[M]` float64, every test image's error, NaN where it is not scored.
   """
 
   train: float
@@ -29,6 +30,7 @@ class LandmarkErrors:
   left_out_train: int
   left_out_test: int
   test_landmarks: np.ndarray = field(repr=False, compare=False)
+  test_errors: np.ndarray = field(repr=False, compare=False)
 
 
 def regress_landmarks(
@@ -62,7 +64,7 @@ def regress_landmarks(
       landmarks (the eyes), unknown where one of them is hidden.
 
   Returns:
-    The errors, the numbers of images behind them and the predicted test landmarks.
+    The errors, the numbers of images behind them, and the test images' predicted landmarks and errors.
 
   Raises:
     ValueError: Shapes disagree, a value is not finite, a length is negative, no training image shows some
@@ -86,16 +88,18 @@ def regress_landmarks(
     _lengths(name, gt, mask, None if normalizer is None else normalizer[i])
     for i, (name, gt, mask) in enumerate((("train", y, shown), ("test", test_y, test_shown)))
   ]
-  train, num_train = _mean_error("train", predicted, y, shown, lengths[0])
-  test, num_test = _mean_error("test", test_predicted, test_y, test_shown, lengths[1])
+  train_errors = _image_errors("train", predicted, y, shown, lengths[0])
+  test_errors = _image_errors("test", test_predicted, test_y, test_shown, lengths[1])
+  scored_train, scored_test = ~np.isnan(train_errors), ~np.isnan(test_errors)
   return LandmarkErrors(
-    train=train,
-    test=test,
-    num_train=num_train,
-    num_test=num_test,
-    left_out_train=len(y) - num_train,
-    left_out_test=len(test_y) - num_test,
+    train=float(train_errors[scored_train].mean()),
+    test=float(test_errors[scored_test].mean()),
+    num_train=int(scored_train.sum()),
+    num_test=int(scored_test.sum()),
+    left_out_train=int((~scored_train).sum()),
+    left_out_test=int((~scored_test).sum()),
     test_landmarks=test_predicted,
+    test_errors=test_errors,
   )
 
 
@@ -199,13 +203,14 @@ def _lengths(split: str, gt: np.ndarray, visible: np.ndarray, normalizer: np.nda
   return normalizer
 
 
-def _mean_error(
+def _image_errors(
   split: str, predicted: np.ndarray, gt: np.ndarray, visible: np.ndarray, lengths: np.ndarray
-) -> tuple[float, int]:
-  """Returns a split's mean error and the number of images scored."""
+) -> np.ndarray:
+  """Returns each image's error `[N]`, NaN where it is not scored."""
   scored = (lengths > 0) & visible.any(axis=1)
   if not scored.any():
     raise ValueError(f"no {split} image has both a positive normaliser and a visible landmark")
   distances = np.linalg.norm(predicted - gt, axis=-1)[scored]
-  per_image = distances.mean(axis=1, where=visible[scored]) / lengths[scored]
-  return float(per_image.mean()), int(scored.sum())
+  errors = np.full(len(gt), np.nan)
+  errors[scored] = distances.mean(axis=1, where=visible[scored]) / lengths[scored]
+  return errors
