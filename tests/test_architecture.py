@@ -16,7 +16,6 @@ RANKS = {
   "files": 0,
   "geometry": 1,
   "config": 1,
-  "torch_pickle": 1,
   "losses": 2,
   "warp": 2,
   "appearance": 2,

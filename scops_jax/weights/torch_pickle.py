@@ -1,4 +1,4 @@
-"""Reads the tensors of a PyTorch file (.pth, .pt, .bin) without PyTorch and without running pickled code.
+"""PyTorch files (.pth, .pt, .bin) without PyTorch: tensors read without running pickled code, and written.
 
 Two containers hold the same pickle of an object whose tensors point to named storages:
   zip (PyTorch >= 1.6): `NAME/data.pkl`, and one uncompressed `NAME/data/KEY` for each storage;
@@ -11,9 +11,11 @@ import collections
 import dataclasses
 import io
 import math
+import pathlib
 import pickle
+import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import ml_dtypes
@@ -84,7 +86,7 @@ class _Tensor:
 def _rebuild_tensor(
   storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *unused: Any
 ) -> _Tensor:
-  """Stands for torch._utils._rebuild_tensor_v2; `unused` are requires_grad and hooks."""
+  """Stands for torch._utils._rebuild_tensor and _v2; `unused` are requires_grad and hooks."""
   if not isinstance(storage, _Storage):
     raise pickle.UnpicklingError("a tensor does not point to a storage")
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
@@ -95,9 +97,28 @@ def _rebuild_parameter(tensor: _Tensor, *unused: Any) -> _Tensor:
   return tensor
 
 
+class _Parameter:
+  """Stands for torch.nn.Parameter, a class that PyTorch < 0.4 pickled: Parameter(data), then its state.
+
+  The first versions gave no data then: it comes first in a state of five.
+  """
+
+  data: Any = None
+
+  def __init__(self, data: Any) -> None:
+    self.data = data
+
+  def __setstate__(self, state: tuple[Any, ...]) -> None:
+    if len(state) == 5:
+      self.data = state[0]
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
+  ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
   ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
   ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+  ("torch.nn.parameter", "Parameter"): _Parameter,
+  ("torch", "Size"): tuple,
   ("collections", "OrderedDict"): collections.OrderedDict,
   **{("torch", name): _StorageType(np.dtype(dtype)) for name, dtype in _STORAGE_DTYPES.items()},
 }
@@ -174,6 +195,8 @@ def _load_legacy(file: IO[bytes]) -> Any:
 
 
 def _flatten(value: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  if isinstance(value, _Parameter):
+    value = value.data
   if isinstance(value, _Tensor):
     arrays[prefix] = value.to_numpy()
   elif isinstance(value, dict | list | tuple):
@@ -190,7 +213,7 @@ def is_torch_zip(file: IO[bytes]) -> bool:
 
 
 def read_tensors(file: IO[bytes], *, zipped: bool) -> dict[str, np.ndarray]:
-  """Returns the tensors of a PyTorch file by name; nested containers give dotted names.
+  """Returns the tensors of a PyTorch file by name; nested containers give dotted names, a bare tensor "".
 
   Args:
     file: the open file, buffered and at its start.
@@ -201,3 +224,67 @@ def read_tensors(file: IO[bytes], *, zipped: bool) -> dict[str, np.ndarray]:
       other exceptions.
   """
   return _flatten(_load_zip(file) if zipped else _load_legacy(file), "", {})
+
+
+def write_zip(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes what torch.save writes of a dict of tensors; of the one name "", what it writes of the tensor.
+
+  The same arrays give the same bytes.
+
+  Raises:
+    ValueError: a dtype that PyTorch does not have.
+  """
+  tensors = [_pickled_tensor(array, str(i)) for i, array in enumerate(arrays.values())]
+  if list(arrays) == [""]:
+    content = tensors[0]
+  else:
+    items = [_pickled_text(name) + tensor for name, tensor in zip(arrays, tensors, strict=True)]
+    content = _PICKLED_DICT + pickle.MARK + b"".join(items) + pickle.SETITEMS
+  members = {"data.pkl": pickle.PROTO + b"\x02" + content + pickle.STOP, "byteorder": b"little"}
+  with zipfile.ZipFile(path, "w") as archive:
+    for name, member in (members | {"version": b"3\n"}).items():
+      archive.writestr(zipfile.ZipInfo(f"archive/{name}"), member)
+    for i, array in enumerate(arrays.values()):
+      little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+      archive.writestr(zipfile.ZipInfo(f"archive/data/{i}"), little.tobytes())
+
+
+def _pickled_tensor(array: np.ndarray, key: str) -> bytes:
+  """Writes the call of _rebuild_tensor_v2 for a contiguous tensor with a storage of its own."""
+  kinds = {np.dtype(dtype).name: name for name, dtype in _STORAGE_DTYPES.items()}
+  if array.dtype.name not in kinds:
+    raise ValueError(f"PyTorch files of dtype {array.dtype} are not written")
+  strides = [math.prod(array.shape[i + 1 :]) for i in range(array.ndim)]
+  storage_type = _pickled_global("torch", kinds[array.dtype.name])
+  size = _pickled_integer(array.size)
+  pid = _pickled_tuple(_pickled_text("storage"), storage_type, _pickled_text(key), _pickled_text("cpu"), size)
+  arguments = _pickled_tuple(
+    pid + pickle.BINPERSID,
+    _pickled_integer(0),  # offset
+    _pickled_tuple(*map(_pickled_integer, array.shape)),
+    _pickled_tuple(*map(_pickled_integer, strides)),
+    pickle.NEWFALSE,  # requires_grad
+    _PICKLED_DICT,  # hooks
+  )
+  return _pickled_global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+def _pickled_global(module: str, name: str) -> bytes:
+  return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _pickled_text(text: str) -> bytes:
+  content = text.encode()
+  return pickle.BINUNICODE + struct.pack("<I", len(content)) + content
+
+
+def _pickled_integer(number: int) -> bytes:
+  content = pickle.encode_long(number)
+  return pickle.LONG1 + bytes([len(content)]) + content
+
+
+def _pickled_tuple(*items: bytes) -> bytes:
+  return pickle.MARK + b"".join(items) + pickle.TUPLE
+
+
+_PICKLED_DICT = _pickled_global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
