@@ -24,6 +24,9 @@ def default_config() -> ConfigDict:
   config.batch_size = 6  # images an update, over all devices and hosts
   config.image_size = 256  # pixels a side; images are resized to this square
   config.parallelism = "jit"  # "jit" (sharded over a mesh of all devices) or "pmap"
+  # Whether networks that normalise with a batch's statistics (deeplab) take them over all devices' images, as
+  # "jit" always does, or over each device's own.
+  config.sync_batch_norm = True
 
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or a weight file's path
@@ -31,6 +34,7 @@ def default_config() -> ConfigDict:
   config.reference_weights = "imagenet"  # "imagenet", "random", or a weight file's path
   config.reference_layers = ("block10_depthwise",)  # V is their concatenation (section 3.3)
   config.reference_image_size = 256  # pixels a side of the reference's input; images are resized to it
+  config.reference_l2_normalize = False  # divide each position's features by their norm (release: an option)
 
   config.log_every = 100  # steps between lines of metrics.jsonl
   config.eval_every = 10_000  # steps between evaluations; one more is done at the end
@@ -80,6 +84,9 @@ def default_config() -> ConfigDict:
   config.optimizer.schedule = "poly"  # "poly": (1 - t/T)^power, basis constant; "cosine": all groups
   config.optimizer.power = 0.9  # of "poly"
   config.optimizer.warmup_steps = 0  # of linear warm-up before the schedule
+  # Release: update a parameter of deeplab's backbone as often in one step as its optimizer lists it, 3 or 4
+  # times, each time with momentum and weight decay. Of sgd only.
+  config.optimizer.repeat_updates = False
 
   config.basis = ConfigDict()
   # "normal": |N(0, 1)| (release). Beyond the paper: "nmf", the DFF factorisation of the reference's features,
@@ -175,6 +182,16 @@ def check_values(config: ConfigDict) -> None:
       f"spatial.scale_low={config.spatial.scale_low} and scale_high={config.spatial.scale_high} "
       "must be positive and in this order"
     )
+  _check_combinations(config)
+
+
+def _check_combinations(config: ConfigDict) -> None:
+  if config.optimizer.repeat_updates and config.optimizer.name != "sgd":
+    raise UserError(
+      f'optimizer.repeat_updates=True needs optimizer.name="sgd", not {config.optimizer.name!r}'
+    )
+  if not config.sync_batch_norm and config.parallelism != "pmap":
+    raise UserError(f'sync_batch_norm=False needs parallelism="pmap", not {config.parallelism!r}')
 
 
 def _value(config: ConfigDict, key: str) -> Any:

@@ -61,10 +61,20 @@ def test_configs_are_valid_and_have_the_same_keys(path):
     ("optimizer.name", "lion", "sgd, adam"),
     ("spatial.scale_low", 3.0, "scale_high"),
     ("data.landmark_normalizer", "eyes", "inter_ocular"),
+    ("sync_batch_norm", False, "sync_batch_norm=False needs parallelism"),
   ],
 )
 def test_wrong_values_name_key_and_choices(key, value, message):
   config = default_config()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message):
+    check_values(config)
+
+
+def test_repeated_updates_are_of_sgd():
+  config = default_config()
+  config.optimizer.repeat_updates = True
+  check_values(config)
+  config.optimizer.name = "adam"
+  with pytest.raises(UserError, match=r"optimizer\.repeat_updates=True needs optimizer\.name"):
     check_values(config)
