@@ -16,16 +16,24 @@ from scops_jax.errors import UserError
 _OVERRIDE = "--config."
 
 
-def run(command: Callable[[], None]) -> None:
-  """Parses the flags defined so far, then calls `command`; does not return."""
+def run(command: Callable[..., None], *, argument: str = "") -> None:
+  """Parses the flags defined so far, then calls `command`; does not return.
+
+  Args:
+    command: called with the argument that is not a flag, if there is to be one.
+    argument: what that argument is, for messages: "FILE"; empty: there is to be none.
+  """
 
   def main(argv: Sequence[str]) -> None:
     # tfds warns about every data set that its own catalogue does not list.
     logging.set_verbosity(logging.ERROR)
-    if len(argv) > 1:
-      sys.exit(f"error: unexpected argument {argv[1]!r}; options start with --")
+    arguments, expected = argv[1:], 1 if argument else 0
+    if len(arguments) < expected:
+      sys.exit(f"error: no {argument} is given; --help says more")
+    if len(arguments) > expected:
+      sys.exit(f"error: unexpected argument {arguments[expected]!r}; options start with --")
     try:
-      command()
+      command(*arguments)
     except UserError as error:
       sys.exit(f"error: {error}")
 
@@ -37,6 +45,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   for argument in argv[1:]:
     if argument.startswith(_OVERRIDE):
       check_key(argument[len(_OVERRIDE) :].split("=")[0])
+  flags.FLAGS.set_gnu_getopt()  # flags may follow the argument
   try:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:

@@ -130,6 +130,20 @@ def without_prefix(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> 
   return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
 
+def without_head(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> dict[str, np.ndarray]:
+  """Returns the entries of `without_prefix` that are not of a segmenter's head.
+
+  Raises:
+    ValueError: an unknown model_name.
+  """
+  table = names.table(model_name)
+  return {
+    name: value
+    for name, value in without_prefix(state_dict, model_name=model_name).items()
+    if not (name.startswith(names.HEAD_PREFIX) or _is_head(table.get(name)))
+  }
+
+
 def to_state_dict(variables: Mapping[str, Any], *, model_name: str) -> dict[str, np.ndarray]:
   """Returns the state dict that the PyTorch network of this name loads strictly; undoes apply_state_dict.
 

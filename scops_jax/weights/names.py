@@ -124,3 +124,4 @@ _TABLES: dict[str, Callable[[], Table]] = {
     ("efficientnet_lite0", _efficientnet_lite0),
   )
 }
+MODELS = tuple(_TABLES)

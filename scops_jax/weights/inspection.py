@@ -1,0 +1,155 @@
+"""What a weight file holds, which networks it fits, and its entries as another file should have them."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scops_jax import models
+from scops_jax.weights import names
+from scops_jax.weights.conversion import (
+  Match,
+  WeightsError,
+  complete_counters,
+  head_num_parts,
+  match_state_dict,
+  without_head,
+  without_prefix,
+)
+from scops_jax.weights.formats import find_part_basis
+
+# The last map of every reference, whose network has all variables.
+_LAST_LAYERS = {
+  "efficientnet_lite0": "head",
+  "vgg16": "relu5_3",
+  "vgg19": "relu5_4",
+  "resnet50": "layer4",
+  "resnet101": "layer4",
+}
+_IMAGES = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # the size matters to no variable's shape
+
+
+class Fit(NamedTuple):
+  """How a state dict fits one network."""
+
+  model_name: str
+  role: str  # "segmenter" or "reference"
+  num_parts: int | None  # K of the state dict's head
+  match: Match
+
+  @property
+  def complete(self) -> bool:
+    """Whether strict loading passes."""
+    return bool(self.match.filled) and not (self.match.unknown or self.match.misshaped or self.match.missing)
+
+  def __str__(self) -> str:
+    match = self.match
+    counts = {
+      "matched": len(match.filled),
+      "unused": len(match.unused),
+      "unknown": len(match.unknown),
+      "mis-shaped": len(match.misshaped),
+      "missing": len(match.missing),
+    }
+    head = "" if self.role == "reference" else f", head of {self.num_parts} parts"
+    if match.random_head:
+      head = ", without a head, which would stay random"
+    listed = ", ".join(f"{count} {what}" for what, count in counts.items())
+    return f"{self.model_name} ({self.role}): {'fits' if self.complete else 'does not fit'}: {listed}{head}"
+
+
+def find_fits(
+  state_dict: Mapping[str, np.ndarray], *, model_name: str | None = None, num_parts: int | None = None
+) -> list[Fit]:
+  """Compares a state dict with the networks it may be of, best first.
+
+  Args:
+    state_dict: as load_state_dict returns it.
+    model_name: the only network to compare with; None: all that know most of the entries' names.
+    num_parts: K of the segmenter; None: what the state dict's head has.
+  """
+  fits = []
+  for name in [model_name] if model_name else names.MODELS:
+    table = names.table(name)
+    known = sum(key in table for key in without_prefix(state_dict, model_name=name))
+    if model_name is None and 2 * known <= len(state_dict):
+      continue
+    theirs = head_num_parts(state_dict, model_name=name)
+    for role, module in _modules(name, num_parts or theirs or 1).items():
+      variables = jax.eval_shape(module.init, jax.random.key(0), _IMAGES)
+      match = match_state_dict(variables, state_dict, model_name=name)
+      fits.append(Fit(name, role, theirs, match))
+  return sorted(fits, key=lambda fit: (not fit.complete, -len(fit.match.filled)))
+
+
+def describe(state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, details: bool) -> str:
+  """Returns a table of the entries, counts, and a line for each fit; `details`: what does not fit, too."""
+  rows = [
+    (name or "(bare tensor)", str(a.dtype), "×".join(map(str, a.shape))) for name, a in state_dict.items()
+  ]
+  widths = [max(len(row[i]) for row in rows) for i in range(2)]
+  lines = [f"  {name:<{widths[0]}}  {dtype:<{widths[1]}}  {shape}" for name, dtype, shape in rows]
+  numbers = sum(math.prod(array.shape) for array in state_dict.values())
+  lines.append(f"{len(rows)} entries, {numbers} numbers")
+  basis = find_part_basis(state_dict)
+  if basis is not None:
+    lines.append(f"part basis: {basis.shape[0]} parts, {basis.shape[1]} channels")
+  elif not fits:
+    lines.append("fits none of this project's networks")
+  for fit in fits:
+    lines.append(str(fit))
+    if details:
+      lines += [f"  unknown: {key}" for key in fit.match.unknown]
+      lines += [f"  mis-shaped: {text}" for text in fit.match.misshaped]
+      lines += [f"  missing: {'/'.join(path)}" for path in fit.match.missing]
+  return "\n".join(lines)
+
+
+def convert(
+  state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, suffix: str, drop_head: bool = False
+) -> dict[str, np.ndarray]:
+  """Returns the entries that a file converted from this one has.
+
+  Args:
+    state_dict: as load_state_dict returns it.
+    fits: as find_fits returns them.
+    suffix: of the new file. A ".pth" file is for PyTorch's strict loading: floats become float32, BatchNorm
+      gets its counters, a part basis becomes a bare tensor.
+    drop_head: whether to leave a segmenter's head out.
+
+  Returns:
+    A network's own entries without their common prefix; of a part basis, `W`, the parameter before its relu;
+    of any other file, all entries as they are.
+
+  Raises:
+    WeightsError: the head is to be dropped, but the file is not of a segmenter.
+  """
+  fit = next((fit for fit in fits if fit.complete), None)
+  basis = find_part_basis(state_dict)
+  if drop_head and (fit is None or fit.num_parts is None):
+    raise WeightsError("--drop_head: the file has no head of a segmenter that it fits")
+  if fit is None:
+    return {"" if suffix == ".pth" else "W": basis} if basis is not None else dict(state_dict)
+  arrays = (without_head if drop_head else without_prefix)(state_dict, model_name=fit.model_name)
+  if suffix == ".pth":
+    arrays = complete_counters({name: _float32(value) for name, value in arrays.items()})
+  return arrays
+
+
+def _modules(model_name: str, num_parts: int) -> dict[str, nn.Module]:
+  """The networks of this name by role."""
+  modules: dict[str, nn.Module] = {}
+  if names.logits_bias(model_name):
+    modules["segmenter"] = models.create_segmenter(model_name, num_parts)
+  if model_name in _LAST_LAYERS:
+    modules["reference"] = models.create_reference(model_name, (_LAST_LAYERS[model_name],))
+  return modules
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+  """Converts floats of any width; counters stay integers."""
+  return array if array.dtype.kind in "iub" else array.astype(np.float32)
