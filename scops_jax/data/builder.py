@@ -52,7 +52,8 @@ class CollectionBuilder(  # type: ignore[call-arg]
   # the collection has no such split; "test".
   splits: ClassVar[tuple[str, ...]] = ("train", "test")
   landmark_names: ClassVar[tuple[str, ...]] = ()
-  part_names: ClassVar[tuple[str, ...]] = ()  # index 0 is the background; empty: no ground-truth parts
+  # Index 0 is the background; empty: no ground-truth parts. Set before `__init__` where the config decides.
+  part_names: tuple[str, ...] = ()
 
   def __init__(self, config: ConfigDict) -> None:
     """Opens the config's data set, prepared or not."""

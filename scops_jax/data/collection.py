@@ -15,15 +15,19 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
+from scops_jax.data.aflw import Aflw
 from scops_jax.data.builder import CollectionBuilder, describe
 from scops_jax.data.celeba_wild import CelebaWild
 from scops_jax.data.cub_parts import CubParts
+from scops_jax.data.pascal_parts import PascalParts
 from scops_jax.data.toy_faces import ToyFaces
 from scops_jax.errors import UserError
 
 BUILDERS: dict[str, type[CollectionBuilder]] = {
+  "aflw": Aflw,
   "celeba_wild": CelebaWild,
   "cub_parts": CubParts,
+  "pascal_parts": PascalParts,
   "toy_faces": ToyFaces,
 }
 _PICTURES = ("image", "saliency", "parts")
