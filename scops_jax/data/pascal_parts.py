@@ -28,7 +28,7 @@ from scops_jax.data.published_files import (
 )
 
 _LISTS = {"train": "train", "test": "val"}
-_LEAST_AREA = 0.2  # of an object's box, over the image's
+_MIN_BOX = 0.2  # of the image's area
 _ENLARGE = 1.1  # side of the cut-out square over the box's longer edge: a margin of 5 % on each side
 
 
@@ -77,8 +77,8 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     if any(mask.shape != (height, width) for mask in _masks(objects)):
       raise ValueError(f"{name}: a mask of its annotation is not of the image's size, {height} × {width}")
     x0, y0, x1, y1 = box = _box(found[number].mask, name)
-    if (x1 - x0 + 1) * (y1 - y0 + 1) < _LEAST_AREA * height * width:
-      raise FilteredError(f"the object's box covers less than {_LEAST_AREA:.0%} of the image")
+    if (x1 - x0 + 1) * (y1 - y0 + 1) < _MIN_BOX * height * width:
+      raise FilteredError("the object's box covers less than 20 % of the image")
     try:
       parts = part_labels(objects, self.settings.pascal.category)
     except ValueError as error:
