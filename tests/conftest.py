@@ -1,7 +1,15 @@
 """Fixtures of all tests."""
 
-import jax
-import pytest
+import os
+
+# Most of the suite's time is XLA compiling programs that run once: it need not optimise them much. Set before
+# JAX starts, and inherited by the processes that tests start.
+os.environ.setdefault(
+  "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture
