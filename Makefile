@@ -10,8 +10,9 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: .venv/installed
 	$(BIN)/python -m scops_jax.main --config=configs/toy_faces.py --workdir=runs/toy_faces
 
+# A worker a core; a file stays on one worker, because its fixtures are shared.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
