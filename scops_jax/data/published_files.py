@@ -221,7 +221,7 @@ def square_around(
   side = math.ceil(enlarge * (np.max(box[2:] - box[:2]) + 1))
   spans = []
   for first, last, length in zip(box[:2], box[2:], (width, height), strict=True):
-    start = round((first + last + 1 - side) / 2)
+    start = math.floor((first + last + 1 - side) / 2)
     start = max(0, min(start, length - side))
     spans.append((start, min(length, start + side)))
   (left, right), (top, bottom) = spans

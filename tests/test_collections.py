@@ -1,0 +1,59 @@
+"""A run on each published collection in miniature: prepared, trained for two steps, evaluated."""
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from scops_jax import runs, train
+from tests import tiny
+from tests.miniatures import celeba_wild, cub_parts
+
+# Collection: the writer of its miniature, what its config needs, images of the regression and of the test.
+COLLECTIONS = {
+  "celeba_wild": (celeba_wild.write, {}, (2, 2)),
+  "cub_parts": (cub_parts.write, {"data.landmark_normalizer": "box"}, (3, 2)),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory):
+  """All collections run the same programs."""
+  options = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+  }
+  before = {name: getattr(jax.config, name) for name in options}
+  for name, value in options.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()  # which else keeps the folder that it has, or that it has none
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize("name", COLLECTIONS)
+def test_a_collection_with_faults_trains_and_evaluates(name, tmp_path, monkeypatch):
+  write, settings, (num_train, num_test) = COLLECTIONS[name]
+  write(tmp_path / "published")
+  monkeypatch.setattr(runs, "create_networks", lambda config: tiny.networks())
+  config = tiny.config(
+    **{
+      "num_steps": 2,
+      # The reference sees 4 × 4 cells: not only the corners, which are background.
+      "image_size": 32,
+      "reference_image_size": 32,
+      "segmenter_weights": "random",
+      "reference_weights": "random",
+      "nmf.num_images": 4,
+      "nmf.num_iterations": 2,
+      "data.name": name,
+      "data.dir": str(tmp_path / "published"),
+      "data.cache_dir": str(tmp_path / "cache"),
+      "data.on_bad_example": "skip",
+    }
+    | settings
+  )
+  results = train.train_and_evaluate(config, tmp_path / "run")
+  assert (results["num_train"], results["num_test"], results["step"]) == (num_train, num_test, 2)
+  assert results["landmark_error_test"] > 0
