@@ -1,7 +1,11 @@
 """CelebA's published layout: the box filter, MAFL's splits, and entries that can't be used."""
 
+import pathlib
+
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from PIL import Image
 
 from scops_jax.config import default_config
@@ -115,3 +119,14 @@ def test_a_name_listed_twice(config, folder):
     file.write("000001.jpg 0 0 9 9\n")
   with pytest.raises(UserError, match=r"list_bbox_celeba\.txt, line 16: '000001\.jpg' is in line 4 already"):
     prepare_collection(config)
+
+
+def test_the_config_takes_the_number_of_parts():
+  path = pathlib.Path(__file__).parent.parent / "configs" / "celeba.py"
+  found = {}
+  for argument in (path, f"{path}:4"):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(["command", f"--config={argument}"])
+    found[values.config.num_parts] = values.config.loss.equivariance
+  assert found == {8: pytest.approx(1000 / 9), 4: pytest.approx(200)}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from scops_jax.config import default_config
+from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 
 SIDE, NUM_PARTS = 8, 2
@@ -96,6 +97,49 @@ def test_the_longer_edge_of_the_box_as_normaliser():
   # Every box is 1 × 0.5, the image 2 × 2.
   for key in ("landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test"):
     assert by_box[key] == pytest.approx(2 * by_image[key])
+
+
+def hiding(landmark, split, num_landmarks=3):
+  """The batches of `batches`, in whose regression images a landmark can't be seen."""
+
+  def of_split(name):
+    for batch in batches(10, num_landmarks=num_landmarks)(name):
+      if name == split:
+        batch["visible"][:, landmark] = False
+      yield batch
+
+  return of_split
+
+
+def test_a_landmark_that_no_image_of_the_regression_shows_does_not_count():
+  options = {"dff": dff(10), "num_classes": 3, "config": config()}
+  with_it, figure = evaluate(predict, hiding(2, "regression"), **options)
+  assert np.isnan(figure["predicted"][:, 2]).all()
+  assert np.isfinite(figure["predicted"][:, :2]).all()
+
+  def first_two(name):
+    for batch in batches(10, num_landmarks=3)(name):
+      yield batch | {"landmarks": batch["landmarks"][:, :2], "visible": batch["visible"][:, :2]}
+
+  without_it, _ = evaluate(predict, first_two, **options)
+  assert with_it == without_it
+
+
+def test_hidden_eyes_need_another_normaliser():
+  options = {"dff": dff(10), "num_classes": 3}
+  with pytest.raises(UserError, match=r"data\.landmark_normalizer=inter_ocular needs images"):
+    evaluate(predict, hiding(0, "regression"), config=config(), **options)
+  results, _ = evaluate(
+    predict, hiding(0, "regression"), config=config(**{"data.landmark_normalizer": "box"}), **options
+  )
+  assert results["landmark_error_test"] > 0
+
+
+def test_no_visible_landmark_at_all_is_no_ground_truth():
+  results, _ = evaluate(
+    predict, hiding(slice(None), "regression"), dff=dff(10), num_classes=3, config=config()
+  )
+  assert results["landmark_error_test"] is None
 
 
 def test_dff_centres_cover_both_splits_and_survive_the_file(tmp_path):

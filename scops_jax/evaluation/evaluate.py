@@ -4,6 +4,7 @@ The networks come in as functions and the images as batches, so this module know
 Every image of the test split counts: the last batch's padding is marked by "valid" and dropped here.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from scops_jax.errors import UserError
 from scops_jax.evaluation import factorization, segmentation_metrics
 from scops_jax.evaluation.landmark_regression import LandmarkErrors, mean_shape_error, regress_landmarks
 from scops_jax.files import replacing
@@ -177,7 +179,7 @@ def evaluate(
   train_points, test_points = points("regression"), points("test")
   figure = test.figure_arrays()
   errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
-  if train_points.landmarks.shape[1]:
+  if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
     count = len(figure["images"])
     shown = test_points.visible[:count, :, None]
@@ -195,7 +197,15 @@ def evaluate(
 def _landmark_errors(
   train: Landmarks, test: Landmarks, dff: Dff, config: ConfigDict
 ) -> tuple[LandmarkErrors, dict[str, float | None]]:
-  """Returns our regression, and the errors of it and of the baselines by name."""
+  """Returns our regression, and the errors of it and of the baselines by name.
+
+  Landmarks that no image of the regression shows can't be regressed: they do not count, and are NaN in ours.
+  """
+  shown = train.visible.any(axis=0)
+  train, test = (
+    split._replace(landmarks=split.landmarks[:, shown], visible=split.visible[:, shown])
+    for split in (train, test)
+  )
   options: dict[str, Any] = {"visible": (train.visible, test.visible)}
   if config.data.landmark_normalizer == "image":
     options["normalizer"] = tuple(np.full(len(split.centers), _IMAGE_EDGE) for split in (train, test))
@@ -203,7 +213,15 @@ def _landmark_errors(
     options["normalizer"] = tuple(
       np.max(split.boxes[:, 2:] - split.boxes[:, :2], axis=1) for split in (train, test)
     )
+  elif not (len(shown) > 1 and shown[:2].all()):
+    raise UserError(
+      "data.landmark_normalizer=inter_ocular needs images of the regression that show the first two landmarks: "
+      "take image or box"
+    )
   ours = regress_landmarks(train.centers, train.landmarks, test.centers, test.landmarks, **options)
   theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)
   mean_shape = mean_shape_error(train.landmarks, test.landmarks, **options)
+  predicted = np.full((len(test.centers), len(shown), 2), np.nan)
+  predicted[:, shown] = ours.test_landmarks
+  ours = dataclasses.replace(ours, test_landmarks=predicted)
   return ours, dict(zip(_ERRORS, (ours.train, ours.test, mean_shape.test, theirs.test), strict=True))
