@@ -30,6 +30,7 @@ RANKS = {
   "data": 3,
   "visualize": 3,
   "cli": 4,
+  "report": 4,
   "runs": 4,
   "train": 5,
   "main": 6,

@@ -1,0 +1,197 @@
+"""Test images to look at: the worst and some of the others with their predictions, and each part's looks.
+
+Which images are the worst is known only after the last one, so all are kept on the way, compressed.
+"""
+
+import io
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+# Pixels along the longer side of a kept picture.
+_LONGEST_SIDE = 256
+_JPEG_QUALITY = 85
+# A part's appearance is averaged over a square about its centre: its edge as a fraction of the image's
+# shorter one, and the number of samples along it.
+_WINDOW = 0.5
+_WINDOW_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Gallery:
+  """Some images of a test split with what was predicted on them.
+
+  Points are (x, y) in [-1, 1], -1 and 1 being the centres of the first and last pixel.
+
+  Attributes:
+    indices: `[N]` positions in the test split, ascending.
+    images: N JPEG files, RGB, at most 256 pixels along the longer side.
+    labels: `[N, h, w]` uint8, 0 .. K; as large as the pictures.
+    centers: `[N, K, 2]` part centres; of no meaning where a part has no pixel.
+    landmarks: `[N, L, 2]` annotated, NaN where hidden; None: no landmarks.
+    predicted: `[N, L, 2]` predicted landmarks, or None.
+    errors: `[N]`, NaN where an image is not scored.
+    error_name: what `errors` measure, such as "landmark error".
+    num_worst: how many of the images were chosen for their error.
+    num_test: images in the test split.
+    appearance: `[K, 64, 64, 4]` uint8 RGBA: the mean over all test images of a part's pixels about its
+      centre; alpha is how often a pixel belongs to the part, relative to the pixel that does most often.
+    num_present: `[K]` test images on which a part has a pixel.
+  """
+
+  indices: np.ndarray
+  images: tuple[bytes, ...]
+  labels: np.ndarray
+  centers: np.ndarray
+  landmarks: np.ndarray | None
+  predicted: np.ndarray | None
+  errors: np.ndarray
+  error_name: str
+  num_worst: int
+  num_test: int
+  appearance: np.ndarray
+  num_present: np.ndarray
+
+
+class GalleryBuilder:
+  """Collects the batches of a test split; `build` chooses among them."""
+
+  def __init__(self, num_parts: int) -> None:
+    self._images: list[bytes] = []
+    self._labels: list[tuple[bytes, tuple[int, ...]]] = []
+    self._centers: list[np.ndarray] = []
+    self._foreground_errors: list[float] = []
+    self._appearance = _Appearance(num_parts)
+
+  def add(
+    self, images: np.ndarray, labels: np.ndarray, centers: np.ndarray, *, foreground: np.ndarray
+  ) -> None:
+    """Adds a batch.
+
+    Args:
+      images: `[B, H, W, 3]` uint8 RGB.
+      labels: `[B, H, W]` integers, 0 .. K.
+      centers: `[B, K, 2]` in [-1, 1].
+      foreground: `[B, H, W]` bool, the true foreground.
+    """
+    self._appearance.add(images, labels, centers)
+    for image, label_map, points, truth in zip(images, labels, centers, foreground, strict=True):
+      self._images.append(_jpeg(image))
+      small = _shrink(label_map.astype(np.uint8), Image.Resampling.NEAREST)
+      self._labels.append((zlib.compress(small.tobytes(), level=1), small.shape))
+      self._centers.append(np.asarray(points))
+      union = np.sum((label_map > 0) | truth)
+      overlap = np.sum((label_map > 0) & truth)
+      self._foreground_errors.append(1 - overlap / union if union else np.nan)
+
+  def build(
+    self,
+    *,
+    errors: np.ndarray | None = None,
+    landmarks: np.ndarray | None = None,
+    predicted: np.ndarray | None = None,
+    max_images: int = 60,
+    max_worst: int = 24,
+  ) -> Gallery:
+    """Chooses the worst images and evenly spaced ones of the others.
+
+    Args:
+      errors: `[M]` landmark errors of all M images added, NaN where not scored; None: the images are ranked
+        by 1 − intersection over union of predicted and true foreground.
+      landmarks: `[M, L, 2]` annotated landmarks, NaN where hidden, or None.
+      predicted: `[M, L, 2]` predicted landmarks, or None.
+      max_images: how many images to keep.
+      max_worst: how many of them for their error; an image without an error is never among them.
+
+    Returns:
+      The gallery.
+    """
+    error_name = "1 − foreground IoU" if errors is None else "landmark error"
+    errors = np.asarray(self._foreground_errors if errors is None else errors, np.float64)
+    indices, num_worst = _choose(errors, max_images=max_images, max_worst=max_worst)
+    labels = [
+      np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape)
+      for packed, shape in (self._labels[i] for i in indices)
+    ]
+    return Gallery(
+      indices=indices,
+      images=tuple(self._images[i] for i in indices),
+      labels=np.stack(labels),
+      centers=np.stack([self._centers[i] for i in indices]),
+      landmarks=None if landmarks is None else landmarks[indices],
+      predicted=None if predicted is None else predicted[indices],
+      errors=errors[indices],
+      error_name=error_name,
+      num_worst=num_worst,
+      num_test=len(self._images),
+      appearance=self._appearance.rgba(),
+      num_present=self._appearance.num_present,
+    )
+
+
+class _Appearance:
+  """Means over images of each part's pixels, about the part's centre.
+
+  For part k and offset d, with sums over images: coverage(d) = Σ m_k(c_k + d), colour(d) =
+  Σ m_k(c_k + d) I(c_k + d) / coverage(d). m_k is 1 on the part's pixels and 0 elsewhere, also outside the
+  image; c_k + d is rounded to pixels.
+  """
+
+  def __init__(self, num_parts: int) -> None:
+    self._colors = np.zeros((num_parts, _WINDOW_SAMPLES, _WINDOW_SAMPLES, 3))
+    self._coverage = np.zeros((num_parts, _WINDOW_SAMPLES, _WINDOW_SAMPLES))
+    self.num_present = np.zeros(num_parts, np.int64)
+
+  def add(self, images: np.ndarray, labels: np.ndarray, centers: np.ndarray) -> None:
+    height, width = labels.shape[1:]
+    offsets = ((np.arange(_WINDOW_SAMPLES) + 0.5) / _WINDOW_SAMPLES - 0.5) * _WINDOW * min(height, width)
+    rows = np.arange(len(labels))[:, None, None]
+    for part, points in enumerate(np.moveaxis(centers, 1, 0)):
+      x, y = (
+        np.rint((points[:, axis, None] + 1) / 2 * (size - 1) + offsets).astype(int)
+        for axis, size in enumerate((width, height))
+      )
+      inside = ((x >= 0) & (x < width))[:, None, :] & ((y >= 0) & (y < height))[:, :, None]
+      pixels = (rows, np.clip(y, 0, height - 1)[:, :, None], np.clip(x, 0, width - 1)[:, None, :])
+      mask = inside & (labels[pixels] == part + 1)
+      self._coverage[part] += mask.sum(axis=0)
+      self._colors[part] += np.where(mask[..., None], images[pixels], 0).sum(axis=0)
+      self.num_present[part] += np.any(labels == part + 1, axis=(1, 2)).sum()
+
+  def rgba(self) -> np.ndarray:
+    colors = self._colors / np.maximum(self._coverage, 1)[..., None]
+    most = np.maximum(self._coverage.max(axis=(1, 2), keepdims=True), 1)
+    alpha = 255 * self._coverage / most
+    return np.rint(np.concatenate([colors, alpha[..., None]], axis=-1)).astype(np.uint8)
+
+
+def _choose(errors: np.ndarray, *, max_images: int, max_worst: int) -> tuple[np.ndarray, int]:
+  """Returns the positions to keep, ascending, and how many of them are there for their error."""
+  count = len(errors)
+  if count <= max_images:
+    return np.arange(count), 0
+  # NaN sorts last, ties by position.
+  ranked = np.argsort(-errors, kind="stable")[: np.isfinite(errors).sum()]
+  worst = ranked[:max_worst]
+  others = np.setdiff1d(np.arange(count), worst)
+  wanted = max_images - len(worst)
+  sample = others[np.arange(wanted) * len(others) // wanted]
+  return np.sort(np.concatenate([worst, sample])), len(worst)
+
+
+def _shrink(picture: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+  height, width = picture.shape[:2]
+  scale = _LONGEST_SIDE / max(height, width)
+  if scale >= 1:
+    return picture
+  size = (max(1, round(width * scale)), max(1, round(height * scale)))
+  return np.asarray(Image.fromarray(picture).resize(size, resampling))
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  small = _shrink(image, Image.Resampling.BOX)
+  Image.fromarray(small).save(file, format="JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
+  return file.getvalue()

@@ -1,0 +1,41 @@
+"""Pieces of HTML that the report's sections share."""
+
+import base64
+import io
+import math
+
+from PIL import Image
+
+
+def number(value: float | None, *, percent: bool = False) -> str:
+  """Returns a number for people, with three significant digits, or an en dash for None."""
+  if value is None:
+    return "–"
+  if percent:
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+  if not math.isfinite(value):
+    return str(value)
+  if abs(value) >= 1000:
+    return f"{value:,.0f}"
+  if value == 0 or abs(value) >= 1e-3:
+    return f"{value:.3g}"
+  mantissa, exponent = f"{value:.1e}".split("e")
+  return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def bar(fraction: float | None, *, style: str = "") -> str:
+  """Returns a horizontal bar of which a fraction is filled; `style` is a class of the filling."""
+  width = min(max(fraction, 0.0), 1.0) if fraction is not None and math.isfinite(fraction) else 0.0
+  return f'<span class="bar"><i class="{style}" style="width:{100 * width:.2f}%"></i></span>'
+
+
+def data_uri(content: bytes, mime_type: str) -> str:
+  """Returns the address of a file that stands in the address itself."""
+  return f"data:{mime_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def png_uri(picture: Image.Image, **options: int) -> str:
+  """Returns the address of a PNG; the options are Pillow's."""
+  file = io.BytesIO()
+  picture.save(file, format="PNG", optimize=True, **options)
+  return data_uri(file.getvalue(), "image/png")

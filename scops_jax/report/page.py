@@ -1,0 +1,217 @@
+"""Puts the report together: results, parts, test images, training and configuration on one page."""
+
+import importlib.resources
+import json
+import pathlib
+import string
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scops_jax import visualize
+from scops_jax.evaluation.gallery import Gallery
+from scops_jax.files import replacing
+from scops_jax.report import charts, images
+from scops_jax.report.markup import bar, number
+
+# What landmark errors are fractions of, by config.data.landmark_normalizer.
+_LENGTHS = {
+  "inter_ocular": "the distance between the eyes",
+  "image": "the image's edge",
+  "box": "the longer edge of the object's box",
+}
+_LANDMARK_ROWS = (
+  ("landmark_error_test", "SCOPS", "ours"),
+  ("dff_error_test", "DFF", ""),
+  ("mean_shape_error_test", "Mean shape", ""),
+)
+_SEGMENTATION_ROWS = (
+  ("foreground_iou", "Foreground IoU"),
+  ("foreground_iou_crf", "Foreground IoU with CRF"),
+  ("nmi", "Parts: NMI"),
+  ("ari", "Parts: ARI"),
+)
+
+_FLAG_SENTENCES = {
+  images.UNUSED: "is nearly unused: it has less than 1\N{NO-BREAK SPACE}% of the foreground",
+  images.DOMINATING: "dominates: it has more than half of the foreground",
+}
+
+
+def write_report(
+  path: str | pathlib.Path,
+  *,
+  results: Mapping[str, Any],
+  records: Sequence[Mapping[str, float]],
+  config: ConfigDict,
+  gallery: Gallery,
+) -> None:
+  """Writes a page that a browser shows without a server and without loading anything else.
+
+  The same arguments give the same bytes.
+
+  Args:
+    path: the file to write; its folder is made, a file of that name is replaced.
+    results: the entries of evaluation.json; an error or measure that is None is shown as missing.
+    records: of metrics.jsonl; there may be none.
+    config: of the run.
+    gallery: test images with their predictions.
+
+  Raises:
+    ValueError: the gallery does not have config.num_parts parts, or the results another number of them.
+  """
+  num_parts, fractions = config.num_parts, results["part_area_fractions"]
+  if not num_parts == len(fractions) == len(gallery.appearance):
+    raise ValueError(
+      f"the config has {num_parts} parts, the results have {len(fractions)} and the gallery "
+      f"{len(gallery.appearance)}"
+    )
+  colors = visualize.part_colors(num_parts)
+  name = escape(config.data.name)
+  page = string.Template(_asset("page.html")).substitute(
+    style=_asset("page.css"),
+    script=_asset("page.js"),
+    name=name,
+    facts=_facts(results, config),
+    comparison=_comparison(results),
+    landmarks=_landmark_table(results, config),
+    segmentation=_segmentation_table(results),
+    part_summary=_part_summary(fractions),
+    part_cards=images.part_cards(gallery, fractions, colors),
+    gallery_summary=_gallery_summary(gallery),
+    part_buttons=images.part_buttons(colors),
+    mark_buttons=_mark_buttons(gallery),
+    error_name=escape(gallery.error_name),
+    tiles=images.tiles(gallery, colors),
+    charts=charts.training_charts(records, config.loss.to_dict()) if records else "",
+    training_summary=_training_summary(records),
+    config_rows=_config_rows(config.to_dict()),
+  )
+  with replacing(path) as temporary:
+    temporary.write_text(page, encoding="utf-8")
+
+
+def _asset(name: str) -> str:
+  return importlib.resources.files("scops_jax.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _facts(results: Mapping[str, Any], config: ConfigDict) -> str:
+  """Returns one line on what was run."""
+  return " · ".join(
+    escape(fact)
+    for fact in (
+      f"{config.num_parts} parts",
+      f"step {results['step']:,} of {config.num_steps:,}",
+      f"{results['num_test']:,} test images",
+      f"{config.segmenter} on {config.image_size} × {config.image_size} pixels",
+      f"seed {config.seed}",
+    )
+  )
+
+
+def _comparison(results: Mapping[str, Any]) -> str:
+  """Returns a sentence that compares the landmark error with the baselines'."""
+  ours = results["landmark_error_test"]
+  if ours is None:
+    return ""
+  parts = []
+  for key, whose in (("dff_error_test", "DFF’s"), ("mean_shape_error_test", "the mean shape’s")):
+    if results[key]:
+      change = ours / results[key] - 1
+      size = f"{100 * abs(change):.0f}\N{NO-BREAK SPACE}%"
+      parts.append(f"{size} {'below' if change < 0 else 'above'} {whose}")
+  return f'<p class="lead">The landmark error is {" and ".join(parts)}.</p>' if parts else ""
+
+
+def _landmark_table(results: Mapping[str, Any], config: ConfigDict) -> str:
+  errors = [results[key] for key, _, _ in _LANDMARK_ROWS]
+  if all(error is None for error in errors):
+    return '<p class="faint">No landmark error: the collection has no annotated landmarks.</p>'
+  largest = max(error for error in errors if error is not None) or 1.0
+  rows = "\n".join(
+    _row(name, number(error, percent=True), None if error is None else error / largest, style)
+    for (_, name, style), error in zip(_LANDMARK_ROWS, errors, strict=True)
+  )
+  length = _LENGTHS[config.data.landmark_normalizer]
+  train = number(results["landmark_error_train"], percent=True)
+  return (
+    '<table class="measures landmarks">'
+    f"<caption><b>Landmark error</b>, per cent of {length}; lower is better</caption>"
+    f'<tbody>{rows}</tbody></table><p class="faint">A linear map from part centres to landmarks, fitted to '
+    f"{results['num_train']:,} training images, where SCOPS’s error is {train}. DFF factorises the "
+    "reference network’s features; the mean shape does not look at the image.</p>"
+  )
+
+
+def _segmentation_table(results: Mapping[str, Any]) -> str:
+  shown = [(name, results[key]) for key, name in _SEGMENTATION_ROWS if key in results]
+  rows = "\n".join(_row(name, number(value), value, "ours") for name, value in shown)
+  missing = [name for name, value in shown if value is None]
+  note = f'<p class="faint">{", ".join(missing)}: no such ground truth.</p>' if missing else ""
+  return (
+    '<table class="measures"><caption><b>Segmentation</b>, from 0 to 1; higher is better</caption>'
+    f"<tbody>{rows}</tbody></table>{note}"
+  )
+
+
+def _row(name: str, value: str, fraction: float | None, style: str) -> str:
+  return (
+    f'<tr class="{style}"><th scope="row">{escape(name)}</th><td>{bar(fraction)}</td>'
+    f'<td class="value">{value}</td></tr>'
+  )
+
+
+def _part_summary(fractions: Sequence[float]) -> str:
+  """Returns a sentence on the parts' use."""
+  sentences = [
+    f"Part {i} {_FLAG_SENTENCES[flag]}." for i, flag in enumerate(map(images.part_flag, fractions), 1) if flag
+  ]
+  return " ".join(sentences) or "Every part is in use and none dominates."
+
+
+def _gallery_summary(gallery: Gallery) -> str:
+  shown, worst = len(gallery.images), gallery.num_worst
+  if shown == gallery.num_test:
+    return f"All {shown:,} test images."
+  rest = f"{shown - worst} spread evenly over the others"
+  return (
+    f"{shown} of {gallery.num_test:,} test images: the {worst} with the largest {escape(gallery.error_name)} "
+    f"and {rest}."
+    if worst
+    else f"{shown} of {gallery.num_test:,} test images, spread evenly over all."
+  )
+
+
+def _mark_buttons(gallery: Gallery) -> str:
+  marks = [("centers", "Part centres")]
+  if gallery.landmarks is not None:
+    marks.append(("annotated", "Annotated landmarks"))
+  if gallery.predicted is not None:
+    marks.append(("predicted", "Predicted landmarks"))
+  return "\n".join(
+    f'<button type="button" class="toggle" aria-pressed="true" data-shows="{name}">'
+    f'<i class="mark {name}"></i>{text}</button>'
+    for name, text in marks
+  )
+
+
+def _training_summary(records: Sequence[Mapping[str, float]]) -> str:
+  if not records:
+    return "No step has been logged."
+  return (
+    "Loss terms times their weights on one logarithmic axis, with the total in grey; first and last value "
+    "beside the name."
+  )
+
+
+def _config_rows(tree: Mapping[str, Any], prefix: str = "") -> str:
+  rows = []
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      rows.append(_config_rows(value, f"{prefix}{key}."))
+    else:
+      shown = escape(json.dumps(value, ensure_ascii=False))
+      rows.append(f'<tr><th scope="row">{escape(prefix + key)}</th><td>{shown}</td></tr>')
+  return "\n".join(rows)

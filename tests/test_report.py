@@ -1,0 +1,241 @@
+"""The report's text: complete, escaped, self-contained; its behaviour is tested in a browser next door."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from scops_jax import config as config_module
+from scops_jax.report import charts, images, markup, write_report
+from tests import pages
+
+VOID = {"meta", "link", "img", "input"}
+
+
+class Structure(html.parser.HTMLParser):
+  """Checks that tags nest, and keeps ids, references and text."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.ids, self.references, self.texts = [], [], [], []
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.ids += [attrs["id"]] if "id" in attrs else []
+    self.references += [value for name, value in attrs.items() if name in ("src", "href", "srcset", "action")]
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+    if tag not in VOID:
+      self.open.pop()
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] not in ("style", "script"):
+      self.texts.append(data)
+
+  @property
+  def text(self):
+    return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def write(tmp_path, *, results=None, records=pages.RECORDS, config=None, gallery=None):
+  path = tmp_path / "report" / "index.html"
+  write_report(
+    path,
+    results=pages.RESULTS | (results or {}),
+    records=records,
+    config=config or pages.config(),
+    gallery=gallery or pages.gallery(),
+  )
+  return path.read_text(encoding="utf-8")
+
+
+def read(tmp_path, **options):
+  return Structure(write(tmp_path, **options)).text
+
+
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
+  page = write(tmp_path)
+  structure = Structure(page)
+  assert len(structure.ids) == len(set(structure.ids))
+  assert structure.references
+  assert all(reference.startswith("data:") for reference in structure.references)
+  assert not re.search(r"https?:|@import|url\(|//[a-z]", re.sub(r"data:[^\"]*", "", page))
+  assert "default-src 'none'" in page
+  assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+  assert write(tmp_path / "a") == write(tmp_path / "b")
+
+
+def test_results_are_shown_with_their_baselines(tmp_path):
+  text = read(tmp_path, results={"foreground_iou_crf": 0.91})
+  for shown in ("SCOPS 21.0 %", "DFF 30.0 %", "Mean shape 60.0 %", "Foreground IoU with CRF 0.91"):
+    assert shown in text
+  assert "The landmark error is 30 % below DFF’s and 65 % below the mean shape’s." in text
+  assert "Parts: ARI – " in text
+  assert "Parts: ARI: no such ground truth." in text
+
+
+def test_a_worse_error_is_called_above(tmp_path):
+  assert "10 % above DFF’s" in read(tmp_path, results={"landmark_error_test": 0.33})
+
+
+def test_bars_are_in_proportion(tmp_path):
+  widths = re.findall(r'<tr class="[a-z]*">.*?width:([\d.]+)%', write(tmp_path))
+  assert [float(width) for width in widths] == [35.0, 50.0, 100.0, 90.0, 50.0, 0.0]
+
+
+def test_a_collection_without_ground_truth(tmp_path):
+  missing = dict.fromkeys(
+    (
+      "landmark_error_train",
+      "landmark_error_test",
+      "mean_shape_error_test",
+      "dff_error_test",
+      "nmi",
+      "ari",
+    )
+  )
+  gallery = pages.gallery(annotated=False)
+  text = read(tmp_path, results=missing, gallery=gallery, records=[])
+  assert "the collection has no annotated landmarks" in text
+  assert "Foreground IoU 0.9" in text
+  assert "1 − foreground IoU" in text
+  assert "Annotated landmarks" not in text
+  assert "No step has been logged." in text
+  assert "nan" not in text.lower()
+
+
+@pytest.mark.parametrize("normalizer", config_module._CHOICES["data.landmark_normalizer"])
+def test_every_normalizer_has_its_words(tmp_path, normalizer):
+  assert "per cent of the" in read(tmp_path, config=pages.config(**{"data.landmark_normalizer": normalizer}))
+
+
+def test_dead_and_dominating_parts_are_named(tmp_path):
+  text = read(tmp_path)
+  assert "Part 1 dominates: it has more than half of the foreground." in text
+  assert "Part 3 is nearly unused: it has less than 1 % of the foreground." in text
+  assert "Part 2 dominates" not in text
+  assert "Every part is in use" in read(tmp_path, results={"part_area_fractions": [0.5, 0.49, 0.01]})
+
+
+def test_strings_are_escaped(tmp_path):
+  nasty = "<script>alert('$&\"')</script>"
+  page = write(tmp_path, config=pages.config(**{"data.name": nasty, "data.dir": f"${{style}}{nasty}"}))
+  assert page.count("<script>") == 1
+  assert "alert(&#x27;$&amp;" in page
+  assert json.dumps(f"${{style}}{nasty}") in Structure(page).text
+
+
+def test_every_config_key_is_listed(tmp_path):
+  text = read(tmp_path)
+  for shown in ("num_parts 3", "spatial.scale_low 0.7", 'reference_layers ["block10_depthwise"]'):
+    assert shown in text
+
+
+def test_the_page_says_how_many_images_it_shows(tmp_path):
+  assert "All 6 test images." in read(tmp_path)
+  images_, labels, centers = pages.scene()
+  builder = pages.GalleryBuilder(pages.NUM_PARTS)
+  builder.add(images_, labels, centers, foreground=labels > 0)
+  chosen = builder.build(errors=pages.ERRORS, max_images=4, max_worst=2)
+  expected = "4 of 6 test images: the 2 with the largest landmark error and 2 spread evenly over the others."
+  assert expected in read(tmp_path, gallery=chosen)
+
+
+def test_tiles_come_worst_first_and_unscored_last(tmp_path):
+  page = write(tmp_path)
+  assert re.findall(r'data-index="(\d+)"', page) == pages.WORST_FIRST
+  assert page.count("not scored") == 1
+  assert re.findall(r'data-error="([^"]*)"', page)[-1] == ""
+
+
+def test_only_parts_of_an_image_have_a_layer_and_a_centre(tmp_path):
+  page = write(tmp_path)
+  assert [page.count(f'<img class="part-{part}"') for part in (1, 2, 3)] == [6, 6, 1]
+  assert [page.count(f'<circle class="part-{part}"') for part in (1, 2, 3)] == [6, 6, 1]
+
+
+def test_hidden_landmarks_have_no_ring(tmp_path):
+  tile = next(tile for tile in write(tmp_path).split("<figure")[1:] if 'data-index="0"' in tile)
+  ring = re.search(r'<g class="annotated"><path class="rim" d="([^"]*)"', tile).group(1)
+  assert ring.count("M") == 2
+  assert "nan" not in ring
+
+
+def test_a_mismatch_of_parts_raises_and_writes_nothing(tmp_path):
+  with pytest.raises(ValueError, match="the config has 4 parts, the results have 3"):
+    write(tmp_path, config=pages.config(num_parts=4))
+  assert not list(tmp_path.iterdir())
+
+
+def test_charts_are_of_the_weighted_terms():
+  weights = {"concentration": 2.0, "balance": 0.0}
+  text = charts.training_charts(pages.RECORDS, weights)
+  assert text.count("<svg") == 3
+  assert "Balance" not in text
+  assert "0.2 → 0.0667" in text  # 2 × 1/10 to 2 × 1/30
+
+
+def test_charts_survive_one_record_and_values_that_are_not_finite():
+  records = [
+    dict(pages.RECORDS[0], loss=value, step=step) for step, value in enumerate((np.inf, np.nan, 0.0))
+  ]
+  for shown in (records, records[:1], pages.RECORDS[:1]):
+    text = charts.training_charts(shown, {"concentration": 1.0})
+    assert not re.search(r'd="[^"]*(nan|inf)', text)
+
+
+def test_long_runs_are_averaged():
+  records = [dict(pages.RECORDS[0], step=step, loss=1.0 + step % 2) for step in range(4800)]
+  total = charts.training_charts(records, {}).split("<figure")[1]
+  assert re.search(r'class="curve" d="([^"]*)"', total).group(1).count("L") == 239
+  assert "1.5 → 1.5" in total
+
+
+def test_axes():
+  axis = charts.Axis.over(np.array([1e-9, 1.0, 100.0, np.nan, -1.0]), logarithmic=True)
+  assert axis.low == pytest.approx(1e-3, rel=0.5)
+  np.testing.assert_allclose(axis.ticks(), [1e-3, 1e-2, 0.1, 1, 10, 100])
+  assert np.isnan(axis.position(np.array([-1.0, np.nan]))).all()
+  linear = charts.Axis.over(np.array([0.0, 3.0]), logarithmic=False)
+  np.testing.assert_allclose(linear.position(np.array([0.0, 1.5, 3.0])), [0, 0.5, 1])
+  assert linear.ticks() == [0, 1, 2, 3]
+  assert charts.Axis.over(np.zeros(3), logarithmic=False).ticks() == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+  ("value", "expected"),
+  [
+    (None, "–"),
+    (0.0, "0"),
+    (12345.6, "12,346"),
+    (0.00012, "1.2e-4"),
+    (4e-4, "4e-4"),
+    (3.14159, "3.14"),
+    (np.inf, "inf"),
+  ],
+)
+def test_numbers(value, expected):
+  assert markup.number(value) == expected
+
+
+def test_part_flags_at_their_limits():
+  assert [images.part_flag(share) for share in (0.0099, 0.01, 0.5, 0.51)] == [
+    images.UNUSED,
+    "",
+    "",
+    images.DOMINATING,
+  ]
