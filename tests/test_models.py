@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from scops_jax import models
+from scops_jax.models.base import normalize_features
 
 
 def test_part_basis_is_a_rectified_normal_matrix():
@@ -20,19 +21,23 @@ def test_part_basis_is_a_rectified_normal_matrix():
 
 
 def test_an_unknown_name_lists_the_valid_ones():
-  for call in (
-    lambda: models.create_segmenter("resnet", 8),
-    lambda: models.create_reference("resnet", ("head",)),
-    lambda: models.normalize("resnet", np.zeros((1, 2, 2, 3), np.float32)),
-    lambda: models.check_image_size("resnet", 128),
+  segmenters = "efficientnet_lite0, deeplab50, deeplab50_2branch, deeplab101, deeplab101_2branch"
+  references = "efficientnet_lite0, vgg16, vgg19, resnet50, resnet101"
+  for call, valid in (
+    (lambda: models.create_segmenter("resnet", 8), segmenters),
+    (lambda: models.create_reference("resnet", ("head",)), references),
+    (lambda: models.normalize("resnet", np.zeros((1, 2, 2, 3), np.float32)), "deeplab50.*vgg16"),
+    (lambda: models.check_image_size("resnet", 128), segmenters),
   ):
-    with pytest.raises(ValueError, match=r"'resnet'.*efficientnet_lite0"):
+    with pytest.raises(ValueError, match=f"'resnet'; valid: .*{valid}"):
       call()
 
 
 def test_an_unknown_layer_lists_the_valid_ones():
   with pytest.raises(ValueError, match=r"'block99_expand'.*block10_depthwise"):
     models.create_reference("efficientnet_lite0", ("stem", "block99_expand"))
+  with pytest.raises(ValueError, match=r"'conv5_4'; valid: relu1_1, .*relu5_4"):
+    models.create_reference("vgg19", ("conv5_4",))
   with pytest.raises(ValueError, match="at least one layer"):
     models.create_reference("efficientnet_lite0", ())
 
@@ -46,8 +51,31 @@ def test_image_size_must_fill_the_cells():
   models.check_image_size("efficientnet_lite0", 128)
   with pytest.raises(ValueError, match="take 112 or 128"):
     models.check_image_size("efficientnet_lite0", 120)
+  models.check_image_size("deeplab50", 120)
+  with pytest.raises(ValueError, match=r"image_size=4 is not divisible by 8.*take 8$"):
+    models.check_image_size("deeplab50", 4)
 
 
 def test_normalize_maps_bytes_to_about_one():
   images = np.array([0.0, 127.0, 255.0], np.float32).reshape(1, 1, 1, 3)
   np.testing.assert_array_equal(models.normalize("efficientnet_lite0", images).ravel(), [-127 / 128, 0, 1])
+
+
+def test_normalize_as_each_family_expects():
+  color = np.array([[100.0, 120.0, 140.0]], np.float32)
+  found = models.normalize("deeplab101_2branch", color)
+  np.testing.assert_allclose(found[0], [-22.67891434, 3.33123238, 35.99301207], rtol=1e-5)
+  expected = [(100 / 255 - 0.485) / 0.229, (120 / 255 - 0.456) / 0.224, (140 / 255 - 0.406) / 0.225]
+  for name in ("vgg16", "vgg19", "resnet50", "resnet101"):
+    np.testing.assert_allclose(models.normalize(name, color)[0], expected, rtol=1e-5)
+
+
+def test_normalized_features_have_unit_length():
+  features = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 1e-3]], np.float32)
+  expected = features / np.sqrt([[25 + 1e-6], [1e-6], [2e-6]])
+  np.testing.assert_allclose(normalize_features(features), expected, rtol=1e-5)
+
+
+def test_every_parameter_is_visited_once_unless_the_network_says_otherwise():
+  module = models.create_segmenter("efficientnet_lite0", 3)
+  assert module.parameter_visits({"stem": {"kernel": np.ones(2)}}) == {"stem": {"kernel": 1}}

@@ -1,24 +1,78 @@
 """Networks by name."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 
-from scops_jax.models import efficientnet_lite
+from scops_jax.models import deeplab, efficientnet_lite, resnet, vgg
+from scops_jax.models.base import Reference, Segmenter
 from scops_jax.models.part_basis import PartBasis
 
-__all__ = ["PartBasis", "create_reference", "create_segmenter", "normalize"]
+__all__ = [
+  "PartBasis",
+  "Reference",
+  "Segmenter",
+  "check_image_size",
+  "create_reference",
+  "create_segmenter",
+  "normalize",
+]
 
-_SEGMENTERS = {"efficientnet_lite0": efficientnet_lite.EfficientNetLite0Segmenter}
-_REFERENCES = {
-  "efficientnet_lite0": (efficientnet_lite.EfficientNetLite0Reference, efficientnet_lite.REFERENCE_LAYERS)
+_Normalizer = Callable[[jax.Array], jax.Array]
+
+
+class _SegmenterEntry(NamedTuple):
+  create: Callable[..., Segmenter]  # takes num_parts
+  image_stride: int  # image sides are multiples of it
+  normalize: _Normalizer
+
+
+class _ReferenceEntry(NamedTuple):
+  create: Callable[..., Reference]  # takes layers and l2_normalize
+  layers: tuple[str, ...]
+  normalize: _Normalizer
+
+
+def _deeplab(depth: str, *, two_branch: bool) -> _SegmenterEntry:
+  create = functools.partial(deeplab.DeepLab, block_counts=resnet.BLOCK_COUNTS[depth], two_branch=two_branch)
+  return _SegmenterEntry(create, deeplab.STRIDE, deeplab.normalize)
+
+
+def _resnet(depth: str) -> _ReferenceEntry:
+  create = functools.partial(resnet.ResNetReference, block_counts=resnet.BLOCK_COUNTS[depth])
+  return _ReferenceEntry(create, resnet.REFERENCE_LAYERS, vgg.normalize)
+
+
+def _vgg(convolutions: tuple[int, ...]) -> _ReferenceEntry:
+  create = functools.partial(vgg.VggReference, convolutions=convolutions)
+  return _ReferenceEntry(create, vgg.reference_layers(convolutions), vgg.normalize)
+
+
+_SEGMENTERS = {
+  "efficientnet_lite0": _SegmenterEntry(
+    efficientnet_lite.EfficientNetLite0Segmenter, 16, efficientnet_lite.normalize
+  ),
+  "deeplab50": _deeplab("50", two_branch=False),
+  "deeplab50_2branch": _deeplab("50", two_branch=True),
+  "deeplab101": _deeplab("101", two_branch=False),
+  "deeplab101_2branch": _deeplab("101", two_branch=True),
 }
-_STRIDES = {"efficientnet_lite0": 16}
-_NORMALIZERS = {"efficientnet_lite0": efficientnet_lite.normalize}
+_REFERENCES = {
+  "efficientnet_lite0": _ReferenceEntry(
+    efficientnet_lite.EfficientNetLite0Reference,
+    efficientnet_lite.REFERENCE_LAYERS,
+    efficientnet_lite.normalize,
+  ),
+  "vgg16": _vgg(vgg.VGG16),
+  "vgg19": _vgg(vgg.VGG19),
+  "resnet50": _resnet("50"),
+  "resnet101": _resnet("101"),
+}
 
 
-def create_segmenter(name: str, num_parts: int) -> nn.Module:
+def create_segmenter(name: str, num_parts: int) -> Segmenter:
   """Creates the trained network by name.
 
   Args:
@@ -28,8 +82,10 @@ def create_segmenter(name: str, num_parts: int) -> nn.Module:
   Returns:
     A module: `.init(key, images, train=False)` and `.apply(variables, images, train=False)` → logits
     `[B, h, w, K+1]` at the network's own resolution, channel 0 the background, cells on the align-corners
-    lattice of the normalised images `[B, H, W, 3]`. Modules named "head_..." hold the new parameters; the
-    others can come from a published file (`weights.apply_state_dict`).
+    lattice of the normalised images `[B, H, W, 3]` (deeplab's: within a pixel of it). Modules named
+    "head_..." hold the new parameters; the others can come from a published file
+    (`weights.apply_state_dict`). Training is `.apply(variables, images, train=True,
+    mutable=["batch_stats"])`.
 
   Raises:
     ValueError: an unknown name, or K < 1.
@@ -37,31 +93,34 @@ def create_segmenter(name: str, num_parts: int) -> nn.Module:
   _check(name, _SEGMENTERS, "segmenter")
   if num_parts < 1:
     raise ValueError(f"expected num_parts >= 1, got {num_parts}")
-  return _SEGMENTERS[name](num_parts=num_parts)
+  return _SEGMENTERS[name].create(num_parts=num_parts)
 
 
-def create_reference(name: str, layers: Sequence[str]) -> nn.Module:
+def create_reference(name: str, layers: Sequence[str], *, l2_normalize: bool = False) -> Reference:
   """Creates the frozen feature network by name.
 
   Args:
     name: of the network.
     layers: names of the maps to return; layers after the last of them are not computed.
+    l2_normalize: whether each position's features are divided by their norm; vgg then goes on with the
+      normalised map, as the release does.
 
   Returns:
     A module: `.init(key, images)` and `.apply(variables, images)` → tuple of non-negative maps
-    `[B, h, w, C]`, one a layer in the order given, cells on the align-corners lattice of the normalised
-    images `[B, H, W, 3]`.
+    `[B, h, w, C]`, one a layer in the order given. The cells are taken to lie on the align-corners lattice
+    of the normalised images `[B, H, W, 3]`: exactly so for efficientnet_lite0; for the others their module
+    says how far off that is.
 
   Raises:
     ValueError: an unknown network or layer, or no layer.
   """
   _check(name, _REFERENCES, "reference")
-  module, valid_layers = _REFERENCES[name]
+  entry = _REFERENCES[name]
   if not layers:
-    raise ValueError(f"expected at least one layer of {name}, one of: {', '.join(valid_layers)}")
+    raise ValueError(f"expected at least one layer of {name}, one of: {', '.join(entry.layers)}")
   for layer in layers:
-    _check(layer, valid_layers, f"layer of {name}")
-  return module(layers=tuple(layers))
+    _check(layer, entry.layers, f"layer of {name}")
+  return entry.create(layers=tuple(layers), l2_normalize=l2_normalize)
 
 
 def normalize(name: str, images: jax.Array) -> jax.Array:
@@ -70,21 +129,21 @@ def normalize(name: str, images: jax.Array) -> jax.Array:
   Raises:
     ValueError: an unknown name.
   """
-  _check(name, _NORMALIZERS, "network")
-  return _NORMALIZERS[name](images)
+  entries: dict[str, _SegmenterEntry | _ReferenceEntry] = {**_SEGMENTERS, **_REFERENCES}
+  _check(name, entries, "network")
+  return entries[name].normalize(images)
 
 
 def check_image_size(name: str, size: int) -> None:
   """Raises ValueError unless images of `size` pixels a side fill the segmenter's cells."""
   _check(name, _SEGMENTERS, "segmenter")
-  if size % _STRIDES[name]:
-    lower = size // _STRIDES[name] * _STRIDES[name]
-    raise ValueError(
-      f"image_size={size} is not divisible by {_STRIDES[name]}, the stride of {name}: "
-      f"take {lower or _STRIDES[name]} or {lower + _STRIDES[name]}"
-    )
+  stride = _SEGMENTERS[name].image_stride
+  if size % stride:
+    lower = size // stride * stride
+    nearest = f"{lower} or {lower + stride}" if lower else f"{stride}"
+    raise ValueError(f"image_size={size} is not divisible by {stride}, the stride of {name}: take {nearest}")
 
 
-def _check(name: str, valid: Sequence[str] | dict, what: str) -> None:
+def _check(name: str, valid: Iterable[str], what: str) -> None:
   if name not in valid:
     raise ValueError(f"unknown {what} '{name}'; valid: {', '.join(valid)}")

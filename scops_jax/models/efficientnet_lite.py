@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax import geometry
+from scops_jax.models.base import Reference, Segmenter, normalize_features
 from scops_jax.models.depthwise import depthwise_conv
 
 _BATCH_NORM_EPSILON = 1e-3
@@ -175,19 +176,18 @@ class EfficientNetLite0(nn.Module):
     return _compute_layers(images, ("classifier",))["classifier"]
 
 
-class EfficientNetLite0Reference(nn.Module):
-  """Feature maps of REFERENCE_LAYERS; layers after the last one asked for are not computed."""
-
-  layers: tuple[str, ...]
+class EfficientNetLite0Reference(Reference):
+  """Feature maps of REFERENCE_LAYERS."""
 
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
     """Maps normalised images `[B, H, W, 3]` to a map `[B, h, w, C]` in [0, 6] for each layer."""
     maps = _compute_layers(_align(images, _stride(self.layers)), self.layers)
-    return tuple(maps[layer] for layer in self.layers)
+    found = [maps[layer] for layer in self.layers]
+    return tuple(normalize_features(x) if self.l2_normalize else x for x in found)
 
 
-class EfficientNetLite0Segmenter(nn.Module):
+class EfficientNetLite0Segmenter(Segmenter):
   """Blocks 0 to 10 and a top-down decoder (feature pyramid, arXiv 1612.03144) from stride 16 to stride 4.
 
   The decoder's modules are named "head_...", the backbone's as in the reference.

@@ -1,0 +1,112 @@
+"""DeepLab-v2 segmenters on a Caffe-style ResNet (Chen et al., arXiv 1606.00915), in the SCOPS release's form.
+
+Stages 3 and 4 are dilated by 2 and 4 instead of strided, so the logits have stride 8. The head is the sum of
+four dilated 3×3 convolutions (atrous spatial pyramid pooling), "head_conv0" … "head_conv3"; modules of the
+trunk are named as in `resnet`.
+
+Alignment: the pool after the stem rounds up, so n pixels give n / 8 + 1 cells if 8 divides n, and cell i is
+centred on pixel 8 i. This project's resizes take the cells as an align-corners lattice, where cell i lies at
+pixel 8 i (n - 1) / n: at most one pixel off, at the far border.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scops_jax.models import resnet
+from scops_jax.models.base import Segmenter
+from scops_jax.models.layers import Conv
+
+STRIDE = 8
+_HEAD_DILATIONS = (6, 12, 18, 24)
+_MEAN_COLOR = (122.67891434, 116.66876762, 104.00698793)  # RGB, of ImageNet
+_STAGES = ((1, 1), (2, 1), (1, 2), (1, 4))  # stride of the first block, dilation of every block
+_NORMAL = nn.initializers.normal(0.01)
+
+# How often the release's optimizer lists a parameter, by where it stands. Its generator walks the modules
+# recursively and yields at each one all parameters below it, so that deeper ones come more often.
+_BLOCK_VISITS, _SHORTCUT_VISITS = 3, 4
+
+
+class DeepLab(Segmenter):
+  """ResNet trunk and dilated head.
+
+  BatchNorm uses the batch's statistics in training; its scale and bias are frozen, but trained in the
+  shortcuts of the two-branch variant, as the release does it.
+
+  Attributes:
+    num_parts: K.
+    block_counts: of the four stages.
+    two_branch: whether the head reads only the second half of the trunk's channels. The release meant the
+      first half for another task; no loss reads it, and it is kept so that weight files fit.
+    stage_channels: of the middle convolutions of each stage.
+  """
+
+  uses_batch_statistics: ClassVar[bool] = True
+
+  num_parts: int
+  block_counts: Sequence[int]
+  two_branch: bool
+  stage_channels: Sequence[int] = resnet.STAGE_CHANNELS
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False, *, axis_name: str | None = None) -> jax.Array:
+    """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 8 + 1, W / 8 + 1, K+1]` (H, W multiples of 8).
+
+    Args:
+      images: as `normalize` gives them.
+      train: whether BatchNorm uses the batch's statistics and updates the running ones ("batch_stats").
+      axis_name: of the pmap over whose devices these statistics are taken; None: this device's alone.
+    """
+    options = {"train": train, "axis_name": axis_name}
+    x = resnet.stem(images, channels=self.stage_channels[0], ceil_mode=True, kernel_init=_NORMAL, **options)
+    for stage, (stride, dilation) in enumerate(_STAGES):
+      for block in range(self.block_counts[stage]):
+        x = resnet.Bottleneck(
+          self.stage_channels[stage],
+          stride=stride if block == 0 else 1,
+          dilation=dilation,
+          projects=block == 0,
+          strides_first=True,
+          trainable_shortcut=self.two_branch,
+          kernel_init=_NORMAL,
+          name=f"layer{stage + 1}_{block}",
+        )(x, **options)
+    if self.two_branch:
+      x = x[..., x.shape[-1] // 2 :]
+    bound = (9 * x.shape[-1]) ** -0.5  # PyTorch's default: uniform within ± 1 / √(fan in)
+
+    def bias_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+      return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    branches = [
+      Conv(self.num_parts + 1, 3, 1, dilation, _NORMAL, bias_init, name=f"head_conv{i}")(x)
+      for i, dilation in enumerate(_HEAD_DILATIONS)
+    ]
+    return sum(branches[1:], start=branches[0])
+
+  @nn.nowrap
+  def parameter_visits(self, params: chex.ArrayTree) -> chex.ArrayTree:
+    """As in Segmenter; where the release lists a tensor v times, PyTorch 0.4 updated it v times a step."""
+
+    def visits(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> int:
+      *modules, _ = (entry.key for entry in path)
+      layer = modules[-1]
+      if layer == "downsample_bn":
+        return _SHORTCUT_VISITS if self.two_branch else 0
+      if layer.startswith("bn"):
+        return 0
+      if layer == "downsample_conv":
+        return _SHORTCUT_VISITS
+      return _BLOCK_VISITS if len(modules) > 1 else 1
+
+    return jax.tree_util.tree_map_with_path(visits, params)
+
+
+def normalize(images: jax.Array) -> jax.Array:
+  """Subtracts the mean colour from RGB 0..255."""
+  return images - jnp.asarray(_MEAN_COLOR, images.dtype)

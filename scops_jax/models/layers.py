@@ -1,0 +1,141 @@
+"""Layers with PyTorch's conventions: symmetric padding, unbiased running variances, pools in ceil mode."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_BATCH_NORM_EPSILON = 1e-5
+_BATCH_NORM_MOMENTUM = 0.1  # weight of the batch in the running statistics
+
+
+class Conv(nn.Module):
+  """Convolution `[B, H, W, C]` → `[B, h, w, channels]`, padded so that at stride 1 the size stays.
+
+  Attributes:
+    channels: of the output.
+    kernel_size: odd.
+    stride: of both axes; output i is centred on input stride · i.
+    dilation: distance of the kernel's taps.
+    kernel_init: of the kernel `[kernel_size, kernel_size, C, channels]`.
+    bias_init: of the bias `[channels]`; None: no bias.
+  """
+
+  channels: int
+  kernel_size: int
+  stride: int = 1
+  dilation: int = 1
+  kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+  bias_init: nn.initializers.Initializer | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
+    kernel = self.param("kernel", self.kernel_init, shape)
+    if self.kernel_size == 1:  # a matrix product, faster on CPU
+      x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+    else:
+      padding = self.dilation * (self.kernel_size // 2)
+      x = lax.conv_general_dilated(
+        x,
+        kernel,
+        (self.stride, self.stride),
+        [(padding, padding)] * 2,
+        rhs_dilation=(self.dilation, self.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
+    return x if self.bias_init is None else x + self.param("bias", self.bias_init, (self.channels,))
+
+
+class BatchNorm(nn.Module):
+  """y = scale (x - mean) / √(var + ε) + bias, with ε = 1e-5, over the last axis (arXiv 1502.03167).
+
+  In training mean and var are the batch's, var with divisor n; the running statistics move a tenth of the way
+  to them, to a variance with divisor n - 1 as in PyTorch (flax's own BatchNorm keeps the divisor n). In
+  evaluation they are the running ones. Statistics are computed in float32 at least.
+
+  Attributes:
+    trainable: whether scale and bias get gradients.
+  """
+
+  trainable: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None = None) -> jax.Array:
+    """Normalises x.
+
+    Args:
+      x: `[..., C]`.
+      train: whether to use the batch's statistics, and to update the running ones.
+      axis_name: of the pmap over whose devices the batch extends; None: the batch is x.
+
+    Returns:
+      Shape and dtype of x.
+
+    Raises:
+      ValueError: train, and the batch has one value a channel, so that it has no variance.
+    """
+    shape = x.shape[-1:]
+    scale = self.param("scale", nn.initializers.ones, shape)
+    bias = self.param("bias", nn.initializers.zeros, shape)
+    if not self.trainable:
+      scale, bias = lax.stop_gradient((scale, bias))
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+    running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if train:
+      mean, variance, count = _moments(wide, axis_name)
+      if count < 2:
+        raise ValueError(f"expected more than one value a channel in training, got x of shape {x.shape}")
+      if not self.is_initializing():
+        running_mean.value = _average(running_mean.value, mean)
+        running_variance.value = _average(running_variance.value, variance * (count / (count - 1)))
+    else:
+      mean, variance = running_mean.value, running_variance.value
+    factor = scale * lax.rsqrt(variance + _BATCH_NORM_EPSILON)
+    return ((wide - mean) * factor + bias).astype(x.dtype)
+
+
+def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, int]:
+  """Returns mean and variance (divisor n) of each channel, and n."""
+  axes = tuple(range(x.ndim - 1))
+  count = x.size // x.shape[-1]
+  mean = x.mean(axes)
+  if axis_name is not None:
+    mean = lax.pmean(mean, axis_name)
+    count *= lax.axis_size(axis_name)
+  # In two passes: E[x²] - E[x]² cancels where the mean is large.
+  variance = jnp.square(x - mean).mean(axes)
+  return mean, variance if axis_name is None else lax.pmean(variance, axis_name), count
+
+
+def _average(running: jax.Array, batch: jax.Array) -> jax.Array:
+  return (1 - _BATCH_NORM_MOMENTUM) * running + _BATCH_NORM_MOMENTUM * lax.stop_gradient(batch)
+
+
+def max_pool(
+  x: jax.Array, *, kernel_size: int, stride: int, padding: int = 0, ceil_mode: bool = False
+) -> jax.Array:
+  """Takes the maximum over windows; window i begins at input stride · i - padding, outside is -∞.
+
+  Args:
+    x: `[B, H, W, C]`.
+    kernel_size: of the square windows, pixels.
+    stride: of both axes.
+    padding: before both axes, at most half the kernel.
+    ceil_mode: whether a last window that begins inside x, or before it, but ends beyond the padding counts.
+
+  Returns:
+    `[B, h, w, C]`, x's dtype.
+  """
+
+  def pad(size: int) -> tuple[int, int]:
+    span = size + 2 * padding - kernel_size
+    windows = (-(-span // stride) if ceil_mode else span // stride) + 1
+    if (windows - 1) * stride >= size + padding:  # the last one would hold padding only
+      windows -= 1
+    # Pixels at the end that are in no window need no cutting off: the pool rounds down by itself.
+    return padding, max((windows - 1) * stride + kernel_size - size - padding, 0)
+
+  padding_of_axes = [pad(size) for size in x.shape[1:3]]
+  return nn.max_pool(x, (kernel_size, kernel_size), strides=(stride, stride), padding=padding_of_axes)
