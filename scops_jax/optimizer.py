@@ -5,6 +5,8 @@ backbone, its head, and the part basis. Gradients are clipped to a norm over the
 separately, over the basis.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ def _schedule(config: ConfigDict, peak: float) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: ConfigDict, params: chex.ArrayTree, trainable: chex.ArrayTree | None = None
+  config: ConfigDict, params: chex.ArrayTree, visits: chex.ArrayTree | None = None
 ) -> optax.GradientTransformation:
   """Builds the optimizer of the segmenter and the part basis.
 
@@ -57,14 +59,12 @@ def make_optimizer(
     config: the run's configuration; `config.optimizer` and `config.num_steps` are read.
     params: {"segmenter": tree, "basis": tree}; the head is every segmenter parameter inside a module whose
       name starts with "head".
-    trainable: tree of bool like params["segmenter"], or None for all; a parameter that is not trained gets a
-      zero update and does not count in the norm.
+    visits: tree of int like params["segmenter"], as its `parameter_visits` returns, or None for ones. A
+      parameter with 0 is frozen: it gets a zero update and does not count in the norm. More than 1 counts
+      under `repeat_updates` only: so often sgd updates it within one step (`repeated_sgd`).
 
   Raises:
     ValueError: an unknown optimizer or schedule, or a segmenter without a head.
-
-  Differs from the release: each parameter is updated once a step, where the release lists many of the
-  backbone's up to four times in its group.
   """
   optimizer = config.optimizer
   basis_rate: optax.ScalarOrSchedule = optimizer.basis_learning_rate
@@ -75,20 +75,30 @@ def make_optimizer(
     "head": _schedule(config, optimizer.learning_rate * optimizer.head_multiplier),
     "basis": basis_rate,
   }
-  rules = {group: _update_rule(config, rate) for group, rate in rates.items()}
-  groups = parameter_groups(params, trainable)
+  groups = parameter_groups(params, visits)
+  counts = jax.tree.map(lambda _: 1, groups)
+  if optimizer.repeat_updates and visits is not None:
+    counts["segmenter"] = visits
+  labels = jax.tree.map(_label, groups, counts)
+  pairs = sorted(set(zip(jax.tree.leaves(groups), jax.tree.leaves(counts), strict=True)))
+  rules = {_label(*pair): _update_rule(config, rates[pair[0]], pair[1]) for pair in pairs if pair[0] in rates}
   owners = jax.tree.map(lambda group: "segmenter" if group in ("backbone", "head") else group, groups)
   clips = {owner: _clip_by_norm(optimizer.clip_norm) for owner in ("segmenter", "basis")}
   frozen = {"frozen": optax.set_to_zero()}
-  return optax.chain(optax.partition(clips | frozen, owners), optax.partition(rules | frozen, groups))
+  return optax.chain(optax.partition(clips | frozen, owners), optax.partition(rules | frozen, labels))
 
 
-def parameter_groups(params: chex.ArrayTree, trainable: chex.ArrayTree | None = None) -> chex.ArrayTree:
+def _label(group: str, count: int) -> str:
+  """Names the parameters of a group that are updated so often in one step."""
+  return f"{group}_x{count}" if count > 1 else group
+
+
+def parameter_groups(params: chex.ArrayTree, visits: chex.ArrayTree | None = None) -> chex.ArrayTree:
   """Returns the group of every parameter, "backbone", "head", "basis" or "frozen", as a tree like `params`.
 
   Args:
     params: as in `make_optimizer`.
-    trainable: as in `make_optimizer`.
+    visits: as in `make_optimizer`.
 
   Raises:
     ValueError: no module of the segmenter has a name that starts with "head".
@@ -101,13 +111,58 @@ def parameter_groups(params: chex.ArrayTree, trainable: chex.ArrayTree | None = 
   segmenter = jax.tree_util.tree_map_with_path(group, params["segmenter"])
   if "head" not in jax.tree.leaves(segmenter):
     raise ValueError('The segmenter has no module whose name starts with "head", so it has no head group.')
-  if trainable is not None:
-    segmenter = jax.tree.map(lambda name, trained: name if trained else "frozen", segmenter, trainable)
+  if visits is not None:
+    segmenter = jax.tree.map(lambda name, count: name if count else "frozen", segmenter, visits)
   return {"segmenter": segmenter, "basis": jax.tree.map(lambda _: "basis", params["basis"])}
 
 
-def _update_rule(config: ConfigDict, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+class RepeatedSgdState(NamedTuple):
+  """State of `repeated_sgd`."""
+
+  step: chex.Array
+  momentum: optax.Updates
+
+
+def repeated_sgd(
+  rate: optax.ScalarOrSchedule, *, momentum: float, weight_decay: float, visits: int
+) -> optax.GradientTransformation:
+  """Updates each parameter several times with one gradient, as the release's optimizer effectively does.
+
+  The release lists a parameter of the backbone several times in its group, and PyTorch 0.4 then visits it as
+  often in one step. Each visit computes g += weight_decay · p; m = momentum · m + g; p -= rate · m, where g
+  is changed in place, so that the decay adds up over the visits. With one visit this is sgd.
+
+  Args:
+    rate: learning rate, or schedule of it.
+    momentum: factor of the last m.
+    weight_decay: factor of the parameter in its gradient.
+    visits: updates a step, at least 1.
+  """
+
+  def init(params: optax.Params) -> RepeatedSgdState:
+    return RepeatedSgdState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+  def update(
+    updates: optax.Updates, state: RepeatedSgdState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, RepeatedSgdState]:
+    current_rate = rate(state.step) if callable(rate) else rate
+    change, trace = jax.tree.map(jnp.zeros_like, updates), state.momentum
+    for _ in range(visits):
+      updates = jax.tree.map(lambda g, p, d: g + weight_decay * (p + d), updates, params, change)
+      trace = jax.tree.map(lambda m, g: momentum * m + g, trace, updates)
+      change = jax.tree.map(lambda d, m: d - current_rate * m, change, trace)
+    return change, RepeatedSgdState(state.step + 1, trace)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _update_rule(
+  config: ConfigDict, rate: optax.ScalarOrSchedule, visits: int
+) -> optax.GradientTransformation:
   optimizer = config.optimizer
+  if visits > 1:
+    options = {"momentum": optimizer.momentum, "weight_decay": optimizer.weight_decay}
+    return repeated_sgd(rate, visits=visits, **options)
   if optimizer.name == "sgd":
     decay = optax.add_decayed_weights(optimizer.weight_decay)
     return optax.chain(decay, optax.sgd(rate, momentum=optimizer.momentum))

@@ -27,9 +27,9 @@ def small_params():
   return {"segmenter": segmenter, "basis": {"basis": jnp.ones((2, 3))}}
 
 
-def first_update(config, gradients, trainable=None):
+def first_update(config, gradients, visits=None):
   params = small_params()
-  transformation = optimizer.make_optimizer(config, params, trainable)
+  transformation = optimizer.make_optimizer(config, params, visits)
   return transformation.update(gradients, transformation.init(params), params)[0]
 
 
@@ -57,7 +57,9 @@ def test_cosine_schedule_with_warm_up_by_hand():
 
 
 @pytest.mark.usefixtures("x64")
-def test_sgd_matches_the_release():
+@pytest.mark.parametrize("kind", ["sgd", "dup"])
+def test_sgd_matches_the_release(kind):
+  """With each parameter updated once a step, and as often as the release lists it."""
   recorded = {key: jnp.asarray(value, jnp.float64) for key, value in oracle.golden("optim").items()}
 
   def tree(stem, basis):
@@ -65,19 +67,22 @@ def test_sgd_matches_the_release():
     return {"segmenter": {"trunk": trunk, "head": recorded[f"{stem}_cls"]}, "basis": recorded[basis]}
 
   params = tree("sgd_init", "basis_init")
-  transformation = optimizer.make_optimizer(config_with(learning_rate=0.01), params)
+  visits = jax.tree.map(int, tree("dup_visits", "basis_init")["segmenter"])
+  assert visits == {"trunk": {"a": 3, "b": 4}, "head": 1}
+  config = config_with(learning_rate=0.01, repeat_updates=kind == "dup")
+  transformation = optimizer.make_optimizer(config, params, visits)
   state = transformation.init(params)
   for step in range(3):
     gradients = tree(f"sgd_s{step}_grad", f"basis_s{step}_grad")
     updates, state = transformation.update(gradients, state, params)
     params = optax.apply_updates(params, updates)
-    expected = tree(f"sgd_s{step}_param", f"basis_s{step}_param")
+    expected = tree(f"{kind}_s{step}_param", f"basis_s{step}_param")
     jax.tree.map(lambda p, e: np.testing.assert_allclose(p, e, rtol=1e-6, atol=1e-8), params, expected)
 
 
 def test_groups_by_module_name():
-  trainable = {"backbone": {"kernel": True, "scale": False}, "head_part": {"kernel": True}}
-  assert optimizer.parameter_groups(small_params(), trainable) == {
+  visits = {"backbone": {"kernel": 3, "scale": 0}, "head_part": {"kernel": 1}}
+  assert optimizer.parameter_groups(small_params(), visits) == {
     "segmenter": {"backbone": {"kernel": "backbone", "scale": "frozen"}, "head_part": {"kernel": "head"}},
     "basis": {"basis": "basis"},
   }
@@ -103,13 +108,31 @@ def test_the_basis_is_clipped_on_its_own():
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_frozen_parameters_stay_and_do_not_count_in_the_norm(name):
-  trainable = {"backbone": {"kernel": True, "scale": False}, "head_part": {"kernel": True}}
+  visits = {"backbone": {"kernel": 3, "scale": 0}, "head_part": {"kernel": 1}}
   gradients = jax.tree.map(jnp.ones_like, small_params())
   gradients["segmenter"]["backbone"]["scale"] = jnp.full(2, 1e6)
   config = config_with(name=name, learning_rate=1.0, weight_decay=0.0)
-  updates = first_update(config, gradients, trainable)
+  updates = first_update(config, gradients, visits)
   np.testing.assert_array_equal(updates["segmenter"]["backbone"]["scale"], 0.0)
   np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -1.0, rtol=1e-5)
+
+
+def test_repeated_updates_by_hand():
+  """Two visits with g = 1, p = 1: m = 1.5, p = 0.85; then g = 1.5 + 0.5 · 0.85, m = 0.75 + g."""
+  transformation = optimizer.repeated_sgd(0.1, momentum=0.5, weight_decay=0.5, visits=2)
+  updates, _ = transformation.update(jnp.ones(1), transformation.init(jnp.ones(1)), jnp.ones(1))
+  np.testing.assert_allclose(updates, -0.1 * (1.5 + 0.75 + 1.5 + 0.425), rtol=1e-6)
+
+
+def test_repeated_updates_leave_frozen_parameters_and_the_other_groups():
+  visits = {"backbone": {"kernel": 2, "scale": 0}, "head_part": {"kernel": 1}}
+  config = config_with(repeat_updates=True, learning_rate=0.1, basis_learning_rate=0.5, weight_decay=0.0)
+  gradients = jax.tree.map(jnp.ones_like, small_params())
+  updates = first_update(config, gradients, visits)
+  np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -0.1 * (1 + 1.9), rtol=1e-6)
+  np.testing.assert_array_equal(updates["segmenter"]["backbone"]["scale"], 0.0)
+  np.testing.assert_allclose(updates["segmenter"]["head_part"]["kernel"], -1.0, rtol=1e-6)
+  np.testing.assert_allclose(updates["basis"]["basis"], -0.5, rtol=1e-6)
 
 
 def test_adam_scales_rates_by_group_and_schedule():
