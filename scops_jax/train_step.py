@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from scops_jax import appearance, geometry, losses, models, warp
 from scops_jax.errors import UserError
+from scops_jax.models.base import segment_pair
 from scops_jax.models.part_basis import PartBasis
 
 Batch = Mapping[str, chex.Array]
@@ -29,8 +29,8 @@ Batch = Mapping[str, chex.Array]
 class Networks(NamedTuple):
   """The modules of a run; their variables live in TrainState, the frozen reference's beside it."""
 
-  segmenter: nn.Module
-  reference: nn.Module
+  segmenter: models.Segmenter
+  reference: models.Reference
   basis: PartBasis
 
 
@@ -46,7 +46,9 @@ class TrainState:
 
 def create_networks(config: ConfigDict) -> Networks:
   """Returns the modules that the config names; nothing is initialised."""
-  reference = models.create_reference(config.reference, tuple(config.reference_layers))
+  reference = models.create_reference(
+    config.reference, tuple(config.reference_layers), l2_normalize=config.reference_l2_normalize
+  )
   side = config.reference_image_size
   image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   features, _ = jax.eval_shape(reference.init_with_output, jax.random.key(0), image)
@@ -68,21 +70,6 @@ def _unit(saliency: chex.Array) -> chex.Array:
   return saliency.astype(jnp.float32) / 255.0
 
 
-def _segment(
-  params: chex.ArrayTree,
-  batch_stats: chex.ArrayTree,
-  inputs: chex.Array,
-  *,
-  networks: Networks,
-) -> tuple[chex.Array, chex.ArrayTree]:
-  """Training-mode logits at the inputs' size, float32, and the updated batch statistics."""
-  variables = {"params": params, "batch_stats": batch_stats}
-  logits, updates = networks.segmenter.apply(variables, inputs, train=True, mutable=["batch_stats"])
-  height, width = inputs.shape[1:3]
-  resized = geometry.resize_bilinear(logits.astype(jnp.float32), height, width)
-  return resized, updates.get("batch_stats", batch_stats)
-
-
 def compute_losses(
   params: chex.ArrayTree,
   batch_stats: chex.ArrayTree,
@@ -92,10 +79,12 @@ def compute_losses(
   features: tuple[chex.Array, ...],
   networks: Networks,
   config: ConfigDict,
+  axis_name: str | None = None,
 ) -> tuple[dict[str, chex.Array], chex.ArrayTree]:
   """Returns the unweighted loss terms by name, and the segmenter's updated batch statistics.
 
-  `keys` holds one key an image, so that a term does not depend on how the batch lies on devices.
+  `keys` holds one key an image, so that a term does not depend on how the batch lies on devices. `axis_name`
+  is that of the pmap over whose devices batch statistics are taken; None: they are this device's.
   """
   images = batch["image"].astype(jnp.float32)
   saliency = _unit(batch["saliency"])
@@ -114,10 +103,10 @@ def compute_losses(
   )
 
   inputs = models.normalize(config.segmenter, images)
-  # One pass over both, neighbours in memory so that a batch that is sharded over devices stays where it is.
-  both = jnp.stack([inputs, warped_inputs], axis=1).reshape(-1, *inputs.shape[1:])
-  both_logits, batch_stats = _segment(params["segmenter"], batch_stats, both, networks=networks)
-  logits, warped_logits = both_logits[0::2], both_logits[1::2]
+  variables = {"params": params["segmenter"], "batch_stats": batch_stats}
+  logits, warped_logits, batch_stats = segment_pair(
+    networks.segmenter, variables, inputs, warped_inputs, axis_name=axis_name
+  )
   target_logits = warp.warp(logits, grid, padding="zeros")
   probs = jax.nn.softmax(logits)
   basis = networks.basis.apply({"params": params["basis"]})
@@ -169,12 +158,16 @@ def train_step(
   if axis_name is not None:
     local = batch["image"].shape[0]
     keys = jax.lax.dynamic_slice_in_dim(keys, jax.lax.axis_index(axis_name) * local, local)
-  features = reference_features(reference_variables, batch["image"], networks=networks, config=config)
+  options = {
+    "keys": keys,
+    "features": reference_features(reference_variables, batch["image"], networks=networks, config=config),
+    "networks": networks,
+    "config": config,
+    "axis_name": axis_name if config.sync_batch_norm else None,
+  }
 
   def objective(params: chex.ArrayTree) -> tuple[chex.Array, Any]:
-    terms, batch_stats = compute_losses(
-      params, state.batch_stats, batch, keys=keys, features=features, networks=networks, config=config
-    )
+    terms, batch_stats = compute_losses(params, state.batch_stats, batch, **options)
     total = sum(config.loss[name] * value for name, value in terms.items())
     return total, (terms, batch_stats)
 
@@ -206,8 +199,9 @@ def predict_step(
     config: the run's.
 
   Returns:
-    "labels" uint8 `[B, H, W]`, the likeliest channel (0 = background), and "centers" float32 `[B, K, 2]`,
-    part centres (x, y) in [-1, 1] without epsilon, as the release evaluates them.
+    "labels" uint8 `[B, H, W]`, the likeliest channel (0 = background), "probs" float32 `[B, H, W, K+1]`, and
+    "centers" float32 `[B, K, 2]`, part centres (x, y) in [-1, 1] without epsilon, as the release evaluates
+    them.
   """
   inputs = models.normalize(config.segmenter, images.astype(jnp.float32))
   variables = {"params": params, "batch_stats": batch_stats}
@@ -215,7 +209,7 @@ def predict_step(
   height, width = images.shape[1:3]
   probs = jax.nn.softmax(geometry.resize_bilinear(logits.astype(jnp.float32), height, width))
   labels = jnp.argmax(probs, axis=-1).astype(jnp.uint8)
-  return {"labels": labels, "centers": geometry.part_centers(probs, epsilon=0.0)}
+  return {"labels": labels, "probs": probs, "centers": geometry.part_centers(probs, epsilon=0.0)}
 
 
 def factorized_features(
@@ -260,7 +254,8 @@ def compile_steps(
   bound = {"networks": networks, "config": config}
 
   def predict(state: TrainState, images: chex.Array) -> dict[str, chex.Array]:
-    return predict_step(state.params["segmenter"], state.batch_stats, images, **bound)
+    maps = predict_step(state.params["segmenter"], state.batch_stats, images, **bound)
+    return {name: maps[name] for name in ("labels", "centers")}  # the probabilities stay on the devices
 
   step = functools.partial(train_step, optimizer=optimizer, **bound)
   features = functools.partial(factorized_features, **bound)

@@ -1,5 +1,6 @@
 """The training step: its terms, their weights, determinism, the same numbers on one device and on four."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from scops_jax import geometry
 from scops_jax.errors import UserError
+from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer
 from scops_jax.train_step import compile_steps, predict_step, train_step
 from tests import tiny
@@ -17,12 +20,12 @@ from tests import tiny
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def run_steps(config, count=3):
-  nets = tiny.networks()
-  params, reference = tiny.variables(nets)
+def run_steps(config, count=3, segmenter=None):
+  nets = tiny.networks(segmenter)
+  params, batch_stats, reference = tiny.variables(nets)
   optimizer = make_optimizer(config, params)
   steps = compile_steps(nets, optimizer, config)
-  state, reference = steps.place(tiny.state(params, optimizer)), steps.place(reference)
+  state, reference = steps.place(tiny.state(params, batch_stats, optimizer)), steps.place(reference)
   history = []
   for i in range(count):
     state, metrics = steps.train(state, steps.put_batch(tiny.batch(config.batch_size, seed=i)), reference)
@@ -51,9 +54,9 @@ def test_a_term_that_is_switched_on_counts():
 def test_eager_equals_jit():
   config = tiny.config()
   nets = tiny.networks()
-  params, reference = tiny.variables(nets)
+  params, batch_stats, reference = tiny.variables(nets)
   optimizer = make_optimizer(config, params)
-  state = tiny.state(params, optimizer)
+  state = tiny.state(params, batch_stats, optimizer)
   after, metrics = train_step(
     state, tiny.batch(), reference, networks=nets, optimizer=optimizer, config=config
   )
@@ -74,6 +77,41 @@ def test_the_seed_and_the_step_determine_the_draws():
   assert not np.array_equal(*kernels)
 
 
+def test_a_segmenter_with_batch_statistics_makes_a_pass_over_each_batch():
+  """Its running statistics move twice, first with the images and then with the warped ones."""
+  nets = tiny.networks(tiny.BatchNormSegmenter())
+  params, batch_stats, _ = tiny.variables(nets)
+  variables = {"params": params["segmenter"], "batch_stats": batch_stats}
+  images, warped = (np.float32(tiny.batch(seed=seed)["image"]) for seed in (0, 1))
+  logits, warped_logits, after = segment_pair(nets.segmenter, variables, images, warped)
+  for batch, found in ((images, logits), (warped, warped_logits)):
+    expected, updates = nets.segmenter.apply(variables, batch, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, geometry.resize_bilinear(expected, 16, 16), rtol=1e-4, atol=1e-4)
+    variables |= updates
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, variables["batch_stats"])
+
+
+def test_batch_statistics_of_each_device_are_averaged():
+  """Under pmap over two parts of a batch, played by vmap."""
+  nets = tiny.networks(tiny.BatchNormSegmenter())
+  params, batch_stats, reference = tiny.variables(nets)
+  batch = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), tiny.batch(4))
+  found = {}
+  for shared in (True, False):
+    config = tiny.config(parallelism="pmap", sync_batch_norm=shared)
+    optimizer = make_optimizer(config, params)
+    step = functools.partial(train_step, networks=nets, optimizer=optimizer, config=config, axis_name="data")
+    state = tiny.state(params, batch_stats, optimizer)
+    mapped = jax.jit(jax.vmap(step, in_axes=(None, 0, None), axis_name="data"))
+    after = mapped(state, batch, reference)[0].batch_stats["bn"]
+    for statistics in after.values():
+      np.testing.assert_allclose(statistics[0], statistics[1], rtol=1e-5)
+    found[shared] = after
+  # Both kinds have the mean of the parts' means, but a part's variance lacks what is between the parts.
+  np.testing.assert_allclose(found[True]["mean"][0], found[False]["mean"][0], rtol=1e-2, atol=1e-3)
+  assert not np.allclose(found[True]["var"][0], found[False]["var"][0], rtol=1e-3)
+
+
 def test_the_reference_is_not_trained_and_the_state_counts_steps():
   state, _ = run_steps(tiny.config(), count=3)
   assert int(state.step) == 3
@@ -83,10 +121,10 @@ def test_the_reference_is_not_trained_and_the_state_counts_steps():
 def test_a_step_learns_on_a_repeated_batch():
   config = tiny.config(**{"num_steps": 60, "optimizer.name": "adam", "optimizer.learning_rate": 1e-2})
   nets = tiny.networks()
-  params, reference = tiny.variables(nets)
+  params, batch_stats, reference = tiny.variables(nets)
   optimizer = make_optimizer(config, params)
   steps = compile_steps(nets, optimizer, config)
-  state, reference = steps.place(tiny.state(params, optimizer)), steps.place(reference)
+  state, reference = steps.place(tiny.state(params, batch_stats, optimizer)), steps.place(reference)
   batch = steps.put_batch(tiny.batch())
   losses = []
   for _ in range(60):
@@ -98,7 +136,7 @@ def test_a_step_learns_on_a_repeated_batch():
 def test_prediction_shapes_and_ranges():
   config = tiny.config()
   nets = tiny.networks()
-  params, _ = tiny.variables(nets)
+  params, _, _ = tiny.variables(nets)
   predicted = predict_step(params["segmenter"], {}, tiny.batch(2)["image"], networks=nets, config=config)
   assert predicted["labels"].shape == (2, 16, 16)
   assert predicted["labels"].dtype == np.uint8
@@ -113,9 +151,15 @@ import numpy as np, jax
 from tests import tiny
 from tests.test_train_step import run_steps
 assert jax.device_count() == int(sys.argv[2]), jax.devices()
-state, history = run_steps(tiny.config(parallelism=sys.argv[1]), count=5)
-leaves = jax.tree.leaves(jax.device_get(state.params))
-np.savez(sys.argv[3], *leaves, history=np.array([list(h.values()) for h in history]))
+config = tiny.config(parallelism=sys.argv[1])
+arrays = {}
+for segmenter in (tiny.Segmenter(), tiny.BatchNormSegmenter()):
+  state, history = run_steps(config, count=5, segmenter=segmenter)
+  leaves = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
+  name = type(segmenter).__name__
+  arrays |= {f"{name}_{i}": leaf for i, leaf in enumerate(leaves)}
+  arrays[f"{name}_history"] = np.array([list(h.values()) for h in history])
+np.savez(sys.argv[3], **arrays)
 """
 
 

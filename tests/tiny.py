@@ -1,18 +1,22 @@
 """Small networks, batches and settings that compile in a second."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scops_jax import models
 from scops_jax.config import default_config
+from scops_jax.models.layers import BatchNorm
 from scops_jax.models.part_basis import PartBasis
 from scops_jax.train_step import Networks, TrainState
 
 NUM_PARTS, CHANNELS = 3, 6
 
 
-class Segmenter(nn.Module):
+class Segmenter(models.Segmenter):
   """Two convolutions, logits at stride 4."""
 
   @nn.compact
@@ -21,7 +25,19 @@ class Segmenter(nn.Module):
     return nn.Conv(NUM_PARTS + 1, (3, 3), name="head_logits")(x)
 
 
-class Reference(nn.Module):
+class BatchNormSegmenter(models.Segmenter):
+  """The same with a BatchNorm between them."""
+
+  uses_batch_statistics: ClassVar[bool] = True
+
+  @nn.compact
+  def __call__(self, images, train=False, *, axis_name=None):
+    x = nn.Conv(8, (5, 5), strides=4, name="trunk")(images)
+    x = nn.relu(BatchNorm(name="bn")(x, train=train, axis_name=axis_name))
+    return nn.Conv(NUM_PARTS + 1, (3, 3), name="head_logits")(x)
+
+
+class Reference(models.Reference):
   """One convolution at stride 8."""
 
   @nn.compact
@@ -29,8 +45,9 @@ class Reference(nn.Module):
     return (nn.relu(nn.Conv(CHANNELS, (8, 8), strides=8)(images)),)
 
 
-def networks() -> Networks:
-  return Networks(Segmenter(), Reference(), PartBasis(num_parts=NUM_PARTS, num_channels=CHANNELS))
+def networks(segmenter=None) -> Networks:
+  basis = PartBasis(num_parts=NUM_PARTS, num_channels=CHANNELS)
+  return Networks(segmenter or Segmenter(), Reference(layers=("conv",)), basis)
 
 
 def config(**overrides):
@@ -58,15 +75,13 @@ def batch(size=4, side=16, seed=0):
 
 
 def variables(nets: Networks, side=16):
-  """Returns (params, reference variables)."""
+  """Returns (params, batch statistics, reference variables)."""
   keys = jax.random.split(jax.random.key(0), 3)
   images = jnp.zeros((1, side, side, 3))
-  params = {
-    "segmenter": nets.segmenter.init(keys[0], images)["params"],
-    "basis": nets.basis.init(keys[1])["params"],
-  }
-  return params, nets.reference.init(keys[2], images)
+  segmenter = nets.segmenter.init(keys[0], images)
+  params = {"segmenter": segmenter["params"], "basis": nets.basis.init(keys[1])["params"]}
+  return params, segmenter.get("batch_stats", {}), nets.reference.init(keys[2], images)
 
 
-def state(params, optimizer) -> TrainState:
-  return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
+def state(params, batch_stats, optimizer) -> TrainState:
+  return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
