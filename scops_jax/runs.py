@@ -142,25 +142,32 @@ def _key(config: ConfigDict, leaf: int) -> jax.Array:
   return jax.random.fold_in(jax.random.key(config.seed), leaf)
 
 
-def _load_weights(variables: Any, *, source: str, model_name: str) -> Any:
+def _load_weights(variables: Any, *, source: str, model_name: str, key: str) -> Any:
   """Returns the variables with published weights, or unchanged if the config asks for random ones."""
-  if source == "random":
+  path = weights.resolve(source, model_name, key)
+  if path is None:
     return variables
-  path = weights.imagenet_weights_path(model_name) if source == "imagenet" else pathlib.Path(source)
-  return weights.apply_state_dict(variables, weights.load_state_dict(path), model_name=model_name)
+  try:
+    return weights.apply_state_dict(variables, weights.load_state_dict(path), model_name=model_name)
+  except weights.WeightsError as error:
+    raise weights.WeightsError(f"{key}={source}: {error}") from error
 
 
 def _reference_variables(networks: Networks, config: ConfigDict) -> Any:
   image = jnp.zeros((1, config.reference_image_size, config.reference_image_size, 3))
   # Compiled, so that the forward pass, whose result is not used, is not done.
   variables = jax.jit(networks.reference.init)(_key(config, _REFERENCE_KEY), image)
-  return _load_weights(variables, source=config.reference_weights, model_name=config.reference)
+  return _load_weights(
+    variables, source=config.reference_weights, model_name=config.reference, key="reference_weights"
+  )
 
 
 def _segmenter_variables(networks: Networks, config: ConfigDict) -> Any:
   image = jnp.zeros((1, config.image_size, config.image_size, 3))
   variables = jax.jit(networks.segmenter.init)(_key(config, _SEGMENTER_KEY), image)
-  return _load_weights(variables, source=config.segmenter_weights, model_name=config.segmenter)
+  return _load_weights(
+    variables, source=config.segmenter_weights, model_name=config.segmenter, key="segmenter_weights"
+  )
 
 
 def _new_state(variables: Any, basis: Any, transformation: optax.GradientTransformation) -> TrainState:
