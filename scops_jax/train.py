@@ -18,8 +18,9 @@ from scops_jax.checkpoints import Checkpoints
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
+from scops_jax.report import write_report
 from scops_jax.runs import Run
-from scops_jax.workdir import MetricsLog, write_text
+from scops_jax.workdir import MetricsLog, read_metrics, write_text
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -64,10 +65,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   results = _read_results(run.workdir)
   if results is None or results["step"] != config.num_steps:
     results = _evaluate(run, placed, dff=dff, step=config.num_steps, log=log)
-  figures = [_figure_path(run.workdir, config.num_steps), run.workdir / "figures" / "losses.png"]
-  visualize.loss_curves(log.records(), figures[1], weights=config.loss.to_dict())
+  losses = run.workdir / "figures" / "losses.png"
+  visualize.loss_curves(log.records(), losses, weights=config.loss.to_dict())
   log.close()
-  _print_results(results, figures)
+  _print_results(results, [_figure_path(run.workdir, config.num_steps), losses, _report_path(run.workdir)])
   return results
 
 
@@ -90,7 +91,7 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   state, _ = checkpoints.restore(step, runs.abstract_state(run))
   checkpoints.close()
   results = _evaluate(run, run.steps.place(state), dff=_dff(run), step=step, log=None)
-  _print_results(results, [_figure_path(run.workdir, step)])
+  _print_results(results, [_figure_path(run.workdir, step), _report_path(run.workdir)])
   return results
 
 
@@ -184,8 +185,12 @@ def _figure_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return workdir / "figures" / f"parts_{step:06d}.png"
 
 
+def _report_path(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "report" / "index.html"
+
+
 def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | None) -> dict[str, Any]:
-  measures, figure = evaluate(
+  measures, figure, gallery = evaluate(
     lambda images: run.steps.predict(state, images),
     lambda split: _batches(run, split),
     dff=dff,
@@ -195,6 +200,10 @@ def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | No
   results = {**measures, "step": step}
   path = _figure_path(run.workdir, step)
   visualize.part_figure(path=path, **figure)
+  records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
+  write_report(
+    _report_path(run.workdir), results=results, records=records, config=run.config, gallery=gallery
+  )
   write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")
@@ -208,12 +217,12 @@ def _read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _print_results(results: dict[str, Any], figures: Iterable[pathlib.Path]) -> None:
+def _print_results(results: dict[str, Any], files: Iterable[pathlib.Path]) -> None:
   fractions = " ".join(f"{share:.3f}" for share in results["part_area_fractions"])
   rows = [(name, f"{value:.4f}") for name, value in results.items() if isinstance(value, float)]
   rows += [(name, str(results[name])) for name in ("num_train", "num_test", "step")]
   rows.append(("part_area_fractions", fractions))
   width = max(len(name) for name, _ in rows)
   print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-  for path in itertools.filterfalse(lambda path: not path.exists(), figures):
+  for path in itertools.filterfalse(lambda path: not path.exists(), files):
     print(path)

@@ -69,6 +69,16 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], path: pathlib.Path)
     )
 
 
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """Returns the lines of metrics.jsonl; a half-written last line of a killed run is left out."""
+  path = workdir / "metrics.jsonl"
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding="utf-8").split("\n")
+  # The last piece has no newline behind it: it is empty, or cut off in the middle.
+  return [json.loads(line) for line in lines[:-1]]
+
+
 class MetricsLog:
   """`metrics.jsonl` (one object a log step) and TensorBoard events."""
 
@@ -81,12 +91,8 @@ class MetricsLog:
     self._writer = SummaryWriter(str(workdir), purge_step=start_step + 1)
 
   def records(self) -> list[dict[str, float]]:
-    """Returns what has been logged; a half-written last line of a killed run is left out."""
-    if not self._path.exists():
-      return []
-    lines = self._path.read_text(encoding="utf-8").split("\n")
-    # The last piece has no newline behind it: it is empty, or cut off in the middle.
-    return [json.loads(line) for line in lines[:-1]]
+    """Returns what has been logged."""
+    return read_metrics(self._path.parent)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Appends a line and the scalars."""

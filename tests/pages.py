@@ -64,4 +64,6 @@ def gallery(*, annotated=True):
     return builder.build()
   landmarks = np.zeros((NUM_IMAGES, 3, 2))
   landmarks[0, 1] = np.nan
-  return builder.build(errors=ERRORS, landmarks=landmarks, predicted=np.full((NUM_IMAGES, 3, 2), 0.1))
+  predicted = np.full((NUM_IMAGES, 3, 2), 0.1)
+  predicted[:, 2] = np.nan
+  return builder.build(errors=ERRORS, landmarks=landmarks, predicted=predicted)

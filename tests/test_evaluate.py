@@ -56,7 +56,7 @@ def dff(count):
 
 
 def test_every_image_counts_once_and_the_padding_not_at_all():
-  results, figure = evaluate(predict, batches(10), dff=dff(10), num_classes=3, config=config())
+  results, figure, gallery = evaluate(predict, batches(10), dff=dff(10), num_classes=3, config=config())
   assert (results["num_train"], results["num_test"]) == (10, 10)
   # By hand: truth 16 pixels, prediction 20 that contain them.
   assert results["foreground_iou"] == pytest.approx(16 / 20)
@@ -65,22 +65,27 @@ def test_every_image_counts_once_and_the_padding_not_at_all():
   assert results["nmi"] == pytest.approx(1.0)
   assert results["ari"] == pytest.approx(1.0)
   assert len(figure["images"]) == len(figure["labels"]) == len(figure["predicted"]) == 10
+  assert gallery.num_test == len(gallery.images) == len(gallery.predicted) == 10
+  assert gallery.errors.mean() == pytest.approx(results["landmark_error_test"])
+  np.testing.assert_array_equal(gallery.num_present, [10, 10])
 
 
 def test_without_ground_truth_the_saliency_is_the_foreground_and_the_rest_is_null():
-  results, figure = evaluate(
+  results, figure, gallery = evaluate(
     predict, batches(10, num_landmarks=0), dff=dff(10), num_classes=0, config=config()
   )
   assert results["foreground_iou"] == pytest.approx(16 / 20)
   for key in ("nmi", "ari", "landmark_error_train", "landmark_error_test", "dff_error_test"):
     assert results[key] is None
   assert figure.keys() == {"images", "labels", "centers"}
+  assert gallery.landmarks is gallery.predicted is None
+  np.testing.assert_allclose(gallery.errors, 1 - 16 / 20)
 
 
 def test_the_image_edge_as_normaliser():
   options = {"dff": dff(10), "num_classes": 3}
-  by_eyes, _ = evaluate(predict, batches(10), config=config(), **options)
-  by_edge, _ = evaluate(
+  by_eyes, *_ = evaluate(predict, batches(10), config=config(), **options)
+  by_edge, *_ = evaluate(
     predict, batches(10), config=config(**{"data.landmark_normalizer": "image"}), **options
   )
   # Points are in [-1, 1]: no distance of two exceeds the edge by more than √2.
@@ -113,7 +118,7 @@ def hiding(landmark, split, num_landmarks=3):
 
 def test_a_landmark_that_no_image_of_the_regression_shows_does_not_count():
   options = {"dff": dff(10), "num_classes": 3, "config": config()}
-  with_it, figure = evaluate(predict, hiding(2, "regression"), **options)
+  with_it, figure, _ = evaluate(predict, hiding(2, "regression"), **options)
   assert np.isnan(figure["predicted"][:, 2]).all()
   assert np.isfinite(figure["predicted"][:, :2]).all()
 
@@ -121,7 +126,7 @@ def test_a_landmark_that_no_image_of_the_regression_shows_does_not_count():
     for batch in batches(10, num_landmarks=3)(name):
       yield batch | {"landmarks": batch["landmarks"][:, :2], "visible": batch["visible"][:, :2]}
 
-  without_it, _ = evaluate(predict, first_two, **options)
+  without_it, *_ = evaluate(predict, first_two, **options)
   assert with_it == without_it
 
 
@@ -129,14 +134,14 @@ def test_hidden_eyes_need_another_normaliser():
   options = {"dff": dff(10), "num_classes": 3}
   with pytest.raises(UserError, match=r"data\.landmark_normalizer=inter_ocular needs images"):
     evaluate(predict, hiding(0, "regression"), config=config(), **options)
-  results, _ = evaluate(
+  results, *_ = evaluate(
     predict, hiding(0, "regression"), config=config(**{"data.landmark_normalizer": "box"}), **options
   )
   assert results["landmark_error_test"] > 0
 
 
 def test_no_visible_landmark_at_all_is_no_ground_truth():
-  results, _ = evaluate(
+  results, *_ = evaluate(
     predict, hiding(slice(None), "regression"), dff=dff(10), num_classes=3, config=config()
   )
   assert results["landmark_error_test"] is None

@@ -168,11 +168,12 @@ def test_only_parts_of_an_image_have_a_layer_and_a_centre(tmp_path):
   assert [page.count(f'<circle class="part-{part}"') for part in (1, 2, 3)] == [6, 6, 1]
 
 
-def test_hidden_landmarks_have_no_ring(tmp_path):
+def test_landmarks_that_are_hidden_or_not_predicted_have_no_mark(tmp_path):
   tile = next(tile for tile in write(tmp_path).split("<figure")[1:] if 'data-index="0"' in tile)
-  ring = re.search(r'<g class="annotated"><path class="rim" d="([^"]*)"', tile).group(1)
-  assert ring.count("M") == 2
-  assert "nan" not in ring
+  for name in ("annotated", "predicted"):  # two of three each
+    path = re.search(rf'<g class="{name}"><path class="rim" d="([^"]*)"', tile).group(1)
+    assert path.count("M") == 2
+    assert "nan" not in path
 
 
 def test_a_mismatch_of_parts_raises_and_writes_nothing(tmp_path):

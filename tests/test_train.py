@@ -106,19 +106,21 @@ def test_a_run_leaves_everything_that_is_promised(finished):
     "parts_000008.png",
   ]
   assert list(workdir.glob("events.out.tfevents.*"))
-  assert output.splitlines()[-2:] == [
-    str(workdir / "figures" / name) for name in ("parts_000008.png", "losses.png")
+  assert output.splitlines()[-3:] == [
+    str(workdir / name) for name in ("figures/parts_000008.png", "figures/losses.png", "report/index.html")
   ]
   assert not list(workdir.rglob("*tmp*"))
 
 
 def test_evaluation_alone_gives_the_same_numbers(finished, cache, environment):
   workdir, _ = finished
-  before = (workdir / "evaluation.json").read_text()
-  (workdir / "evaluation.json").unlink()
+  before, report = (workdir / "evaluation.json").read_text(), (workdir / "report" / "index.html").read_text()
+  for name in ("evaluation.json", "report/index.html"):
+    (workdir / name).unlink()
   result = run(workdir, "--mode=eval", cache=cache, environment=environment)
   assert result.returncode == 0, result.stderr
   assert (workdir / "evaluation.json").read_text() == before
+  assert (workdir / "report" / "index.html").read_text() == report
 
 
 def test_a_killed_run_ends_as_one_left_alone(finished, tmp_path, cache, environment):

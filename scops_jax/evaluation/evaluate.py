@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
 from scops_jax.evaluation import factorization, segmentation_metrics
+from scops_jax.evaluation.gallery import Gallery, GalleryBuilder
 from scops_jax.evaluation.landmark_regression import LandmarkErrors, mean_shape_error, regress_landmarks
 from scops_jax.files import replacing
 
@@ -104,6 +105,16 @@ def fit_dff(
   return Dff(np.asarray(part_basis), centers("regression"), centers("test"))
 
 
+class Evaluation(NamedTuple):
+  """What `evaluate` returns."""
+
+  # The entries of evaluation.json but "step": errors are fractions of the normaliser; None where the
+  # collection has no such ground truth.
+  results: dict[str, Any]
+  figure: dict[str, Any]  # the first test images: arguments of visualize.part_figure
+  gallery: Gallery
+
+
 class _TestPredictions:
   """Accumulates the segmentation measures over the batches of the test split."""
 
@@ -113,6 +124,7 @@ class _TestPredictions:
     self._classes = np.zeros((num_parts + 1, max(num_classes, 1)), np.int64)
     self._areas: list[np.ndarray] = []
     self._figure: list[tuple[np.ndarray, ...]] = []
+    self.gallery = GalleryBuilder(num_parts)
 
   def add(self, rows: dict[str, np.ndarray]) -> None:
     labels, parts = rows["labels"], rows["parts"]
@@ -127,6 +139,7 @@ class _TestPredictions:
     self._areas.append(segmentation_metrics.label_counts(labels, num_labels=num_labels))
     if sum(len(images) for images, _, _ in self._figure) < FIGURE_IMAGES:
       self._figure.append((rows["image"], labels, rows["centers"]))
+    self.gallery.add(rows["image"], labels, rows["centers"], foreground=truth)
 
   def measures(self) -> dict[str, Any]:
     known = self._num_classes > 0
@@ -151,7 +164,7 @@ def evaluate(
   dff: Dff,
   num_classes: int,
   config: ConfigDict,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> Evaluation:
   """Measures the segmenter.
 
   Args:
@@ -162,8 +175,7 @@ def evaluate(
     config: the run's.
 
   Returns:
-    The entries of evaluation.json but "step" (errors are fractions of the normaliser; None where the
-    collection has no such ground truth), and the first test images' arguments of visualize.part_figure.
+    The measures, and test images to show.
   """
   test = _TestPredictions(config.num_parts, num_classes)
 
@@ -181,17 +193,20 @@ def evaluate(
   errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
   if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
+    shown = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
+    landmarks = {"landmarks": shown, "predicted": ours.test_landmarks}
+    gallery = test.gallery.build(errors=ours.test_errors, **landmarks)
     count = len(figure["images"])
-    shown = test_points.visible[:count, :, None]
-    figure["landmarks"] = np.where(shown, test_points.landmarks[:count], np.nan)
-    figure["predicted"] = ours.test_landmarks[:count]
+    figure |= {name: points[:count] for name, points in landmarks.items()}
+  else:
+    gallery = test.gallery.build()
   results = {
     **errors,
     **test.measures(),
     "num_train": len(train_points.centers),
     "num_test": len(test_points.centers),
   }
-  return results, figure
+  return Evaluation(results, figure, gallery)
 
 
 def _landmark_errors(
@@ -201,7 +216,7 @@ def _landmark_errors(
 
   Landmarks that no image of the regression shows can't be regressed: they do not count, and are NaN in ours.
   """
-  shown = train.visible.any(axis=0)
+  shown = np.asarray(train.visible.any(axis=0))
   train, test = (
     split._replace(landmarks=split.landmarks[:, shown], visible=split.visible[:, shown])
     for split in (train, test)
@@ -215,8 +230,8 @@ def _landmark_errors(
     )
   elif not (len(shown) > 1 and shown[:2].all()):
     raise UserError(
-      "data.landmark_normalizer=inter_ocular needs images of the regression that show the first two landmarks: "
-      "take image or box"
+      "data.landmark_normalizer=inter_ocular needs images of the regression that show the first two "
+      "landmarks: take image or box"
     )
   ours = regress_landmarks(train.centers, train.landmarks, test.centers, test.landmarks, **options)
   theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)

@@ -31,7 +31,7 @@ class Gallery:
     labels: `[N, h, w]` uint8, 0 .. K; as large as the pictures.
     centers: `[N, K, 2]` part centres; of no meaning where a part has no pixel.
     landmarks: `[N, L, 2]` annotated, NaN where hidden; None: no landmarks.
-    predicted: `[N, L, 2]` predicted landmarks, or None.
+    predicted: `[N, L, 2]` predicted landmarks, NaN where there is no prediction, or None.
     errors: `[N]`, NaN where an image is not scored.
     error_name: what `errors` measure, such as "landmark error".
     num_worst: how many of the images were chosen for their error.
@@ -101,7 +101,7 @@ class GalleryBuilder:
       errors: `[M]` landmark errors of all M images added, NaN where not scored; None: the images are ranked
         by 1 − intersection over union of predicted and true foreground.
       landmarks: `[M, L, 2]` annotated landmarks, NaN where hidden, or None.
-      predicted: `[M, L, 2]` predicted landmarks, or None.
+      predicted: `[M, L, 2]` predicted landmarks, NaN where there is no prediction, or None.
       max_images: how many images to keep.
       max_worst: how many of them for their error; an image without an error is never among them.
 

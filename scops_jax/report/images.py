@@ -101,7 +101,7 @@ def _marks(gallery: Gallery, i: int, colors: np.ndarray) -> str:
     rings = [_ring(x, y, 2.2 * unit) for x, y in to_pixels(gallery.landmarks[i]) if np.isfinite(x)]
     groups.append(_two_strokes("annotated", rings))
   if gallery.predicted is not None:
-    crosses = [_cross(x, y, 1.9 * unit) for x, y in to_pixels(gallery.predicted[i])]
+    crosses = [_cross(x, y, 1.9 * unit) for x, y in to_pixels(gallery.predicted[i]) if np.isfinite(x)]
     groups.append(_two_strokes("predicted", crosses))
   present = [part for part in np.unique(gallery.labels[i]) if part > 0]
   centers = to_pixels(gallery.centers[i])
