@@ -252,4 +252,5 @@ def test_command(tmp_path):
   assert "train: 2 read, 2 written" in first.stdout
   assert "nothing to do" in second.stdout
   assert wrong.returncode == 1
-  assert wrong.stderr.strip().splitlines() == ["error: data.name='fish' is not one of toy_faces"]
+  names = ", ".join(sorted(collection_module.BUILDERS))
+  assert wrong.stderr.strip().splitlines() == [f"error: data.name='fish' is not one of {names}"]

@@ -23,9 +23,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from scops_jax.data.builder import CollectionBuilder, Example, FilteredError, decode_image
+from scops_jax.data.builder import CollectionBuilder, Example, FilteredError
 from scops_jax.data.published_files import (
   find_saliency_folder,
+  picture_size,
   read_bytes,
   read_lines,
   read_saliency,
@@ -77,7 +78,7 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Every face, and whether it is the largest of its image."""
     self._saliency_folder  # noqa: B018  (its absence is an error of the collection, not of an image)
     wanted = self._image_paths[split]
-    records = []
+    records: list[tuple[Face, bool]] = []
     for path, faces in itertools.groupby(self._faces, key=lambda face: face.path):
       if path in wanted:
         group = list(faces)
@@ -98,8 +99,8 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
     x, y, box_width, box_height = _numbers(face.box, name, "the face's box")
     if box_width * box_height < _MIN_BOX * width * height:
       raise FilteredError("the face's box covers less than 30 % of the image")
-    image = read_bytes(self._root / "data" / "flickr" / _inside(face.path, name), name)
-    shape = decode_image(image, name).shape[:2]
+    path = self._root / "data" / "flickr" / _inside(face.path, name)
+    shape = picture_size(path, name)
     if shape != (height, width):
       raise ValueError(
         f"{name}: the image has {shape[0]} × {shape[1]} pixels, the database says {height:.0f} × {width:.0f}"
@@ -109,10 +110,10 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
       if landmark in face.points:
         landmarks[row] = _numbers(face.points[landmark], name, landmark)
     last = np.asarray([width, height]) - 1
-    visible = ((landmarks >= -0.5) & (landmarks <= last + 0.5)).all(axis=1)
+    visible = np.all((landmarks >= -0.5) & (landmarks <= last + 0.5), axis=1)
     return Example(
       name=face.path,
-      image=image,
+      image=read_bytes(path, name),
       landmarks=np.where(visible[:, None], landmarks, 0).astype(np.float32),
       visible=visible,
       saliency=read_saliency(self._saliency_folder, face.path, shape),
