@@ -194,10 +194,9 @@ def evaluate(
   if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
     shown = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
-    landmarks = {"landmarks": shown, "predicted": ours.test_landmarks}
-    gallery = test.gallery.build(errors=ours.test_errors, **landmarks)
+    gallery = test.gallery.build(errors=ours.test_errors, landmarks=shown, predicted=ours.test_landmarks)
     count = len(figure["images"])
-    figure |= {name: points[:count] for name, points in landmarks.items()}
+    figure |= {"landmarks": shown[:count], "predicted": ours.test_landmarks[:count]}
   else:
     gallery = test.gallery.build()
   results = {
