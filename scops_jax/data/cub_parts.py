@@ -154,7 +154,7 @@ def _read_splits(root: Path, category: int) -> dict[str, list[_Bird]]:
     if folder not in ("*", Path(name).parent.name):
       continue
     unlisted.pop(name, None)
-    split = {("1",): "train", ("0",): "test"}.get(tuple(is_training.get(number, ())))
+    split = {"1": "train", "0": "test"}.get(" ".join(is_training.get(number, ())))
     problem = "" if split else f"train_test_split.txt does not say 0 or 1 for image {number}"
     splits[split or "train"].append(_Bird(name, number, problem))
   splits["train"] += [_Bird(name, "", "images.txt does not list it") for name in unlisted]
