@@ -34,6 +34,8 @@ def default_config() -> ConfigDict:
   config.reference_weights = "imagenet"  # "imagenet", "random", or a weight file's path
   config.reference_layers = ("block10_depthwise",)  # V is their concatenation (section 3.3)
   config.reference_image_size = 256  # pixels a side of the reference's input; images are resized to it
+  # Beyond the paper: average the features with those of the mirror image, for objects seen from both sides.
+  config.reference_mirror = False
   config.reference_l2_normalize = False  # divide each position's features by their norm (release: an option)
 
   config.log_every = 100  # steps between lines of metrics.jsonl
@@ -103,13 +105,15 @@ def default_config() -> ConfigDict:
   config.data.dir = "data"  # the published files (not used by toy_faces, which draws its own)
   config.data.cache_dir = "data/tfds"  # prepared data sets are kept here
   config.data.num_threads = 2  # host threads that decode images
-  config.data.saliency = (
-    "collection"  # "collection": the collection's maps; "ones": every pixel is foreground
-  )
+  # "collection": the collection's maps; "ones": every pixel is foreground; "auto": computed from the
+  # reference's features of the whole collection, without labels (saliency.py).
+  config.data.saliency = "collection"
   # The landmark error's unit: "inter_ocular" (the distance of the first two landmarks), "image" (its edge) or
   # "box" (the longer edge of the object's box), the image being the square that the network sees.
   config.data.landmark_normalizer = "inter_ocular"
-  config.data.saliency_dir = ""  # folder of PNGs, STEM.png for an image; "": the collection's published place
+  # Folder of PNGs, STEM.png for an image; "": the collection's published place. Computed maps are written to
+  # it; "": to data.dir/saliency_auto of own images, else to saliency_auto beside the prepared data set.
+  config.data.saliency_dir = ""
   config.data.on_bad_example = (
     "error"  # "error", or "skip" and list: an image or annotation that can't be read
   )
@@ -121,6 +125,9 @@ def default_config() -> ConfigDict:
   config.toy_faces.num_train = 2000  # images
   config.toy_faces.num_test = 400  # images
   config.toy_faces.seed = 0  # of the drawings
+
+  config.folder = ConfigDict()
+  config.folder.max_edge = 512  # pixels; image_folder keeps larger images reduced to this longer edge
 
   config.pascal = ConfigDict()
   config.pascal.category = "horse"  # of pascal_parts: the one whose objects are the images
@@ -136,7 +143,7 @@ _CHOICES = {
   "optimizer.name": ("sgd", "adam"),
   "optimizer.schedule": ("poly", "cosine"),
   "basis.initializer": ("normal", "nmf", "clusters"),
-  "data.saliency": ("collection", "ones"),
+  "data.saliency": ("collection", "ones", "auto"),
   "data.landmark_normalizer": ("inter_ocular", "image", "box"),
   "data.on_bad_example": ("error", "skip"),
   "pascal.category": ("aeroplane", "bus", "car", "cow", "horse", "motorbike", "sheep"),
@@ -154,6 +161,7 @@ _AT_LEAST_ONE = (
   "nmf.num_images",
   "nmf.num_iterations",
   "data.num_threads",
+  "folder.max_edge",
   "toy_faces.num_train",
   "toy_faces.num_test",
 )

@@ -59,10 +59,19 @@ def create_networks(config: ConfigDict) -> Networks:
 def reference_features(
   variables: chex.ArrayTree, images: chex.Array, *, networks: Networks, config: ConfigDict
 ) -> tuple[chex.Array, ...]:
-  """Returns the frozen network's maps V of RGB images 0..255 `[B, H, W, 3]`, at their own resolutions."""
+  """Returns the frozen network's maps V of RGB images 0..255 `[B, H, W, 3]`, at their own resolutions.
+
+  With config.reference_mirror they are the mean of the image's maps and its mirror image's, turned back:
+  features of a mirror image are then mirrored features, as the transform's mirroring asks of the parts.
+  """
   side = config.reference_image_size
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
-  return networks.reference.apply(variables, models.normalize(config.reference, enlarged))
+  inputs = models.normalize(config.reference, enlarged)
+  maps = networks.reference.apply(variables, inputs)
+  if not config.reference_mirror:
+    return maps
+  mirrored = networks.reference.apply(variables, inputs[:, :, ::-1])
+  return tuple((v + m[:, :, ::-1]) / 2 for v, m in zip(maps, mirrored, strict=True))
 
 
 def _unit(saliency: chex.Array) -> chex.Array:

@@ -14,7 +14,7 @@ from scops_jax import geometry
 from scops_jax.errors import UserError
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer
-from scops_jax.train_step import compile_steps, predict_step, train_step
+from scops_jax.train_step import compile_steps, predict_step, reference_features, train_step
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -181,3 +181,15 @@ def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
   monkeypatch.setattr(jax, "device_count", lambda: 3)
   with pytest.raises(UserError, match="batch_size=4 can't be shared by 3 devices"):
     compile_steps(tiny.networks(), None, tiny.config())
+
+
+def test_mirrored_references_commute_with_mirroring():
+  nets = tiny.networks()
+  *_, reference = tiny.variables(nets)
+  images = tiny.batch()["image"]
+  for mirrored in (False, True):
+    config = tiny.config(reference_mirror=mirrored)
+    (maps,) = reference_features(reference, images, networks=nets, config=config)
+    (of_mirror,) = reference_features(reference, images[:, :, ::-1], networks=nets, config=config)
+    same = np.allclose(of_mirror[:, :, ::-1], maps, rtol=1e-5)
+    assert same == mirrored
