@@ -1,3 +1,21 @@
-"""SCOPS, self-supervised co-part segmentation (CVPR 2019), in JAX and Flax."""
+"""SCOPS, self-supervised co-part segmentation (CVPR 2019), in JAX and Flax.
+
+`load_predictor` is imported from scops_jax.predictor when it is first asked for, so that importing the losses
+does not import everything.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["load_predictor"]
+
+
+def __getattr__(name: str) -> Any:
+  if name in __all__:
+    return getattr(importlib.import_module("scops_jax.predictor"), name)
+  raise AttributeError(f"module 'scops_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

@@ -78,7 +78,7 @@ def _part_labels(labels: NDArray, areas: NDArray, sums: NDArray) -> PartLabels:
   return PartLabels(labels, areas, np.where(areas > 0, sums / np.maximum(areas, 1), np.nan))
 
 
-def _positions(size: int, new_size: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _positions(size: int, new_size: int) -> tuple[NDArray, NDArray]:
   """Returns for each new pixel of an axis the cell before it and how far towards the next cell it lies."""
   positions = np.arange(new_size) * ((size - 1) / max(new_size - 1, 1))
   cells = np.minimum(positions.astype(np.intp), size - 2)

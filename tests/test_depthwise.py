@@ -84,6 +84,19 @@ def test_eager_equals_compiled_and_vmap():
   np.testing.assert_allclose(mapped, eager, rtol=1e-5, atol=1e-6)
 
 
+def test_a_program_for_every_platform_holds_both_forms():
+  x, kernel = inputs(2, 6, 5, 3)
+  with depthwise.every_platform():
+    both = jax.jit(lambda *a: depthwise.depthwise_conv(*a, stride=2))
+    np.testing.assert_allclose(both(x, kernel), grouped_convolution(x, kernel, 2), rtol=1e-5, atol=1e-5)
+    exported = {
+      platform: jax.export.export(both, platforms=[platform])(x, kernel).mlir_module()
+      for platform in ("cpu", "cuda", "tpu")
+    }
+  held = {platform: "stablehlo.convolution" in text for platform, text in exported.items()}
+  assert held == {"cpu": False, "cuda": True, "tpu": True}
+
+
 def test_keeps_bfloat16():
   x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in inputs(2, 6, 5, 3))
   value, gradients = jax.vjp(lambda *a: shifted_sum(*a, 1), x, kernel)

@@ -1,0 +1,67 @@
+"""Finds the parts in any images: python -m scops_jax.predict --workdir=DIR --images=FOLDER --out=OUT.
+
+OUT gets, for each image STEM.jpg (or .png, .webp):
+
+  labels/STEM.png          index image of the original's size: 0 = background, k = part k, with a palette
+  overlays/STEM.jpg        the part colours over the original
+  probabilities/STEM.npz   with --probabilities: probs [S, S, K+1] float16, S = the network's image_size,
+                           and centers [K, 2] float32, (x, y) in [-1, 1]
+
+and parts.csv, a line for each image and part: image, part (1..K), x, y (centre of mass of the part's soft
+map, in pixels of the original; an integer is a pixel's centre, the origin is the top left one), area (pixels
+of the original with that label) and mean_probability (of the part, over these pixels; empty where there are
+none, while x and y are always there). Subfolders of FOLDER are kept; where two images differ only in their
+suffix, STEM is the full name.
+
+A file that can't be read is reported, listed in failed.txt and left out; the exit code is 0 if at least one
+image could be read. A call that was interrupted, run again, does what is missing; images that have changed
+since are done again. --export=DIR writes the network as a program that needs jax alone, with or without
+--images.
+"""
+
+import pathlib
+
+from absl import flags
+
+from scops_jax import cli
+from scops_jax.data.image_files import find_images
+from scops_jax.errors import UserError
+from scops_jax.exporting import export_program
+from scops_jax.prediction_stream import predict_images
+from scops_jax.runs import load_segmenter
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run whose newest checkpoint is used.", required=True)
+_IMAGES = flags.DEFINE_string("images", None, "An image file, a folder (with its subfolders), or a glob.")
+_OUT = flags.DEFINE_string("out", None, "The folder to write.")
+_PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Keep the soft part maps too.")
+_CRF = flags.DEFINE_bool("crf", False, "Sharpen the maps along the image's edges with a dense CRF.")
+_EXPORT = flags.DEFINE_string("export", None, "Write the network as a program of its own to this folder.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images that the network sees at once.", lower_bound=1)
+
+
+def main() -> None:
+  """Checks the flags, then predicts and exports."""
+  where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
+  if (where is None) != (out is None) or (where is None and export is None):
+    raise UserError("give --images and --out together, or --export, or all three")
+  # Before the network is loaded, as a mistake in them is soon made.
+  images = find_images(where, outside=pathlib.Path(out)) if where is not None and out is not None else {}
+  segmenter = load_segmenter(_WORKDIR.value)
+  if export is not None:
+    try:
+      print(export_program(segmenter, export))
+    except OSError as error:
+      raise UserError(f"--export={export} can't be written: {error.strerror}") from error
+  if out is not None:
+    predict_images(
+      segmenter,
+      images,
+      out,
+      probabilities=_PROBABILITIES.value,
+      crf=_CRF.value,
+      batch_size=_BATCH_SIZE.value,
+    )
+
+
+if __name__ == "__main__":
+  cli.run(main)

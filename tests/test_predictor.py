@@ -1,0 +1,83 @@
+"""The library's predictor: sizes, batches, checks, and what the package offers."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import scops_jax
+from scops_jax import geometry, predictor
+from scops_jax.data.image_files import resize_pixels
+from scops_jax.errors import UserError
+from scops_jax.predictor import Predictor, padded_batch_size
+from tests import tiny, tiny_run
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+  return tiny_run.tiny_segmenter()
+
+
+def test_the_predictor_resizes_maps_back(segmenter):
+  images = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), np.uint8)
+  result = Predictor(segmenter, batch_size=4)(images)
+  assert result.labels.shape == (3, 20, 24)
+  assert result.labels.dtype == np.uint8
+  assert result.probs.shape == (3, 20, 24, tiny.NUM_PARTS + 1)
+  assert result.centers.shape == (3, tiny.NUM_PARTS, 2)
+  assert {result.probs.dtype, result.centers.dtype} == {np.dtype(np.float32)}
+  small = np.stack([resize_pixels(image, 16) for image in images])
+  maps = predictor.predict_parts(segmenter, small, (segmenter.params, segmenter.batch_stats))
+  np.testing.assert_allclose(result.probs, geometry.resize_bilinear(maps.probs, 20, 24), atol=1e-5)
+  np.testing.assert_allclose(result.centers, maps.centers, atol=1e-5)
+  np.testing.assert_array_equal(result.labels, result.probs.argmax(-1))
+
+
+def test_the_predictor_at_the_networks_size_in_several_batches(segmenter):
+  images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+  result = Predictor(segmenter, batch_size=4)(images)
+  one_by_one = [Predictor(segmenter, batch_size=1)(image[None]) for image in images]
+  for name in result._fields:
+    expected = np.concatenate([getattr(single, name) for single in one_by_one])
+    np.testing.assert_allclose(getattr(result, name), expected, atol=1e-5)
+
+
+def test_wrong_images_raise(segmenter):
+  predict = Predictor(segmenter)
+  with pytest.raises(TypeError, match="uint8"):
+    predict(np.zeros((1, 16, 16, 3), np.float32))
+  for shape in ((16, 16, 3), (1, 16, 16, 1), (0, 16, 16, 3)):
+    with pytest.raises(ValueError, match=r"\[B, H, W, 3\]"):
+      predict(np.zeros(shape, np.uint8))
+  with pytest.raises(ValueError, match="batch_size"):
+    Predictor(segmenter, batch_size=0)
+
+
+def test_batches_are_powers_of_two():
+  assert [padded_batch_size(n, 32) for n in (1, 2, 3, 5, 31, 32, 33, 1000)] == [1, 2, 4, 8, 32, 32, 32, 32]
+  assert padded_batch_size(7, 6) == 6
+
+
+def test_crf_refines_maps_and_centres(segmenter):
+  blocks = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3), np.uint8)
+  images = blocks.repeat(4, axis=1).repeat(4, axis=2)
+  plain = jax.device_get(predictor.compile_segmenter(segmenter)(images))
+  refined = jax.device_get(predictor.compile_segmenter(segmenter, crf=True)(images))
+  assert np.abs(refined.probs - plain.probs).max() > 0.01
+  np.testing.assert_array_equal(refined.labels, refined.probs.argmax(-1))
+  np.testing.assert_allclose(refined.centers, geometry.part_centers(refined.probs, epsilon=0.0), atol=1e-6)
+
+
+def test_the_package_offers_the_predictor_and_little_else():
+  code = (
+    "import sys, scops_jax; assert 'load_predictor' in dir(scops_jax); "
+    "print([name for name in ('jax', 'flax', 'numpy', 'PIL') if name in sys.modules])"
+  )
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert result.stdout.strip() == "[]"
+  with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    _ = scops_jax.nothing
+  with pytest.raises(UserError, match="holds no run"):
+    scops_jax.load_predictor("does/not/exist")

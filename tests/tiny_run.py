@@ -1,0 +1,61 @@
+"""A run's directory as training leaves it, with random weights and without training."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scops_jax import optimizer
+from scops_jax.checkpoints import Checkpoints
+from scops_jax.config import default_config
+from scops_jax.runs import Segmenter
+from scops_jax.train_step import TrainState, create_networks
+from scops_jax.workdir import open_workdir
+from tests import tiny
+
+NUM_PARTS, IMAGE_SIZE, STEP = 3, 32, 7
+
+
+def write_run(path: pathlib.Path) -> pathlib.Path:
+  """Writes the config and a checkpoint of an EfficientNet-Lite0 whose maps vary over the image."""
+  config = default_config()
+  with config.unlocked():
+    config.num_parts, config.image_size, config.reference_image_size = NUM_PARTS, IMAGE_SIZE, 33
+    config.reference_layers = ("block2_expand",)
+    config.optimizer.momentum = 0.0
+  networks = create_networks(config)
+  image = np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+  variables = jax.eval_shape(networks.segmenter.init, jax.random.key(0), image)
+  basis = jax.eval_shape(networks.basis.init, jax.random.key(0))
+  rng = np.random.default_rng(0)
+
+  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    name = path[-1].key
+    if name in ("scale", "var"):
+      return jnp.ones(leaf.shape)
+    if name in ("bias", "mean"):
+      return jnp.zeros(leaf.shape)
+    # He's deviation, but a large last layer: clear labels.
+    deviation = 3.0 if path[-2].key == "head_logits" else (2 / np.prod(leaf.shape[:-1])) ** 0.5
+    return jnp.asarray(deviation * rng.standard_normal(leaf.shape), jnp.float32)
+
+  params = {
+    "segmenter": jax.tree_util.tree_map_with_path(draw, variables["params"]),
+    "basis": jax.tree.map(lambda leaf: jnp.ones(leaf.shape), basis["params"]),
+  }
+  batch_stats = jax.tree_util.tree_map_with_path(draw, variables["batch_stats"])
+  opt_state = optimizer.make_optimizer(config, params).init(params)
+  checkpoints = Checkpoints(open_workdir(path, config))
+  checkpoints.save(STEP, TrainState(jnp.int32(STEP), params, batch_stats, opt_state), position={})
+  checkpoints.close()
+  return path
+
+
+def tiny_segmenter(seed: int = 0) -> Segmenter:
+  """Returns two convolutions as a run's network at 16², K = tiny.NUM_PARTS; compiles in no time."""
+  networks = tiny.networks()
+  image = jnp.zeros((1, 16, 16, 3))
+  params = networks.segmenter.init(jax.random.key(seed), image)["params"]
+  basis = np.ones((tiny.NUM_PARTS, tiny.CHANNELS), np.float32)
+  return Segmenter(tiny.config(), networks, params, {}, basis, STEP)
