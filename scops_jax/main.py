@@ -3,7 +3,8 @@
 from absl import flags
 from ml_collections import config_flags
 
-from scops_jax import cli, train
+from scops_jax import cli, hosts, train
+from scops_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 _WORKDIR = flags.DEFINE_string(
@@ -12,10 +13,25 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
 )
+_MULTIHOST = flags.DEFINE_bool(
+  "multihost", False, "Join the hosts that were given this command; they share --workdir."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator_address", None, "With --multihost: HOST:PORT of the first host, where no cluster says it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "With --multihost: the number of hosts, likewise."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --multihost: this host, from 0 on, likewise.")
 
 
 def main() -> None:
   """One call."""
+  cluster = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
+  if _MULTIHOST.value:
+    hosts.join(**cluster)
+  elif given := [name for name, value in cluster.items() if value is not None]:
+    raise UserError(f"--{given[0]} is of use with --multihost only")
   command = train.evaluate_run if _MODE.value == "eval" else train.train_and_evaluate
   command(_CONFIG.value, _WORKDIR.value)
 

@@ -10,12 +10,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from scops_jax import models, optimizer, weights
+from scops_jax import hosts, models, optimizer, weights
 from scops_jax.checkpoints import Checkpoints
 from scops_jax.config import check_values, default_config
 from scops_jax.data.collection import Collection, open_collection
 from scops_jax.errors import UserError
-from scops_jax.train_step import CompiledSteps, Networks, TrainState, compile_steps, create_networks
+from scops_jax.parallel import CompiledSteps, compile_steps
+from scops_jax.train_step import Networks, TrainState, create_networks
 from scops_jax.workdir import open_workdir
 
 # Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
@@ -56,9 +57,13 @@ def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> 
   reference_variables = _reference_variables(networks, config)
   transformation = optimizer.make_optimizer(config, _abstract_params(networks, config))
   steps = compile_steps(networks, transformation, config)
-  collection = open_collection(config)
-  # Last, so that no mistake leaves a directory behind.
-  path = open_workdir(workdir, config, create=create)
+
+  def open_both() -> tuple[Collection, pathlib.Path]:
+    collection = open_collection(config)
+    # Last, so that no mistake leaves a directory behind.
+    return collection, open_workdir(workdir, config, create=create)
+
+  collection, path = hosts.first_then_others(open_both)
   return Run(config, path, collection, networks, transformation, steps, steps.place(reference_variables))
 
 
@@ -78,7 +83,7 @@ def initial_state(run: Run, *, part_basis: np.ndarray) -> TrainState:
 
 def abstract_state(run: Run) -> TrainState:
   """Returns the state's shapes, dtypes and placement: what a checkpoint is restored into."""
-  return _abstract_state(run.networks, run.config)
+  return _abstract_state(run.networks, run.config, run.steps.saved)
 
 
 def load_config(workdir: str | pathlib.Path) -> ConfigDict:
@@ -112,7 +117,8 @@ def load_segmenter(workdir: str | pathlib.Path) -> Segmenter:
   networks = _networks(config)
   checkpoints = Checkpoints(workdir)
   step = newest_step(checkpoints, workdir)
-  state, _ = checkpoints.restore(step, _abstract_state(networks, config))
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  state, _ = checkpoints.restore(step, _abstract_state(networks, config, here))
   checkpoints.close()
   basis = np.asarray(networks.basis.apply({"params": state.params["basis"]}))
   return Segmenter(config, networks, state.params["segmenter"], state.batch_stats, basis, step)
@@ -189,9 +195,8 @@ def _abstract_params(networks: Networks, config: ConfigDict) -> Any:
   return {"segmenter": segmenter["params"], "basis": basis}
 
 
-def _abstract_state(networks: Networks, config: ConfigDict) -> TrainState:
+def _abstract_state(networks: Networks, config: ConfigDict, sharding: jax.sharding.Sharding) -> TrainState:
   variables, basis = _abstract_variables(networks, config)
   transformation = optimizer.make_optimizer(config, {"segmenter": variables["params"], "basis": basis})
   state = jax.eval_shape(lambda v, b: _new_state(v, b, transformation), variables, basis)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from scops_jax import optimizer, runs, visualize
+from scops_jax import hosts, optimizer, runs, visualize
 from scops_jax.checkpoints import Checkpoints
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
@@ -27,7 +27,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   """Trains to config.num_steps, evaluating and saving on the way, and resumes a run found in `workdir`.
 
   A step's outcome depends on the config and the step's number alone, so an interrupted run that is started
-  again ends with the numbers of one left alone.
+  again ends with the numbers of one left alone, on however many hosts. All hosts call this, the first writes.
 
   Args:
     config: complete and locked, see config.default_config.
@@ -51,24 +51,26 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     process_count=jax.process_count(),
   )
   dff = _dff(run)
-  start = checkpoints.latest_step() or 0
+  start = int(hosts.first_says(checkpoints.latest_step() or 0))
   if start:
     state, position = checkpoints.restore(start, runs.abstract_state(run))
     batches.set_state(position)
   else:
     state = runs.initial_state(run, part_basis=dff.part_basis)
-  log = MetricsLog(run.workdir, start_step=start)
-  placed = _train(
+  log = MetricsLog(run.workdir, start_step=start) if hosts.is_first() else None
+  placed, results = _train(
     run, run.steps.place(state), batches, start=start, dff=dff, log=log, checkpoints=checkpoints
   )
   checkpoints.close()
-  results = _read_results(run.workdir)
-  if results is None or results["step"] != config.num_steps:
-    results = _evaluate(run, placed, dff=dff, step=config.num_steps, log=log)
-  losses = run.workdir / "figures" / "losses.png"
-  visualize.loss_curves(log.records(), losses, weights=config.loss.to_dict())
-  log.close()
-  _print_results(results, [_figure_path(run.workdir, config.num_steps), losses, _report_path(run.workdir)])
+  if results is None:  # the run was at its end already
+    results = _read_results(run.workdir)
+    if not hosts.first_says(results is not None and results["step"] == config.num_steps):
+      results = _evaluate(run, placed, dff=dff, step=config.num_steps, log=log)
+  if log is not None:
+    losses = run.workdir / "figures" / "losses.png"
+    visualize.loss_curves(log.records(), losses, weights=config.loss.to_dict())
+    log.close()
+    _print_results(results, [_figure_path(run.workdir, config.num_steps), losses, _report_path(run.workdir)])
   return results
 
 
@@ -91,33 +93,41 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   state, _ = checkpoints.restore(step, runs.abstract_state(run))
   checkpoints.close()
   results = _evaluate(run, run.steps.place(state), dff=_dff(run), step=step, log=None)
-  _print_results(results, [_figure_path(run.workdir, step), _report_path(run.workdir)])
+  if hosts.is_first():
+    _print_results(results, [_figure_path(run.workdir, step), _report_path(run.workdir)])
   return results
 
 
-def _batches(run: Run, split: str) -> Iterable[dict[str, np.ndarray]]:
-  """The batches of a collection's split, "train", "regression" or "test", for evaluation."""
+def _batches(run: Run, split: str) -> Iterator[dict[str, np.ndarray]]:
+  """All hosts' batches of a split, "train", "regression" or "test", of which each host reads its piece."""
   config = run.config
   limit = config.eval_num_train if split == "regression" else 0
-  return evaluation_batches(
+  pieces = evaluation_batches(
     getattr(run.collection, split),
-    batch_size=config.eval_batch_size,
+    batch_size=config.eval_batch_size // jax.process_count(),
     image_size=config.image_size,
     limit=limit,
     num_threads=config.data.num_threads,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
+  return map(run.steps.gather, pieces)
 
 
 def _dff(run: Run) -> Dff:
   """Returns the run's DFF baseline, fitted once a run and kept in its directory."""
   path = run.workdir / "dff.npz"
-  if not path.exists():
+  if hosts.first_says(path.exists()):
+    return Dff.load(path)
 
-    def features(images: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-      return run.steps.features(run.reference_variables, images, saliency)
+  def features(images: np.ndarray, saliency: np.ndarray) -> np.ndarray:
+    return run.steps.features(run.reference_variables, images, saliency)
 
-    fit_dff(features, lambda split: _batches(run, split), run.config).save(path)
-  return Dff.load(path)
+  # The part basis may become the hosts' common start: not each its own, should they round differently.
+  dff = hosts.first_says(fit_dff(features, lambda split: _batches(run, split), run.config))
+  if hosts.is_first():
+    dff.save(path)
+  return dff
 
 
 def _ahead(batches: Any, put: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -140,13 +150,15 @@ def _train(
   *,
   start: int,
   dff: Dff,
-  log: MetricsLog,
+  log: MetricsLog | None,
   checkpoints: Checkpoints,
-) -> Any:
-  """Runs steps start + 1 … num_steps and returns the placed state."""
+) -> tuple[Any, dict[str, Any] | None]:
+  """Runs steps start + 1 … num_steps; returns the placed state and, if there was a step, the results."""
   config = run.config
   schedule = optimizer.make_schedule(config)
-  bar = tqdm(total=config.num_steps, initial=start, unit="step", desc="train", dynamic_ncols=True)
+  progress = {"total": config.num_steps, "initial": start, "unit": "step", "desc": "train"}
+  bar = tqdm(**progress, dynamic_ncols=True, disable=not hosts.is_first())
+  results = None
   began, images = time.perf_counter(), 0
   stream = _ahead(batches, run.steps.put_batch)
   for step in range(start + 1, config.num_steps + 1):
@@ -158,19 +170,20 @@ def _train(
     if step % config.log_every == 0 or last:
       scalars = {name: float(value) for name, value in metrics.items()}
       speed = images / (time.perf_counter() - began)
-      # The rate of the update just done, which is schedule(step - 1).
-      log.write(step, {**scalars, "lr": float(schedule(step - 1)), "images_per_second": speed})
+      if log is not None:
+        # The rate of the update just done, which is schedule(step - 1).
+        log.write(step, {**scalars, "lr": float(schedule(step - 1)), "images_per_second": speed})
       bar.set_postfix(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
       _check_finite(scalars["loss"], step)
       began, images = time.perf_counter(), 0
     if step % config.eval_every == 0 or last:
-      _evaluate(run, state, dff=dff, step=step, log=log)
+      results = _evaluate(run, state, dff=dff, step=step, log=log)
       began, images = time.perf_counter(), 0
     # After the evaluation, so that a checkpoint says that its evaluation is done.
     if step % config.checkpoint_every == 0 or last:
       checkpoints.save(step, run.steps.fetch(state), position=position)
   bar.close()
-  return state
+  return state, results
 
 
 def _check_finite(loss: float, step: int) -> None:
@@ -190,6 +203,7 @@ def _report_path(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | None) -> dict[str, Any]:
+  """Returns the entries of evaluation.json on every host; the first writes them, a figure and the report."""
   measures, figure, gallery = evaluate(
     lambda images: run.steps.predict(state, images),
     lambda split: _batches(run, split),
@@ -198,6 +212,8 @@ def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | No
     config=run.config,
   )
   results = {**measures, "step": step}
+  if not hosts.is_first():
+    return results
   path = _figure_path(run.workdir, step)
   visualize.part_figure(path=path, **figure)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]

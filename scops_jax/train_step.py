@@ -1,25 +1,20 @@
-"""One training step, one prediction step, and how they are compiled for the devices there are.
+"""One training step and one prediction step, pure functions that parallel.py compiles for the devices.
 
 Images enter as uint8 RGB `[B, H, W, 3]`, saliency maps as uint8 `[B, H, W]` (0..255 stands for [0, 1]).
 The step is the paper's (section 3): the network sees each image twice, as it is and as T_s(T_a(I)).
-No other module knows pmap or a mesh.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from scops_jax import appearance, geometry, losses, models, warp
-from scops_jax.errors import UserError
 from scops_jax.models.base import segment_pair
 from scops_jax.models.part_basis import PartBasis
 
@@ -235,90 +230,3 @@ def factorized_features(
   weight = geometry.resize_bilinear(_unit(saliency)[..., None], height, width)
   resized = [geometry.resize_bilinear(v.astype(jnp.float32), height, width) for v in maps]
   return weight * jnp.concatenate(resized, axis=-1)
-
-
-class CompiledSteps(NamedTuple):
-  """The compiled functions of a run and how arrays go to and from the devices."""
-
-  train: Callable[[Any, Any, Any], tuple[Any, dict[str, chex.Array]]]  # state, batch, reference variables
-  predict: Callable[[Any, np.ndarray], dict[str, np.ndarray]]  # state, images
-  features: Callable[[Any, np.ndarray, np.ndarray], np.ndarray]  # reference variables, images, saliency
-  put_batch: Callable[[Any], Any]  # this host's part of a batch → devices
-  place: Callable[[Any], Any]  # state or variables → every device
-  fetch: Callable[[Any], Any]  # placed state → one copy of it
-
-
-def compile_steps(
-  networks: Networks, optimizer: optax.GradientTransformation, config: ConfigDict
-) -> CompiledSteps:
-  """Compiles for all devices, as config.parallelism says: one train_step serves both ways.
-
-  Raises:
-    UserError: if a batch can't be shared evenly by the devices.
-  """
-  count = jax.device_count()
-  for key in ("batch_size", "eval_batch_size"):
-    if config[key] % count:
-      raise UserError(f"{key}={config[key]} can't be shared by {count} devices: give a multiple of {count}")
-  bound = {"networks": networks, "config": config}
-
-  def predict(state: TrainState, images: chex.Array) -> dict[str, chex.Array]:
-    maps = predict_step(state.params["segmenter"], state.batch_stats, images, **bound)
-    return {name: maps[name] for name in ("labels", "centers")}  # the probabilities stay on the devices
-
-  step = functools.partial(train_step, optimizer=optimizer, **bound)
-  features = functools.partial(factorized_features, **bound)
-  compile_for = _compile_pmap if config.parallelism == "pmap" else _compile_jit
-  return compile_for(step, predict, features)
-
-
-def _compile_jit(step: Callable, predict: Callable, features: Callable) -> CompiledSteps:
-  mesh = Mesh(np.asarray(jax.devices()), ("data",))
-  replicated = NamedSharding(mesh, PartitionSpec())
-  sharded = NamedSharding(mesh, PartitionSpec("data"))
-
-  def put_batch(batch: Any) -> Any:
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded, x), batch)
-
-  train = jax.jit(
-    step, in_shardings=(replicated, sharded, replicated), out_shardings=replicated, donate_argnums=0
-  )
-  predict = jax.jit(predict, in_shardings=(replicated, sharded), out_shardings=sharded)
-  features = jax.jit(features, in_shardings=(replicated, sharded, sharded), out_shardings=sharded)
-  return CompiledSteps(
-    train=train,
-    predict=lambda state, *arrays: jax.device_get(predict(state, *put_batch(arrays))),
-    features=lambda variables, *arrays: jax.device_get(features(variables, *put_batch(arrays))),
-    put_batch=put_batch,
-    place=lambda tree: jax.device_put(tree, replicated),
-    fetch=lambda tree: tree,
-  )
-
-
-def _compile_pmap(step: Callable, predict: Callable, features: Callable) -> CompiledSteps:
-  count = jax.local_device_count()
-
-  def split(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), tree)
-
-  def merge(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.reshape(x, (-1, *x.shape[2:])), jax.device_get(tree))
-
-  def first(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x[0], tree)
-
-  mapped_step = jax.pmap(functools.partial(step, axis_name="data"), axis_name="data", donate_argnums=0)
-  predict, features = jax.pmap(predict), jax.pmap(features)
-
-  def train(state: Any, batch: Any, reference: Any) -> tuple[Any, dict[str, chex.Array]]:
-    state, metrics = mapped_step(state, batch, reference)
-    return state, first(metrics)
-
-  return CompiledSteps(
-    train=train,
-    predict=lambda state, *arrays: merge(predict(state, *split(arrays))),
-    features=lambda variables, *arrays: merge(features(variables, *split(arrays))),
-    put_batch=split,
-    place=lambda tree: jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), tree),
-    fetch=first,
-  )

@@ -1,4 +1,7 @@
-"""A run's work directory: the resolved config, metrics.jsonl, TensorBoard events, evaluation.json."""
+"""A run's work directory: the resolved config, metrics.jsonl, TensorBoard events, evaluation.json.
+
+The hosts of a run share it; the first alone writes.
+"""
 
 import json
 import pathlib
@@ -8,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from scops_jax import hosts
 from scops_jax.errors import UserError
 from scops_jax.files import replacing
 
@@ -19,11 +23,11 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, create: bool = True) -> pathlib.Path:
-  """Makes the directory, or checks that it holds a run of the same config.
+  """Makes the directory on the first host, or checks that it holds a run of the same config.
 
   Raises:
-    UserError: the directory can't be written, holds no run though `create` is false, or holds a run of
-      another config; the message names the keys that differ.
+    UserError: the directory can't be written, holds no run though `create` is false or another host has made
+      it, or holds a run of another config; the message names the keys that differ.
   """
   path = pathlib.Path(workdir)
   saved = path / "config.json"
@@ -36,6 +40,10 @@ def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, create: boo
     return path
   if not create:
     raise UserError(f"--workdir={path} holds no run (no config.json): train there first")
+  if not hosts.is_first():
+    raise UserError(
+      f"--workdir={path} is not what the first host sees: give a directory that all hosts share"
+    )
   try:
     path.mkdir(parents=True, exist_ok=True)
     write_text(saved, _dump(config))

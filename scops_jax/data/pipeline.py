@@ -1,6 +1,11 @@
-"""Batches of a collection's images, read ahead by Grain's threads and sharded over hosts."""
+"""Batches of a collection's images, read ahead by Grain's threads and sharded over hosts.
+
+Host i of n reads the i-th of n equal pieces of every batch, so that the pieces in the hosts' order are the
+batch that a single host would have.
+"""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +24,38 @@ _TRAIN_FIELDS = ("image", "saliency")
 _EVALUATION_FIELDS = ("image", "saliency", "landmarks", "visible", "box", "parts")
 
 
+class TrainBatches(Iterator[Batch]):
+  """Endless shuffled batches; `get_state` and `set_state` resume exactly."""
+
+  def __init__(self, examples: grain.MapDataset, shard: "_Shard", options: grain.ReadOptions) -> None:
+    """Takes the examples of all hosts in the order of their batches."""
+    self._examples, self._shard, self._options = examples, shard, options
+    self._taken = 0  # batches
+    self._batches: Iterator[Batch] | None = None
+
+  def __next__(self) -> Batch:
+    if self._batches is None:
+      self._batches = self._open()
+    batch = next(self._batches)
+    self._taken += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """Returns what JSON can hold and every host has alike: the number of images that all hosts have taken."""
+    return {"next_index": self._taken * self._shard.global_size}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Makes the batch come next that came next when `get_state` was called, on however many hosts."""
+    self._taken = state["next_index"] // self._shard.global_size
+    self._batches = None
+
+  def _open(self) -> Iterator[Batch]:
+    first = self._taken * self._shard.batch_size
+    rows = grain.MapDataset.range(first, sys.maxsize)
+    mine = rows.map(lambda row: self._examples[self._shard.position(row)])
+    return iter(mine.to_iter_dataset(self._options).batch(self._shard.batch_size))
+
+
 def train_batches(
   source: ExampleSource,
   *,
@@ -28,11 +65,11 @@ def train_batches(
   num_threads: int,
   process_index: int = 0,
   process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> TrainBatches:
   """Endless shuffled batches: `next(batches)`, and `get_state` / `set_state` to resume exactly.
 
-  All hosts share one endless order, in which every epoch is shuffled anew from the seed; host i of n takes
-  elements i, i + n, i + 2n, … of it. So every batch is full, and a collection may be smaller than a batch.
+  All hosts share one endless order, in which every epoch is shuffled anew from the seed, and cut it into
+  batches. So every batch is full, and a collection may be smaller than a batch.
 
   Args:
     source: the images.
@@ -44,17 +81,16 @@ def train_batches(
     process_count: the number of hosts.
 
   Returns:
-    An iterator over {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8}. Its state is a dict that JSON
-    can hold; after `set_state` the next batch is the one that came next when `get_state` was called.
+    An iterator over {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8}.
   """
   # Grain shuffles epoch e with seed + e: spread the seeds, or run 1 would have run 0's epochs one later.
   order = int(np.random.SeedSequence(seed).generate_state(1)[0])
   indices = grain.MapDataset.range(len(source)).shuffle(seed=order).repeat()
-  examples = indices[process_index::process_count].map(_Load(source, image_size, _TRAIN_FIELDS))
+  examples = indices.map(_Load(source, image_size, _TRAIN_FIELDS))
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=3 * batch_size if num_threads else 0
   )
-  return iter(examples.to_iter_dataset(options).batch(batch_size, drop_remainder=True))
+  return TrainBatches(examples, _Shard(batch_size, process_index, process_count), options)
 
 
 def evaluation_batches(
@@ -69,7 +105,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
   """Every image once, in order; the last batch is padded with the last image and `valid` is False there.
 
-  All hosts yield the same number of batches; host i of n has images i, i + n, ….
+  All hosts yield the same number of batches; on the last hosts the last one may be nothing but padding.
 
   Args:
     source: the images.
@@ -86,18 +122,38 @@ def evaluation_batches(
     x1, y1) in the same coordinates, "parts": [B, S, S] uint8, "valid": [B] bool, "index": [B] int64}.
   """
   count = min(limit or len(source), len(source))
-  padded = -(-count // (batch_size * process_count)) * batch_size * process_count
-  indices = grain.MapDataset.range(padded)[process_index::process_count]
+  shard = _Shard(batch_size, process_index, process_count)
+  rows = grain.MapDataset.range(-(-count // shard.global_size) * batch_size)
   load = _Load(source, image_size, _EVALUATION_FIELDS)
 
-  def load_or_pad(index: int) -> Element:
+  def load_or_pad(row: int) -> Element:
+    index = shard.position(row)
     example = load(min(index, count - 1))
     return {**example, "valid": np.bool_(index < count), "index": np.int64(min(index, count - 1))}
 
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=2 * batch_size if num_threads else 0
   )
-  yield from indices.map(load_or_pad).to_iter_dataset(options).batch(batch_size)
+  yield from rows.map(load_or_pad).to_iter_dataset(options).batch(batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+  """This host's piece of every batch."""
+
+  batch_size: int  # of this host
+  process_index: int
+  process_count: int
+
+  @property
+  def global_size(self) -> int:
+    """Images a batch of all hosts."""
+    return self.batch_size * self.process_count
+
+  def position(self, row: int) -> int:
+    """Returns where among all hosts' images this host's image number `row` stands."""
+    batch, offset = divmod(row, self.batch_size)
+    return batch * self.global_size + self.process_index * self.batch_size + offset
 
 
 @dataclasses.dataclass(frozen=True)
