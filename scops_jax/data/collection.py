@@ -19,7 +19,9 @@ from scops_jax.data.aflw import Aflw
 from scops_jax.data.builder import CollectionBuilder, describe
 from scops_jax.data.celeba_wild import CelebaWild
 from scops_jax.data.cub_parts import CubParts
+from scops_jax.data.image_folder import ImageFolder
 from scops_jax.data.pascal_parts import PascalParts
+from scops_jax.data.saliency_maps import map_path, read_map
 from scops_jax.data.toy_faces import ToyFaces
 from scops_jax.errors import UserError
 
@@ -27,6 +29,7 @@ BUILDERS: dict[str, type[CollectionBuilder]] = {
   "aflw": Aflw,
   "celeba_wild": CelebaWild,
   "cub_parts": CubParts,
+  "image_folder": ImageFolder,
   "pascal_parts": PascalParts,
   "toy_faces": ToyFaces,
 }
@@ -41,9 +44,13 @@ class ExampleSource(Sequence):
   float32, the object's first and last column and row (x0, y0, x1, y1) in pixels.
   """
 
-  def __init__(self, records: Sequence[dict[str, Any]], *, saliency: str = "collection") -> None:
+  def __init__(
+    self, records: Sequence[dict[str, Any]], *, saliency: str = "collection", maps: Path | None = None
+  ) -> None:
+    """Takes tfds's records; `maps` is the folder of the maps where `saliency` is "auto"."""
     self._records = records
     self._saliency = saliency
+    self._maps = maps
 
   def __len__(self) -> int:
     return len(self._records)
@@ -55,14 +62,26 @@ class ExampleSource(Sequence):
     """Some fields of example `index`; pictures that are not asked for are not decoded."""
     record = self._records[int(index)]
     example: dict[str, Any] = {field: record[field] for field in fields}
-    for field in set(fields).intersection(_PICTURES):
+    replaced = {"saliency"} if self._saliency != "collection" else set()
+    for field in set(fields).intersection(_PICTURES) - replaced:
       picture = Image.open(io.BytesIO(record[field]))
       example[field] = np.asarray(picture.convert("RGB") if field == "image" else picture)
     if "name" in example:
       example["name"] = example["name"].decode()
-    if "saliency" in example and self._saliency == "ones":
-      example["saliency"] = np.full_like(example["saliency"], 255)
+    if "saliency" in example and replaced:
+      example["saliency"] = self._replaced_saliency(record)
     return example
+
+  def encoded_image(self, index: int) -> tuple[str, bytes]:
+    """The name and the image file's bytes of example `index`."""
+    record = self._records[int(index)]
+    return record["name"].decode(), record["image"]
+
+  def _replaced_saliency(self, record: dict[str, Any]) -> np.ndarray:
+    if self._maps is not None:
+      return read_map(map_path(self._maps, record["name"].decode()), record["image"])
+    width, height = Image.open(io.BytesIO(record["image"])).size
+    return np.full((height, width), 255, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,7 @@ class Collection:
   landmark_names: tuple[str, ...]
   part_names: tuple[str, ...]  # index 0 is the background; empty: no ground-truth parts
   fingerprint: str  # differs for data that differ
+  maps: Path | None  # folder of the computed saliency maps (data.saliency = "auto")
 
 
 @dataclass(frozen=True)
@@ -86,11 +106,12 @@ class Preparation:
   built: bool  # False: it was there already
   counts: dict[str, dict[str, int]]  # of each split: read, filtered (and why), written
   skipped: tuple[str, ...]  # why each bad example was left out (data.on_bad_example = "skip")
+  summary: tuple[str, ...]  # what a folder of own images holds
 
   def __str__(self) -> str:
     head = f"prepared {self.path}" if self.built else f"{self.path} is there already; nothing to do"
     lines = [f"{split}: {describe(counts)}" for split, counts in self.counts.items()]
-    return "\n".join([head, *lines, *(f"skipped: {reason}" for reason in self.skipped)])
+    return "\n".join([head, *lines, *(f"skipped: {reason}" for reason in self.skipped), *self.summary])
 
 
 def prepare_collection(config: ConfigDict) -> Preparation:
@@ -118,19 +139,28 @@ def prepare_collection(config: ConfigDict) -> Preparation:
       f"{builder.data_dir} was prepared without {len(metadata['skipped'])} bad examples, the first: "
       f"{metadata['skipped'][0]} (set data.on_bad_example=skip, or delete the folder and mend the files)"
     )
-  return Preparation(Path(builder.data_dir), built, metadata["counts"], tuple(metadata["skipped"]))
+  return Preparation(
+    path=Path(builder.data_dir),
+    built=built,
+    counts=metadata["counts"],
+    skipped=tuple(metadata["skipped"]),
+    summary=tuple(metadata.get("summary", ())),
+  )
 
 
 def open_collection(config: ConfigDict) -> Collection:
   """Opens the collection of `config.data.name`, prepared first if it is missing; raises as that does."""
   preparation = prepare_collection(config)
-  if preparation.built:
+  if preparation.built or preparation.summary:
     print(preparation)
   with _quiet_tfds():
     builder = _builder(config)
   undecoded = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}
+  maps = _maps_folder(config, preparation.path) if config.data.saliency == "auto" else None
   sources = {
-    split: ExampleSource(builder.as_data_source(split, decoders=undecoded), saliency=config.data.saliency)
+    split: ExampleSource(
+      builder.as_data_source(split, decoders=undecoded), saliency=config.data.saliency, maps=maps
+    )
     for split in builder.splits
   }
   metadata = builder.info.metadata
@@ -142,7 +172,20 @@ def open_collection(config: ConfigDict) -> Collection:
     landmark_names=tuple(metadata["landmark_names"]),
     part_names=tuple(metadata["part_names"]),
     fingerprint=f"{builder.info.full_name}/{metadata['digest']}/{config.data.saliency}",
+    maps=maps,
   )
+
+
+def _maps_folder(config: ConfigDict, prepared: Path) -> Path:
+  """Where computed saliency maps lie: beside a folder's own images, else beside the prepared data set.
+
+  Maps of own images outlive a change of the folder, and so do edits of them.
+  """
+  if config.data.saliency_dir:
+    return Path(config.data.saliency_dir)
+  if config.data.name == "image_folder":
+    return Path(config.data.dir) / "saliency_auto"
+  return prepared.parent / "saliency_auto"
 
 
 def _builder(config: ConfigDict) -> CollectionBuilder:

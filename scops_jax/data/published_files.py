@@ -142,7 +142,7 @@ def picture_size(path: Path, name: str) -> tuple[int, int]:
 
 
 def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
-  """The folder of saliency maps, or None where every pixel is foreground (data.saliency = "ones").
+  """The folder of saliency maps, or None where it has no use (data.saliency "ones" or "auto").
 
   Args:
     config: the run's; `data.saliency_dir` comes before the published places.
@@ -151,7 +151,7 @@ def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
   Raises:
     UserError: there is no such folder.
   """
-  if config.data.saliency == "ones":
+  if config.data.saliency != "collection":
     return None
   places = (Path(config.data.saliency_dir),) if config.data.saliency_dir else published
   for place in places:
@@ -159,7 +159,8 @@ def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
       return place
   raise UserError(
     f"there is no folder of saliency maps {' or '.join(map(str, places))}: "
-    "set data.saliency_dir, or data.saliency=ones to take every pixel for foreground"
+    "set data.saliency_dir, or data.saliency=ones to take every pixel for foreground, or data.saliency=auto "
+    "to have maps computed"
   )
 
 
@@ -197,7 +198,7 @@ def source_digest(config: ConfigDict) -> str:
 
   The paths count as they are given, so a cache can be carried to another machine.
   """
-  saliency = "ones" if config.data.saliency == "ones" else f"in {config.data.saliency_dir}"
+  saliency = f"in {config.data.saliency_dir}" if config.data.saliency == "collection" else "ones"
   return hashlib.sha256(f"{config.data.dir}\n{saliency}".encode()).hexdigest()[:8]
 
 
