@@ -22,11 +22,15 @@ class PartLabels(NamedTuple):
   mean_probs: NDArray[np.float64]  # [K+1], mean over its pixels of a label's own map; NaN where there is none
 
 
-def label_pixels(probs: NDArray[np.floating], *, height: int, width: int) -> PartLabels:
+def label_pixels(
+  probs: NDArray[np.floating], cells: NDArray[np.uint8] | None = None, *, height: int, width: int
+) -> PartLabels:
   """Labels every pixel with the likeliest channel of the maps, resized bilinearly with aligned corners.
 
   Args:
     probs: `[h, w, K+1]`, h and w at least 2, K at most 255.
+    cells: `[h, w]`, the likeliest channel of each cell, where it is known already: finding it takes NumPy a
+      third of the time that a small image takes.
     height: H, of the labels; any size.
     width: W.
 
@@ -42,7 +46,8 @@ def label_pixels(probs: NDArray[np.floating], *, height: int, width: int) -> Par
   if height < 1 or width < 1:
     raise ValueError(f"expected a height and width of at least 1, got {height} and {width}")
   channels = probs.shape[2]
-  cells = probs.argmax(axis=-1).astype(np.uint8)
+  if cells is None:
+    cells = probs.argmax(axis=-1).astype(np.uint8)
   peaks = np.take_along_axis(probs, cells[..., None].astype(np.intp), axis=-1)[..., 0].astype(np.float64)
   if probs.shape[:2] == (height, width):
     areas = np.bincount(cells.ravel(), minlength=channels)

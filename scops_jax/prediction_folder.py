@@ -36,6 +36,7 @@ _PALETTE = np.concatenate([np.zeros((1, 3), np.uint8), part_colors(255)]).tobyte
 class ImageMaps(NamedTuple):
   """What the network says of one image."""
 
+  labels: NDArray[np.uint8]  # [S, S]
   probs: NDArray[np.float32]  # [S, S, K+1]
   centers: NDArray[np.float32]  # [K, 2] in [-1, 1]
 
@@ -132,7 +133,7 @@ class PredictionFolder:
       The rows of parts.csv without the image's name.
     """
     height, width = pixels.shape[:2]
-    found = label_pixels(maps.probs, height=height, width=width)
+    found = label_pixels(maps.probs, maps.labels, height=height, width=width)
     files = self.files(stem)
     labels = Image.fromarray(found.labels)
     labels.putpalette(_PALETTE)

@@ -22,7 +22,7 @@ from scops_jax.predictor import compile_segmenter, pad_batch, padded_batch_size
 from scops_jax.runs import Segmenter
 
 # Larger originals are not kept while they wait for their maps but read again, so that memory is bounded.
-_KEPT_PIXELS = 1 << 19
+_KEPT_PIXELS = 1 << 20
 _MAX_THREADS = 16
 
 T = TypeVar("T")
@@ -181,9 +181,9 @@ def _predict(
 
   def finish() -> Iterator[tuple[_Loaded, ImageMaps]]:
     batch, prediction = queue.popleft()
-    probs, centers = jax.device_get((prediction.probs, prediction.centers))
+    labels, probs, centers = jax.device_get(prediction)
     for i, item in enumerate(batch):
-      yield item, ImageMaps(probs[i], centers[i])
+      yield item, ImageMaps(labels[i], probs[i], centers[i])
 
   for batch in batches:
     pixels = np.stack([item.network_pixels for item in batch])

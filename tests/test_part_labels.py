@@ -64,6 +64,13 @@ def test_by_hand():
   np.testing.assert_allclose(result.mean_probs, [(0.5 + 0.6 + 0.7 + 0.8) / 4, (0.9 + 0.8 + 0.7 + 0.6) / 4])
 
 
+def test_likeliest_channels_may_be_given():
+  probs = soft_maps(16, 20)
+  given = label_pixels(probs, probs.argmax(-1).astype(np.uint8), height=30, width=25)
+  for a, b in zip(given, label_pixels(probs, height=30, width=25), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_a_label_without_pixels_has_no_mean():
   probs = np.zeros((3, 3, 3))
   probs[..., 2] = 1
