@@ -1,0 +1,56 @@
+"""Your own images: a folder of one category of objects, with masks (or data.saliency=auto), on CPU or GPU.
+
+python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --workdir=runs/mine
+
+DIR holds images/ and, where there are any, saliency/, landmarks.csv, parts/ and train.txt, test.txt; README,
+"Your own images", says more. The settings hold for objects of any shape that are seen from both sides and move
+their limbs; experiments/own_images has what they give on quadrupeds and birds, and how long they take.
+"""
+
+from ml_collections import ConfigDict
+
+from scops_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+  config = default_config()
+
+  config.data.name = "image_folder"
+  config.data.landmark_normalizer = "image"
+
+  config.num_steps = 700
+  config.batch_size = 8
+  config.image_size = 128
+  # Twice the image and one pixel more: the 17 × 17 cells of stride 16 then lie on the align-corners lattice.
+  config.reference_image_size = 257
+
+  config.log_every = 10
+  config.eval_every = 350
+  config.checkpoint_every = 50
+
+  # The left view of an animal mirrored is a right view, with the same parts.
+  config.spatial.mirror_probability = 0.5
+  config.reference_mirror = True
+  config.spatial.rotation_degrees = 35.0
+  config.spatial.scale_low = 0.8
+  config.spatial.scale_high = 1.4
+
+  # With less concentration parts stay strips along the body; balance keeps the small ones alive then.
+  config.loss.concentration = 40.0
+  config.loss.equivariance = 100.0
+  config.loss.landmark_equivariance = 500.0
+  config.loss.semantic_consistency = 2000.0
+  config.loss.orthonormality = 1.0
+  config.loss.balance = 50.0
+  # Thin limbs are lost at the features' resolution: the background channel learns from the masks.
+  config.loss.background = 300.0
+
+  config.optimizer.name = "adam"
+  config.optimizer.schedule = "cosine"
+  config.optimizer.learning_rate = 5e-4
+  config.optimizer.head_multiplier = 5.0
+  config.optimizer.basis_learning_rate = 1e-3
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.warmup_steps = 20
+  config.basis.initializer = "clusters"
+  return config
