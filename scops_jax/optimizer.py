@@ -64,9 +64,11 @@ def make_optimizer(
       under `repeat_updates` only: so often sgd updates it within one step (`repeated_sgd`).
 
   Raises:
-    ValueError: an unknown optimizer or schedule, or a segmenter without a head.
+    ValueError: an unknown optimizer or schedule, no head, or `repeat_updates` without visits.
   """
   optimizer = config.optimizer
+  if optimizer.repeat_updates and visits is None:
+    raise ValueError("config.optimizer.repeat_updates needs the visits of the segmenter's parameters.")
   basis_rate: optax.ScalarOrSchedule = optimizer.basis_learning_rate
   if optimizer.schedule != "poly":
     basis_rate = _schedule(config, optimizer.basis_learning_rate)
@@ -77,7 +79,7 @@ def make_optimizer(
   }
   groups = parameter_groups(params, visits)
   counts = jax.tree.map(lambda _: 1, groups)
-  if optimizer.repeat_updates and visits is not None:
+  if optimizer.repeat_updates:
     counts["segmenter"] = visits
   labels = jax.tree.map(_label, groups, counts)
   pairs = sorted(set(zip(jax.tree.leaves(groups), jax.tree.leaves(counts), strict=True)))

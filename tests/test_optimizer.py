@@ -175,6 +175,8 @@ def test_bad_settings_are_named():
     optimizer.make_optimizer(config_with(name="lion"), params)
   with pytest.raises(ValueError, match=r'schedule must be "poly" or "cosine", got .step.'):
     optimizer.make_schedule(config_with(schedule="step"))
+  with pytest.raises(ValueError, match="repeat_updates needs the visits"):
+    optimizer.make_optimizer(config_with(repeat_updates=True), params)
   del params["segmenter"]["head_part"]
   with pytest.raises(ValueError, match="no module whose name starts with"):
     optimizer.make_optimizer(default_config(), params)

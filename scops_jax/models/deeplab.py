@@ -62,8 +62,14 @@ class DeepLab(Segmenter):
       train: whether BatchNorm uses the batch's statistics and updates the running ones ("batch_stats").
       axis_name: of the pmap over whose devices these statistics are taken; None: this device's alone.
     """
-    options = {"train": train, "axis_name": axis_name}
-    x = resnet.stem(images, channels=self.stage_channels[0], ceil_mode=True, kernel_init=_NORMAL, **options)
+    x = resnet.stem(
+      images,
+      channels=self.stage_channels[0],
+      ceil_mode=True,
+      kernel_init=_NORMAL,
+      train=train,
+      axis_name=axis_name,
+    )
     for stage, (stride, dilation) in enumerate(_STAGES):
       for block in range(self.block_counts[stage]):
         x = resnet.Bottleneck(
@@ -75,7 +81,7 @@ class DeepLab(Segmenter):
           trainable_shortcut=self.two_branch,
           kernel_init=_NORMAL,
           name=f"layer{stage + 1}_{block}",
-        )(x, **options)
+        )(x, train=train, axis_name=axis_name)
     if self.two_branch:
       x = x[..., x.shape[-1] // 2 :]
     bound = (9 * x.shape[-1]) ** -0.5  # PyTorch's default: uniform within ± 1 / √(fan in)
