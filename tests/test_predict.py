@@ -260,8 +260,11 @@ def test_the_command(photos, tmp_path):
   def call(*arguments):
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
-  result = call(f"--images={photos}/**/*", f"--out={tmp_path}/out", "--probabilities", "--batch_size=8")
+  result = call(
+    f"--images={photos}/**/*", f"--out={tmp_path}/out", "--batch_size=8", f"--export={tmp_path}/program"
+  )
   assert result.returncode == 0, result.stderr
+  assert tree(tmp_path / "program") == ["README.md", "parts.stablehlo", "run.py"]
   assert "text.jpg" in result.stderr
   assert "5 images done; 1 can't be read" in result.stdout
   assert len(table(tmp_path / "out")) == tiny_run.NUM_PARTS * len(SIZES)
