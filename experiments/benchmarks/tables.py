@@ -1,0 +1,80 @@
+"""Measurements as Markdown tables, and the check that they measured the same."""
+
+from collections.abc import Mapping, Sequence
+
+from experiments.benchmarks.contest import Timing
+from scops_jax.errors import UserError
+
+BASELINE = "pytorch"
+TOLERANCE = 1e-4  # relative, of the first losses on a CPU
+
+
+def losses_table(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+  """Returns a table of the first step's metrics, and how far they are from the baseline's."""
+  others = [name for name in losses if name != BASELINE]
+  compared = BASELINE in losses
+  header = ["first step", *losses, *(f"{name} to {BASELINE}" for name in others if compared)]
+  rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+  for metric in next(iter(losses.values()))[0]:
+    values = {name: steps[0][metric] for name, steps in losses.items()}
+    row = [metric, *(f"{value:.6g}" for value in values.values())]
+    if compared:
+      row += [f"{_difference(values[name], values[BASELINE]):.1e}" for name in others]
+    rows.append(row)
+  return _markdown(rows)
+
+
+def check_losses(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+  """Checks that the float32 contestants compute the same.
+
+  Raises:
+    UserError: a metric of the first step differs from the baseline's by more than TOLERANCE.
+  """
+  for name, steps in losses.items():
+    if BASELINE not in losses or "bfloat16" in name:
+      continue
+    for metric, value in steps[0].items():
+      expected = losses[BASELINE][0][metric]
+      if not _difference(value, expected) <= TOLERANCE:
+        raise UserError(f"{name} does not compute the same as {BASELINE}: {metric} {value} and {expected}")
+
+
+def _difference(value: float, expected: float) -> float:
+  return abs(value - expected) / max(abs(expected), 1e-30)
+
+
+def memory_table(memory: Mapping[str, Mapping[str, int | None]]) -> str:
+  """Returns a table of peak memory, in GB."""
+  rows = [["peak memory of the step's process, GB", *memory], ["---", *["---:"] * len(memory)]]
+  for where in ("host", "device"):
+    values = [peaks[where] for peaks in memory.values()]
+    if None not in values:
+      rows.append([where, *(f"{value / 1e9:.2f}" for value in values if value is not None)])
+  return _markdown(rows)
+
+
+def speed_table(timings: Mapping[str, Mapping[str, Timing]], images: Mapping[str, int]) -> str:
+  """Returns a table with a row a piece: milliseconds (least to most), images/s and speed over the baseline's.
+
+  Args:
+    timings: of each contestant, by piece.
+    images: that a call of each piece takes.
+  """
+  contestants = list(next(iter(timings.values())))
+  compared = [name for name in contestants if name != BASELINE and BASELINE in contestants]
+  header = ["piece"]
+  for name in contestants:
+    header += [f"{name}, ms", "images/s"]
+  header += [f"{name} over {BASELINE}" for name in compared]
+  rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+  for piece, timing in timings.items():
+    row = [piece]
+    for name in contestants:
+      row += [str(timing[name]), f"{images[piece] / timing[name].median:.3g}"]
+    row += [f"{timing[name].speedup(timing[BASELINE]):.2f} ×" for name in compared]
+    rows.append(row)
+  return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
