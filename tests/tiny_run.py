@@ -17,37 +17,41 @@ from tests import tiny
 NUM_PARTS, IMAGE_SIZE, STEP = 3, 32, 7
 
 
-def write_run(path: pathlib.Path) -> pathlib.Path:
-  """Writes the config and a checkpoint of an EfficientNet-Lite0 whose maps vary over the image."""
+def efficientnet_segmenter() -> Segmenter:
+  """Returns an EfficientNet-Lite0 of random weights whose maps vary over the image, at 32²."""
   config = default_config()
   with config.unlocked():
     config.num_parts, config.image_size, config.reference_image_size = NUM_PARTS, IMAGE_SIZE, 33
-    config.reference_layers = ("block2_expand",)
+    config.reference_layers = ("stem",)
     config.optimizer.momentum = 0.0
   networks = create_networks(config)
   image = np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
   variables = jax.eval_shape(networks.segmenter.init, jax.random.key(0), image)
-  basis = jax.eval_shape(networks.basis.init, jax.random.key(0))
   rng = np.random.default_rng(0)
 
-  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     name = path[-1].key
     if name in ("scale", "var"):
-      return jnp.ones(leaf.shape)
+      return np.ones(leaf.shape, np.float32)
     if name in ("bias", "mean"):
-      return jnp.zeros(leaf.shape)
+      return np.zeros(leaf.shape, np.float32)
     # He's deviation, but a large last layer: clear labels.
     deviation = 3.0 if path[-2].key == "head_logits" else (2 / np.prod(leaf.shape[:-1])) ** 0.5
-    return jnp.asarray(deviation * rng.standard_normal(leaf.shape), jnp.float32)
+    return (deviation * rng.standard_normal(leaf.shape)).astype(np.float32)
 
-  params = {
-    "segmenter": jax.tree_util.tree_map_with_path(draw, variables["params"]),
-    "basis": jax.tree.map(lambda leaf: jnp.ones(leaf.shape), basis["params"]),
-  }
-  batch_stats = jax.tree_util.tree_map_with_path(draw, variables["batch_stats"])
-  opt_state = optimizer.make_optimizer(config, params).init(params)
-  checkpoints = Checkpoints(open_workdir(path, config))
-  checkpoints.save(STEP, TrainState(jnp.int32(STEP), params, batch_stats, opt_state), position={})
+  variables = jax.tree_util.tree_map_with_path(draw, variables)
+  basis = np.ones((NUM_PARTS, networks.basis.num_channels), np.float32)
+  return Segmenter(config, networks, variables["params"], variables["batch_stats"], basis, STEP)
+
+
+def write_run(path: pathlib.Path) -> pathlib.Path:
+  """Writes the config and a checkpoint of efficientnet_segmenter."""
+  segmenter = efficientnet_segmenter()
+  params = {"segmenter": segmenter.params, "basis": {"raw": segmenter.part_basis}}
+  opt_state = optimizer.make_optimizer(segmenter.config, params).init(params)
+  state = TrainState(jnp.int32(STEP), params, segmenter.batch_stats, opt_state)
+  checkpoints = Checkpoints(open_workdir(path, segmenter.config))
+  checkpoints.save(STEP, jax.tree.map(jnp.asarray, state), position={})
   checkpoints.close()
   return path
 
