@@ -126,6 +126,9 @@ def default_config() -> ConfigDict:
   config.toy_faces.num_test = 400  # images
   config.toy_faces.seed = 0  # of the drawings
 
+  config.auto_saliency = ConfigDict()  # of data.saliency = "auto"
+  config.auto_saliency.num_images = 200  # training images that foreground and background are learned from
+
   config.folder = ConfigDict()
   config.folder.max_edge = 512  # pixels; image_folder keeps larger images reduced to this longer edge
 
@@ -161,6 +164,7 @@ _AT_LEAST_ONE = (
   "nmf.num_images",
   "nmf.num_iterations",
   "data.num_threads",
+  "auto_saliency.num_images",
   "folder.max_edge",
   "toy_faces.num_train",
   "toy_faces.num_test",

@@ -1,19 +1,19 @@
-"""Builds the data set of a config's collection: python -m scops_jax.prepare --config=configs/toy_faces.py."""
+"""Builds the data set of a config's collection: python -m scops_jax.prepare --config=configs/toy_faces.py.
+
+With --config.data.saliency=auto also its saliency maps, PNGs to look at and edit before training.
+"""
 
 from absl import flags
 from ml_collections import config_flags
 
-from scops_jax import cli
-from scops_jax.config import check_values
-from scops_jax.data.collection import prepare_collection
+from scops_jax import cli, runs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 
 
 def main() -> None:
   """One call; what is there already is left alone."""
-  check_values(_CONFIG.value)
-  print(prepare_collection(_CONFIG.value))
+  runs.prepare(_CONFIG.value)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a run consists of: made from its config, or found again in its work directory."""
 
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -10,10 +11,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from scops_jax import hosts, models, optimizer, weights
+from scops_jax import hosts, models, optimizer, saliency, weights
 from scops_jax.checkpoints import Checkpoints
 from scops_jax.config import check_values, default_config
-from scops_jax.data.collection import Collection, open_collection
+from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
 from scops_jax.parallel import CompiledSteps, compile_steps
 from scops_jax.train_step import Networks, TrainState, create_networks
@@ -60,11 +61,28 @@ def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> 
 
   def open_both() -> tuple[Collection, pathlib.Path]:
     collection = open_collection(config)
+    _write_maps(collection, networks, reference_variables, config)
     # Last, so that no mistake leaves a directory behind.
     return collection, open_workdir(workdir, config, create=create)
 
   collection, path = hosts.first_then_others(open_both)
   return Run(config, path, collection, networks, transformation, steps, steps.place(reference_variables))
+
+
+def prepare(config: ConfigDict) -> None:
+  """Writes the collection's data set and, if the config asks for them, saliency maps, and says what there is.
+
+  Raises:
+    UserError: the config, the data or the folders can't serve.
+  """
+  check_values(config)
+  preparation = prepare_collection(config)
+  print(preparation)
+  if config.data.saliency == "auto":
+    networks = _networks(config)
+    _write_maps(
+      open_collection(config, preparation), networks, _reference_variables(networks, config), config
+    )
 
 
 def initial_state(run: Run, *, part_basis: np.ndarray) -> TrainState:
@@ -134,6 +152,20 @@ def newest_step(checkpoints: Checkpoints, workdir: str | pathlib.Path) -> int:
   if step is None:
     raise UserError(f"--workdir={workdir} holds no checkpoint yet: train there first")
   return step
+
+
+def _write_maps(
+  collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
+) -> None:
+  """Computes the saliency maps that are missing, if the config asks for them."""
+  if collection.maps is None:
+    return
+  grid = jax.jit(functools.partial(saliency.reference_grid, networks=networks, config=config))
+  count = saliency.write_missing_maps(
+    collection, lambda images: jax.device_get(grid(reference_variables, images)), config
+  )
+  written = f"wrote {count} saliency maps to" if count else "saliency maps are in"
+  print(f"{written} {collection.maps}; those that you edit are kept")
 
 
 def _networks(config: ConfigDict) -> Networks:

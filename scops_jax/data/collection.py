@@ -148,11 +148,17 @@ def prepare_collection(config: ConfigDict) -> Preparation:
   )
 
 
-def open_collection(config: ConfigDict) -> Collection:
-  """Opens the collection of `config.data.name`, prepared first if it is missing; raises as that does."""
-  preparation = prepare_collection(config)
-  if preparation.built or preparation.summary:
-    print(preparation)
+def open_collection(config: ConfigDict, preparation: Preparation | None = None) -> Collection:
+  """Opens the collection of `config.data.name`, prepared first if it is missing; raises as that does.
+
+  Args:
+    config: the run's.
+    preparation: of `prepare_collection`; None: it is done here and what there is to say is printed.
+  """
+  if preparation is None:
+    preparation = prepare_collection(config)
+    if preparation.built or preparation.summary:
+      print(preparation)
   with _quiet_tfds():
     builder = _builder(config)
   undecoded = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}
