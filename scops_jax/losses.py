@@ -135,7 +135,8 @@ def semantic_consistency_loss(
     part_basis = basis[:, first_channel : first_channel + values.shape[-1]]
     total += _upsampled_energy(values, rows, columns, saliency**2) - 2.0 * jnp.sum(part_basis * response)
     first_channel += values.shape[-1]
-  return total / (batch * height * width * basis.shape[1])
+  # A float: from 33 images of 256² and 1024 channels on, the count is no int32.
+  return total / float(batch * height * width * basis.shape[1])
 
 
 def _check_semantic_inputs(

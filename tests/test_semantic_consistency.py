@@ -95,6 +95,16 @@ def test_semantic_consistency_makes_no_full_resolution_feature_volume():
   assert max(array_sizes(jaxpr.jaxpr)) <= probs.size
 
 
+def test_semantic_consistency_takes_a_batch_of_a_whole_pod():
+  """48 images of 256² with 1024 channels are 3.2e9 numbers, more than an int32 counts."""
+  shapes = (48, 256, 256, 9), (8, 1024), (48, 16, 16, 1024)
+  probs, basis, features = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+  loss = jax.eval_shape(
+    lambda *args: losses.semantic_consistency_loss(*args[:2], args[2:]), probs, basis, features
+  )
+  assert loss.shape == ()
+
+
 def test_semantic_consistency_ignores_part_order():
   order = [2, 0, 1]
   value = semantic(PROBS, BASIS, FEATURES, SALIENCY)
