@@ -86,10 +86,21 @@ def test_resumes_with_the_batch_that_came_next(steps):
   assert take(resumed, 6) == expected
 
 
-def test_hosts_share_each_epoch_without_overlap():
-  hosts = [batches_of(Source(), batch_size=5, process_index=i, process_count=2) for i in range(2)]
-  for _ in range(3):
-    assert sorted(take(hosts[0], 1) + take(hosts[1], 1)) == list(range(COUNT))
+def test_the_hosts_pieces_are_the_batch_of_one_host():
+  alone = batches_of(Source(), batch_size=6)
+  hosts = [batches_of(Source(), batch_size=3, process_index=i, process_count=2) for i in range(2)]
+  for _ in range(5):
+    assert take(hosts[0], 1) + take(hosts[1], 1) == take(alone, 1)
+  assert hosts[0].get_state() == hosts[1].get_state() == alone.get_state()
+
+
+def test_resumes_on_another_number_of_hosts():
+  alone = batches_of(Source(), batch_size=6)
+  take(alone, 3)
+  hosts = [batches_of(Source(), batch_size=2, process_index=i, process_count=3) for i in range(3)]
+  for host in hosts:
+    host.set_state(alone.get_state())
+  assert [index for host in hosts for index in take(host, 1)] == take(alone, 1)
 
 
 def test_a_host_reads_only_its_shard():
@@ -126,8 +137,10 @@ def test_evaluation_hosts_have_equally_many_batches():
     for i in range(3)
   ]
   assert [len(host) for host in hosts] == [2, 2, 2]
-  seen = [index for host in hosts for batch in host for index in batch["index"][batch["valid"]]]
-  assert sorted(seen) == list(range(COUNT))
+  # The pieces in the hosts' order; the third host's second piece is padding.
+  seen = [index for pieces in zip(*hosts, strict=True) for b in pieces for index in b["index"][b["valid"]]]
+  assert seen == list(range(COUNT))
+  assert not hosts[2][1]["valid"].any()
 
 
 def test_evaluation_limit():
