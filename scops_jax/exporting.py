@@ -15,7 +15,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM = "parts.stablehlo"
 
 _SCRIPT = '''\
-"""Finds the parts of an image: python run.py IMAGE OUT.npz. Needs jax, numpy and Pillow."""
+"""Finds the parts of an image: python run.py IMAGE OUT.npz. Needs jax, flatbuffers and Pillow."""
 import pathlib
 import sys
 import jax.export
@@ -32,7 +32,7 @@ _README = """\
 # A part segmentation network
 
 `{program}` is a program for {platforms} with its weights inside: {segmenter}, {num_parts} parts,
-{step} training steps. It needs jax alone to run, {version} (with which it was exported) or later:
+{step} training steps. It needs jax, {version} (with which it was exported) or later, and flatbuffers:
 
 ```python
 program = jax.export.deserialize(pathlib.Path("{program}").read_bytes())
