@@ -15,8 +15,8 @@ suffix, STEM is the full name.
 
 A file that can't be read is reported, listed in failed.txt and left out; the exit code is 0 if at least one
 image could be read. A call that was interrupted, run again, does what is missing; images that have changed
-since are done again. --export=DIR writes the network as a program that needs jax and flatbuffers alone, with or without
---images.
+since are done again. --export=DIR writes the network as a program that needs jax and flatbuffers alone, with
+or without --images.
 """
 
 import pathlib
