@@ -100,6 +100,15 @@ def default_config() -> ConfigDict:
   config.nmf.num_images = 256  # training images it is fitted to
   config.nmf.num_iterations = 50  # reads of the features, each followed by three multiplicative updates
 
+  # The fully connected CRF of foreground_iou_crf, after training (dense_crf.py, whose defaults these are).
+  config.crf = ConfigDict()
+  config.crf.num_iterations = 5  # mean-field updates; 0 = no CRF, foreground_iou_crf is null
+  config.crf.smoothness_weight = 3.0
+  config.crf.smoothness_sigma = 3.0  # pixels of an image whose longer side is 500; scales with the image
+  config.crf.appearance_weight = 10.0
+  config.crf.appearance_sigma = 80.0  # pixels of an image whose longer side is 500; scales with the image
+  config.crf.color_sigma = 13.0  # grey levels, 0..255
+
   config.data = ConfigDict()
   config.data.name = "toy_faces"  # the collection
   config.data.dir = "data"  # the published files (not used by toy_faces, which draws its own)
@@ -169,6 +178,16 @@ _AT_LEAST_ONE = (
   "toy_faces.num_train",
   "toy_faces.num_test",
 )
+_NOT_NEGATIVE = (
+  "seed",
+  "toy_faces.seed",
+  "eval_num_train",
+  "cub.category",
+  "crf.num_iterations",
+  "crf.smoothness_weight",
+  "crf.appearance_weight",
+)
+_POSITIVE = ("crf.smoothness_sigma", "crf.appearance_sigma", "crf.color_sigma")
 
 
 def check_values(config: ConfigDict) -> None:
@@ -180,12 +199,14 @@ def check_values(config: ConfigDict) -> None:
   for key, choices in _CHOICES.items():
     if _value(config, key) not in choices:
       raise UserError(f"{key}={_value(config, key)!r} is not one of {', '.join(choices)}")
-  for key in _AT_LEAST_ONE:
-    if _value(config, key) < 1:
-      raise UserError(f"{key}={_value(config, key)} must be at least 1")
-  for key in ("seed", "toy_faces.seed", "eval_num_train", "cub.category"):
-    if _value(config, key) < 0:
-      raise UserError(f"{key}={_value(config, key)} must not be negative")
+  for keys, is_valid, rule in (
+    (_AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
+    (_NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
+    (_POSITIVE, lambda value: value > 0, "must be positive"),
+  ):
+    for key in keys:
+      if not is_valid(_value(config, key)):
+        raise UserError(f"{key}={_value(config, key)} {rule}")
   # Labels are bytes: 255 parts and the background.
   if config.num_parts > 255:
     raise UserError(f"num_parts={config.num_parts} must be at most 255")

@@ -16,18 +16,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
-from scops_jax.train_step import Networks, TrainState, factorized_features, predict_step, train_step
+from scops_jax.train_step import (
+  Networks,
+  TrainState,
+  factorized_features,
+  predict_step,
+  refined_predict_step,
+  train_step,
+)
 
 
 class CompiledSteps(NamedTuple):
   """The compiled functions of a run and how arrays go to and from the devices.
 
-  Evaluation is the same on every host: `predict` and `features` take the images of all hosts, of which each
-  uses its own piece, and return the results for all.
+  Evaluation is the same on every host: `predict`, `predict_refined` and `features` take the images of all
+  hosts, of which each uses its own piece, and return the results for all.
   """
 
   train: Callable[[Any, Any, Any], tuple[Any, dict[str, chex.Array]]]  # state, batch, reference variables
   predict: Callable[[Any, np.ndarray], dict[str, np.ndarray]]  # state, images
+  predict_refined: Callable[[Any, np.ndarray], dict[str, np.ndarray]]  # the same, and "crf_labels"
   features: Callable[[Any, np.ndarray, np.ndarray], np.ndarray]  # reference variables, images, saliency
   put_batch: Callable[[Any], Any]  # this host's piece of a batch → devices
   gather: Callable[[Any], Any]  # this host's piece of a batch → that of all hosts, in memory
@@ -51,13 +59,21 @@ def compile_steps(
   bound = {"networks": networks, "config": config}
 
   def predict(state: TrainState, images: chex.Array) -> dict[str, chex.Array]:
-    maps = predict_step(state.params["segmenter"], state.batch_stats, images, **bound)
-    return {name: maps[name] for name in ("labels", "centers")}  # the probabilities stay on the devices
+    return _without_probs(predict_step(state.params["segmenter"], state.batch_stats, images, **bound))
+
+  def predict_refined(state: TrainState, images: chex.Array) -> dict[str, chex.Array]:
+    return _without_probs(refined_predict_step(state.params["segmenter"], state.batch_stats, images, **bound))
 
   step = functools.partial(train_step, optimizer=optimizer, **bound)
   features = functools.partial(factorized_features, **bound)
   compile_for = _compile_pmap if config.parallelism == "pmap" else _compile_jit
-  return compile_for(step, predict, features, replicated=NamedSharding(_mesh(), PartitionSpec()))
+  replicated = NamedSharding(_mesh(), PartitionSpec())
+  return compile_for(step, predict, predict_refined, features, replicated=replicated)
+
+
+def _without_probs(maps: dict[str, chex.Array]) -> dict[str, chex.Array]:
+  """Leaves out the probabilities: they stay on the devices."""
+  return {name: array for name, array in maps.items() if name != "probs"}
 
 
 def _mesh() -> Mesh:
@@ -74,7 +90,12 @@ def _replicate(tree: Any, replicated: Sharding) -> Any:
 
 
 def _compile_jit(
-  step: Callable, predict: Callable, features: Callable, *, replicated: NamedSharding
+  step: Callable,
+  predict: Callable,
+  predict_refined: Callable,
+  features: Callable,
+  *,
+  replicated: NamedSharding,
 ) -> CompiledSteps:
   sharded = NamedSharding(replicated.mesh, PartitionSpec("data"))
 
@@ -88,11 +109,21 @@ def _compile_jit(
     step, in_shardings=(replicated, sharded, replicated), out_shardings=replicated, donate_argnums=0
   )
   predict = jax.jit(predict, in_shardings=(replicated, sharded), out_shardings=replicated)
+  # Each device refines its own images: the CRF goes through them in turn, which XLA could not share out.
+  predict_refined = jax.shard_map(
+    predict_refined,
+    mesh=replicated.mesh,
+    in_specs=(replicated.spec, sharded.spec),
+    out_specs=sharded.spec,
+    check_vma=False,
+  )
+  predict_refined = jax.jit(predict_refined, in_shardings=(replicated, sharded), out_shardings=replicated)
   features = jax.jit(features, in_shardings=(replicated, sharded, sharded), out_shardings=replicated)
   gather = jax.jit(lambda tree: tree, in_shardings=sharded, out_shardings=replicated)
   return CompiledSteps(
     train=train,
     predict=lambda state, *arrays: jax.device_get(predict(state, *map(share, arrays))),
+    predict_refined=lambda state, *arrays: jax.device_get(predict_refined(state, *map(share, arrays))),
     features=lambda variables, *arrays: jax.device_get(features(variables, *map(share, arrays))),
     put_batch=put_batch,
     gather=lambda tree: tree if jax.process_count() == 1 else jax.device_get(gather(put_batch(tree))),
@@ -103,7 +134,12 @@ def _compile_jit(
 
 
 def _compile_pmap(
-  step: Callable, predict: Callable, features: Callable, *, replicated: NamedSharding
+  step: Callable,
+  predict: Callable,
+  predict_refined: Callable,
+  features: Callable,
+  *,
+  replicated: NamedSharding,
 ) -> CompiledSteps:
   count, hosts, host = jax.local_device_count(), jax.process_count(), jax.process_index()
   spread = jax.pmap(lambda tree: tree)
@@ -122,8 +158,13 @@ def _compile_pmap(
     """Compiles a function of rows so that every device has those of all."""
     return jax.pmap(lambda *args: jax.lax.all_gather(function(*args), "data", tiled=True), axis_name="data")
 
+  def fetched(function: Callable, values: Any, arrays: tuple[np.ndarray, ...]) -> Any:
+    """The results of a gathering function for the images of all hosts."""
+    return jax.device_get(first(function(values, *split([*map(mine, arrays)]))))
+
   mapped_step = jax.pmap(functools.partial(step, axis_name="data"), axis_name="data", donate_argnums=0)
-  predict, features, gather = gathering(predict), gathering(features), gathering(lambda tree: tree)
+  predict, predict_refined, features = map(gathering, (predict, predict_refined, features))
+  gather = gathering(lambda tree: tree)
 
   def train(state: Any, batch: Any, reference: Any) -> tuple[Any, dict[str, chex.Array]]:
     state, metrics = mapped_step(state, batch, reference)
@@ -134,8 +175,9 @@ def _compile_pmap(
 
   return CompiledSteps(
     train=train,
-    predict=lambda state, *arrays: jax.device_get(first(predict(state, *split([*map(mine, arrays)])))),
-    features=lambda values, *arrays: jax.device_get(first(features(values, *split([*map(mine, arrays)])))),
+    predict=lambda state, *arrays: fetched(predict, state, arrays),
+    predict_refined=lambda state, *arrays: fetched(predict_refined, state, arrays),
+    features=lambda values, *arrays: fetched(features, values, arrays),
     put_batch=lambda batch: spread(split(batch)),
     gather=lambda tree: tree if hosts == 1 else jax.device_get(first(gather(split(tree)))),
     place=place,

@@ -204,9 +204,11 @@ def _report_path(workdir: pathlib.Path) -> pathlib.Path:
 
 def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | None) -> dict[str, Any]:
   """Returns the entries of evaluation.json on every host; the first writes them, a figure and the report."""
+  steps, refine = run.steps, run.config.crf.num_iterations > 0
   measures, figure, gallery = evaluate(
-    lambda images: run.steps.predict(state, images),
+    lambda images: steps.predict(state, images),
     lambda split: _batches(run, split),
+    predict_refined=(lambda images: steps.predict_refined(state, images)) if refine else None,
     dff=dff,
     num_classes=len(run.collection.part_names),
     config=run.config,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from scops_jax import appearance, geometry, losses, models, warp
+from scops_jax import appearance, dense_crf, geometry, losses, models, warp
 from scops_jax.models.base import segment_pair
 from scops_jax.models.part_basis import PartBasis
 
@@ -214,6 +214,19 @@ def predict_step(
   probs = jax.nn.softmax(geometry.resize_bilinear(logits.astype(jnp.float32), height, width))
   labels = jnp.argmax(probs, axis=-1).astype(jnp.uint8)
   return {"labels": labels, "probs": probs, "centers": geometry.part_centers(probs, epsilon=0.0)}
+
+
+def refined_predict_step(
+  params: chex.ArrayTree,
+  batch_stats: chex.ArrayTree,
+  images: chex.Array,
+  *,
+  networks: Networks,
+  config: ConfigDict,
+) -> dict[str, chex.Array]:
+  """As `predict_step`, with "crf_labels" too: uint8 `[B, H, W]`, the likeliest channel after config.crf."""
+  maps = predict_step(params, batch_stats, images, networks=networks, config=config)
+  return {**maps, "crf_labels": dense_crf.crf_labels(maps["probs"], images, **config.crf)}
 
 
 def factorized_features(

@@ -60,6 +60,8 @@ def test_configs_are_valid_and_have_the_same_keys(path):
     ("spatial.mode", "affine", "spatial.mode='affine'"),
     ("optimizer.name", "lion", "sgd, adam"),
     ("spatial.scale_low", 3.0, "scale_high"),
+    ("crf.num_iterations", -1, "crf.num_iterations=-1 must not be negative"),
+    ("crf.color_sigma", 0.0, "crf.color_sigma=0.0 must be positive"),
     ("data.landmark_normalizer", "eyes", "inter_ocular"),
     ("sync_batch_norm", False, "sync_batch_norm=False needs parallelism"),
   ],

@@ -1,9 +1,12 @@
 """The dense CRF against its exact O(N²) form, and what must hold whatever the approximation."""
 
+import inspect
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scops_jax.config import default_config
 from scops_jax.dense_crf import REFERENCE_SIZE, crf_labels, dense_crf
 
 HEIGHT, WIDTH, CHANNELS = 20, 24, 4
@@ -94,7 +97,7 @@ def test_the_appearance_term_comes_close_to_the_exact_one(scenes):
   noisy, steady, constant = (
     errors(found[i], exact_crf(probs[i], images[i], **OPTIONS)) for i in range(len(images))
   )
-  # Mean error of the probabilities, fraction of other labels. Where a few colours stand for all, next to none:
+  # Mean error of the probabilities, fraction of other labels. Next to none where few colours stand for all:
   assert max(noisy) < 1e-4
   # The spatial part alone:
   assert max(constant) < 0.005
@@ -140,6 +143,12 @@ def test_one_part_eager_equals_jit_and_the_dtype_is_kept():
   labels = crf_labels(probs, images, **options)
   assert labels.dtype == np.uint8
   assert labels.shape == (2, 5, 3)
+
+
+def test_the_config_has_the_same_defaults():
+  parameters = inspect.signature(dense_crf).parameters
+  for name, value in default_config().crf.items():
+    assert parameters[name].default == value, name
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,20 @@ def test_dff_centres_cover_both_splits_and_survive_the_file(tmp_path):
     np.testing.assert_array_equal(before, after)
   clustered = fit_dff(features, batches(10), config(**{"basis.initializer": "clusters"}))
   assert not np.array_equal(clustered.part_basis, fitted.part_basis)
+
+
+def test_labels_after_the_crf_are_scored_on_the_test_split_alone():
+  calls = []
+
+  def predict_refined(images):
+    calls.append(len(images))
+    labels = predict(images)["labels"]
+    refined = np.where(np.arange(SIDE) == 6, 0, labels).astype(np.uint8)  # without the column too many
+    return predict(images) | {"crf_labels": refined}
+
+  options = {"dff": dff(10), "num_classes": 3, "config": config()}
+  results = evaluate(predict, batches(10), predict_refined=predict_refined, **options).results
+  assert results["foreground_iou"] == pytest.approx(16 / 20)
+  assert results["foreground_iou_crf"] == pytest.approx(1.0)
+  assert len(calls) == 3  # the batches of one split
+  assert evaluate(predict, batches(10), **options).results["foreground_iou_crf"] is None

@@ -18,6 +18,7 @@ RUN_KEYS = {
   "mean_shape_error_test",
   "dff_error_test",
   "foreground_iou",
+  "foreground_iou_crf",
   "nmi",
   "ari",
   "part_area_fractions",
@@ -159,7 +160,7 @@ def test_a_finished_run_started_again_only_reports(finished, cache, environment)
   before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").iterdir()}
   result = run(workdir, cache=cache, environment=environment)
   assert result.returncode == 0, result.stderr
-  assert result.stdout.splitlines() == output.splitlines()[-13:]
+  assert result.stdout.splitlines() == output.splitlines()[-14:]
   assert {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").iterdir()} == before
 
 

@@ -121,6 +121,7 @@ class _TestPredictions:
   def __init__(self, num_parts: int, num_classes: int) -> None:
     self._num_parts, self._num_classes = num_parts, num_classes
     self._foreground = np.zeros((num_parts + 1, 2), np.int64)
+    self._foreground_crf: np.ndarray | None = None  # until there are refined labels
     self._classes = np.zeros((num_parts + 1, max(num_classes, 1)), np.int64)
     self._areas: list[np.ndarray] = []
     self._figure: list[tuple[np.ndarray, ...]] = []
@@ -132,6 +133,11 @@ class _TestPredictions:
     # Where a collection has no ground-truth parts, its saliency is the foreground.
     truth = parts > 0 if self._num_classes else rows["saliency"] >= 128
     self._foreground += segmentation_metrics.contingency(labels, truth, num_labels=num_labels, num_classes=2)
+    if "crf_labels" in rows:
+      table = segmentation_metrics.contingency(
+        rows["crf_labels"], truth, num_labels=num_labels, num_classes=2
+      )
+      self._foreground_crf = table if self._foreground_crf is None else self._foreground_crf + table
     if self._num_classes:
       self._classes += segmentation_metrics.contingency(
         labels, parts, num_labels=num_labels, num_classes=self._num_classes, mask=truth
@@ -143,9 +149,11 @@ class _TestPredictions:
 
   def measures(self) -> dict[str, Any]:
     known = self._num_classes > 0
+    refined = self._foreground_crf
     areas = segmentation_metrics.part_area_fractions(np.concatenate(self._areas))
     return {
       "foreground_iou": segmentation_metrics.foreground_iou(self._foreground),
+      "foreground_iou_crf": None if refined is None else segmentation_metrics.foreground_iou(refined),
       "nmi": segmentation_metrics.normalized_mutual_information(self._classes) if known else None,
       "ari": segmentation_metrics.adjusted_rand_index(self._classes) if known else None,
       "part_area_fractions": areas.tolist(),
@@ -161,6 +169,7 @@ def evaluate(
   predict: Callable[[np.ndarray], Mapping[str, np.ndarray]],
   batches: Batches,
   *,
+  predict_refined: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
   dff: Dff,
   num_classes: int,
   config: ConfigDict,
@@ -170,6 +179,8 @@ def evaluate(
   Args:
     predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]` and "centers" `[B, K, 2]`.
     batches: the splits' batches: "regression" (the images that landmarks are regressed on) and "test".
+    predict_refined: the same with "crf_labels" `[B, H, W]` too, for the test split; None: `predict`, and
+      foreground_iou_crf is None.
     dff: the baseline of this run.
     num_classes: ground-truth part classes with the background; 0 if the collection has none.
     config: the run's.
@@ -181,8 +192,10 @@ def evaluate(
 
   def points(split: str) -> Landmarks:
     found: list[Landmarks] = []
+    # Only the test split's labels are scored, and a CRF is slow.
+    function = predict_refined if split == "test" and predict_refined else predict
     for batch in batches(split):
-      rows = dict(valid_rows(batch, predict(batch["image"])))
+      rows = dict(valid_rows(batch, function(batch["image"])))
       found.append(Landmarks(rows["centers"], rows["landmarks"], rows["visible"], rows["box"]))
       if split == "test":
         test.add(rows)
