@@ -74,9 +74,9 @@ def fit_foreground(
     The model for all images of the collection.
   """
   count, cells = features.shape[:2]
-  samples = features.reshape(count * cells * cells, -1).astype(np.float32)
-  mean, directions = _principal_directions(samples)
-  samples = (samples - mean) @ directions
+  rows = features.reshape(count * cells * cells, -1).astype(np.float32)
+  mean, directions = _principal_directions(rows)
+  samples: NDArray[np.float32] = np.matmul(rows - mean, directions, dtype=np.float32)
   colors = list(map_images(_analyze_colors, images))
   gradients = np.stack([_gradient(image.coarse) for image in colors])
   foreground = np.stack([_border_prior(image.coarse_clusters) for image in colors])
@@ -146,8 +146,8 @@ def _regress(
 
 
 def _analyze_colors(image: NDArray[np.uint8]) -> _Colors:
-  fine = image.astype(np.float32) / 255
-  coarse = fine.reshape(_COARSE, 2, _COARSE, 2, 3).mean(axis=(1, 3))
+  fine: NDArray[np.float32] = np.divide(image, 255, dtype=np.float32)
+  coarse = fine.reshape(_COARSE, 2, _COARSE, 2, 3).mean(axis=(1, 3), dtype=np.float32)
   points = _color_points(coarse)
   centers = _cluster(points)
   nearest = _nearest(points, centers).reshape(_COARSE, _COARSE)
@@ -280,4 +280,4 @@ def _enlarge(maps: NDArray[np.float32], side: int) -> NDArray[np.float32]:
   matrix = np.zeros((side, cells), np.float32)
   matrix[np.arange(side), low] = 1 - (positions - low)
   matrix[np.arange(side), low + 1] = positions - low
-  return matrix @ maps @ matrix.T
+  return np.asarray(matrix @ maps @ matrix.T, np.float32)

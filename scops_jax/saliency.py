@@ -36,7 +36,7 @@ class _Place(NamedTuple):
   """Where an image of a collection is found."""
 
   source: ExampleSource
-  index: int
+  number: int  # in the source
   name: str
   digest: str  # of its file
 
@@ -82,7 +82,7 @@ def write_missing_maps(collection: Collection, features: Features, config: Confi
     with progress:
       for start in range(0, len(missing), _BATCH):
         places = missing[start : start + _BATCH]
-        pictures = _read([(place.source, place.index) for place in places], threads, config)
+        pictures = _read([(place.source, place.number) for place in places], threads, config)
         small = np.stack([picture.small for picture in pictures])
         maps = foreground_maps(model, small, _features(features, pictures), map_images=threads.map)
         for place, picture, saliency in zip(places, pictures, maps, strict=True):
@@ -117,7 +117,7 @@ def reference_grid(
   total = side + 2 * margin
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
   framed = jnp.pad(enlarged, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
-  maps = networks.reference.apply(variables, models.normalize(config.reference, framed))
+  maps: Any = networks.reference.apply(variables, models.normalize(config.reference, framed))
   cells = max(2, round(maps[0].shape[1] * side / total))
   grids = []
   for features in maps:
@@ -148,7 +148,8 @@ def _places(collection: Collection) -> Iterator[_Place]:
 def _fit(source: ExampleSource, features: Features, threads: Executor, config: ConfigDict) -> ForegroundModel:
   count = min(config.auto_saliency.num_images, len(source))
   indices = np.linspace(0, len(source) - 1, count).round().astype(int)
-  small, grids = [], []
+  small: list[NDArray[np.uint8]] = []
+  grids: list[NDArray[np.float32]] = []
   for start in range(0, count, _BATCH):
     pictures = _read([(source, index) for index in indices[start : start + _BATCH]], threads, config)
     small.extend(picture.small for picture in pictures)

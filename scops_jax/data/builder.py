@@ -51,8 +51,9 @@ class CollectionBuilder(  # type: ignore[call-arg]
   # "train": the network's images; "regression": those that landmarks are regressed on, the training images if
   # the collection has no such split; "test".
   splits: ClassVar[tuple[str, ...]] = ("train", "test")
-  landmark_names: ClassVar[tuple[str, ...]] = ()
-  # Index 0 is the background; empty: no ground-truth parts. Set before `__init__` where the config decides.
+  landmark_names: tuple[str, ...] = ()
+  # Index 0 is the background; empty: no ground-truth parts. Both are set before `__init__` where config or
+  # files decide them.
   part_names: tuple[str, ...] = ()
 
   def __init__(self, config: ConfigDict) -> None:

@@ -118,8 +118,10 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       raise ValueError(f"{name}: there is no mask {path}")
     mask = read_image(path)
     # A cut-out says with its transparency what the object is.
-    cut_out = mask.alpha is not None and mask.alpha.min() < 255
-    values = mask.alpha if cut_out else np.asarray(Image.fromarray(mask.pixels).convert("L"))
+    if mask.alpha is not None and mask.alpha.min() < 255:
+      values = mask.alpha
+    else:
+      values = np.asarray(Image.fromarray(mask.pixels).convert("L"))
     return _resize(_of_aspect(values, picture.pixels.shape[:2], path), picture.pixels.shape[:2])
 
   def _read_parts(self, name: str, shape: tuple[int, int], *, required: bool) -> NDArray[np.uint8] | None:
