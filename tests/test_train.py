@@ -160,7 +160,7 @@ def test_a_finished_run_started_again_only_reports(finished, cache, environment)
   before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").iterdir()}
   result = run(workdir, cache=cache, environment=environment)
   assert result.returncode == 0, result.stderr
-  assert result.stdout.splitlines() == output.splitlines()[-14:]
+  assert result.stdout.splitlines() == output.splitlines()[-15:]
   assert {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").iterdir()} == before
 
 
