@@ -27,10 +27,11 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --multihost: this h
 
 def main() -> None:
   """One call."""
-  cluster = {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
   if _MULTIHOST.value:
-    hosts.join(**cluster)
-  elif given := [name for name, value in cluster.items() if value is not None]:
+    hosts.join(
+      coordinator_address=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value
+    )
+  elif given := [f.name for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if f.value is not None]:
     raise UserError(f"--{given[0]} is of use with --multihost only")
   command = train.evaluate_run if _MODE.value == "eval" else train.train_and_evaluate
   command(_CONFIG.value, _WORKDIR.value)

@@ -63,8 +63,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   )
   checkpoints.close()
   if results is None:  # the run was at its end already
-    results = _read_results(run.workdir)
-    if not hosts.first_says(results is not None and results["step"] == config.num_steps):
+    if hosts.first_says(_is_evaluated(run.workdir, config.num_steps)):
+      results = _read_results(run.workdir)
+    else:
       results = _evaluate(run, placed, dff=dff, step=config.num_steps, log=log)
   if log is not None:
     losses = run.workdir / "figures" / "losses.png"
@@ -230,9 +231,12 @@ def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | No
   return results
 
 
-def _read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
-  path = workdir / "evaluation.json"
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read_results(workdir: pathlib.Path) -> dict[str, Any]:
+  return json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _is_evaluated(workdir: pathlib.Path, step: int) -> bool:
+  return (workdir / "evaluation.json").exists() and _read_results(workdir)["step"] == step
 
 
 def _print_results(results: dict[str, Any], files: Iterable[pathlib.Path]) -> None:
