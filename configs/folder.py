@@ -3,11 +3,11 @@
 python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --workdir=runs/mine
 
 DIR holds images/ and, where there are any, saliency/, landmarks.csv, parts/ and train.txt, test.txt; README,
-"Your own images", says more. The settings hold for objects of any shape that are seen from both sides and move
-their limbs; experiments/own_images has what they give on quadrupeds and birds.
+"Your own images", says more. The settings hold for objects of any shape that are seen from both sides and
+move their limbs; experiments/own_images has what they give on quadrupeds and birds.
 
-They suit some hundred to some thousand images. With fewer than 200 lower num_parts to 4; with more than 2 000 raise
-num_steps so that each image is seen at least twice: num_steps × batch_size / images.
+They suit some hundred to some thousand images. With fewer than 200 lower num_parts to 4; with more than 2 000
+raise num_steps so that each image is seen at least twice: num_steps × batch_size / images.
 """
 
 from ml_collections import ConfigDict

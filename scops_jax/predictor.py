@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -103,12 +103,15 @@ def compile_segmenter(segmenter: Segmenter, *, crf: bool = False) -> Callable[[c
   """Returns a function of images uint8 `[B, S, S, 3]`, S = image_size, compiled once for each B.
 
   Its arrays are on the device, and it returns before they are computed. With `crf`, the maps are refined by
-  dense_crf at S² pixels, and labels and centres are those of the refined maps.
+  dense_crf at S² pixels as the run's config has it, and labels and centres are those of the refined maps.
   """
+  options = segmenter.config.crf.to_dict()
+  if not options["num_iterations"]:  # an evaluation without a CRF: its default serves here
+    del options["num_iterations"]
 
   def predict(images: chex.Array, weights: chex.ArrayTree) -> PartPrediction:
     prediction = predict_parts(segmenter, images, weights)
-    return _refine(prediction, images) if crf else prediction
+    return _refine(prediction, images, options) if crf else prediction
 
   compiled = jax.jit(predict)
   weights = jax.device_put((segmenter.params, segmenter.batch_stats))
@@ -131,8 +134,8 @@ def predict_parts(segmenter: Segmenter, images: chex.Array, weights: chex.ArrayT
   return PartPrediction(maps["labels"], maps["probs"], maps["centers"])
 
 
-def _refine(prediction: PartPrediction, images: chex.Array) -> PartPrediction:
-  probs = dense_crf(prediction.probs, images)
+def _refine(prediction: PartPrediction, images: chex.Array, options: dict[str, Any]) -> PartPrediction:
+  probs = dense_crf(prediction.probs, images, **options)
   labels = jnp.argmax(probs, axis=-1).astype(jnp.uint8)
   return PartPrediction(labels, probs, geometry.part_centers(probs, epsilon=0.0))
 
