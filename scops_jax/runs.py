@@ -56,7 +56,7 @@ def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> 
   check_values(config)
   networks = _networks(config)
   reference_variables = _reference_variables(networks, config)
-  transformation = optimizer.make_optimizer(config, _abstract_params(networks, config))
+  transformation = _make_optimizer(networks, config, *_abstract_variables(networks, config))
   steps = compile_steps(networks, transformation, config)
 
   def open_both() -> tuple[Collection, pathlib.Path]:
@@ -222,13 +222,17 @@ def _abstract_variables(networks: Networks, config: ConfigDict) -> tuple[Any, An
   return segmenter, basis["params"]
 
 
-def _abstract_params(networks: Networks, config: ConfigDict) -> Any:
-  segmenter, basis = _abstract_variables(networks, config)
-  return {"segmenter": segmenter["params"], "basis": basis}
+def _make_optimizer(
+  networks: Networks, config: ConfigDict, variables: Any, basis: Any
+) -> optax.GradientTransformation:
+  """Returns the optimizer of the segmenter's variables and the basis's parameters; shapes do."""
+  params = {"segmenter": variables["params"], "basis": basis}
+  visits = networks.segmenter.parameter_visits(variables["params"])
+  return optimizer.make_optimizer(config, params, visits)
 
 
 def _abstract_state(networks: Networks, config: ConfigDict, sharding: jax.sharding.Sharding) -> TrainState:
   variables, basis = _abstract_variables(networks, config)
-  transformation = optimizer.make_optimizer(config, {"segmenter": variables["params"], "basis": basis})
+  transformation = _make_optimizer(networks, config, variables, basis)
   state = jax.eval_shape(lambda v, b: _new_state(v, b, transformation), variables, basis)
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
