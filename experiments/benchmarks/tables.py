@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments.benchmarks.contest import Timing
+from experiments.benchmarks.contest import Timing, rounded
 from scops_jax.errors import UserError
 
 BASELINE = "pytorch"
 TOLERANCE = 1e-4  # relative, of the first losses on a CPU
+# Of the gradient's norm: in float32, that of 50 layers normalised by their batch is 1e-3 from its float64
+# value with random weights, in either framework.
+GRADIENT_TOLERANCE = 1e-2
 
 
 def losses_table(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -28,14 +31,16 @@ def check_losses(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
   """Checks that the float32 contestants compute the same.
 
   Raises:
-    UserError: a metric of the first step differs from the baseline's by more than TOLERANCE.
+    UserError: a loss of the first step differs from the baseline's by more than TOLERANCE, or the gradient's
+      norm by more than GRADIENT_TOLERANCE.
   """
   for name, steps in losses.items():
     if BASELINE not in losses or "bfloat16" in name:
       continue
     for metric, value in steps[0].items():
       expected = losses[BASELINE][0][metric]
-      if not _difference(value, expected) <= TOLERANCE:
+      tolerance = GRADIENT_TOLERANCE if metric == "gradient_norm" else TOLERANCE
+      if not _difference(value, expected) <= tolerance:
         raise UserError(f"{name} does not compute the same as {BASELINE}: {metric} {value} and {expected}")
 
 
@@ -43,13 +48,18 @@ def _difference(value: float, expected: float) -> float:
   return abs(value - expected) / max(abs(expected), 1e-30)
 
 
-def memory_table(memory: Mapping[str, Mapping[str, int | None]]) -> str:
-  """Returns a table of peak memory, in GB."""
-  rows = [["peak memory of the step's process, GB", *memory], ["---", *["---:"] * len(memory)]]
-  for where in ("host", "device"):
-    values = [peaks[where] for peaks in memory.values()]
-    if None not in values:
-      rows.append([where, *(f"{value / 1e9:.2f}" for value in values if value is not None)])
+def memory_table(peaks: Mapping[str, Mapping[str, int | None]]) -> str:
+  """Returns a table of peak memory in GB.
+
+  Args:
+    peaks: bytes of each contestant, by what they are the peak of; None where it is not known.
+  """
+  contestants = list(next(iter(peaks.values())))
+  rows = [["peak memory, GB", *contestants], ["---", *["---:"] * len(contestants)]]
+  for what, values in peaks.items():
+    known = [value for value in values.values() if value is not None]
+    if len(known) == len(contestants):
+      rows.append([what, *(f"{value / 1e9:.2f}" for value in known)])
   return _markdown(rows)
 
 
@@ -70,7 +80,7 @@ def speed_table(timings: Mapping[str, Mapping[str, Timing]], images: Mapping[str
   for piece, timing in timings.items():
     row = [piece]
     for name in contestants:
-      row += [str(timing[name]), f"{images[piece] / timing[name].median:.3g}"]
+      row += [str(timing[name]), rounded(images[piece] / timing[name].median)]
     row += [f"{timing[name].speedup(timing[BASELINE]):.2f} ×" for name in compared]
     rows.append(row)
   return _markdown(rows)

@@ -53,11 +53,22 @@ class StepContestant:
     """Returns the mean seconds of a call, over a number of them."""
     return mean_seconds(self._pieces[piece], calls)
 
-  def memory(self) -> dict[str, int | None]:
-    """Returns the peak bytes of this process so far, on the host and on the device."""
+  def device_memory(self) -> int | None:
+    """Returns the peak bytes of device memory so far; None where the device is the CPU."""
+    return self._module.device_memory()
+
+  def host_memory(self) -> int:
+    """Returns the peak bytes of this process, from its start or from `forget_peak` on."""
     unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"host": host, "device": self._module.device_memory()}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+  def forget_peak(self) -> bool:
+    """Lets the peak of `host_memory` begin anew; returns whether the system can."""
+    try:
+      pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+      return False
+    return True
 
 
 class InputContestant:
