@@ -7,29 +7,17 @@ with landmarks that are hidden at times. Same seed, same drawings.
 """
 
 import argparse
-import csv
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
-from scops_jax.data.builder import encode_png
+from experiments.own_images.folders import Drawing, write_folder
 from scops_jax.data.face_backgrounds import draw_background, random_colour, smooth_noise
 from scops_jax.data.face_canvas import Canvas, Colour, ellipse, jitter, shade
 
 Point3 = NDArray[np.float64]  # x forward, y down, z to the animal's left; the body is about 1 long
 HEAD, TRUNK, LIMBS, TAIL, WINGS = range(1, 6)
-
-
-class Drawing(NamedTuple):
-  """One animal; landmarks are (x, y, visible) by name, in pixels."""
-
-  image: NDArray[np.uint8]
-  saliency: NDArray[np.uint8]
-  parts: NDArray[np.uint8]
-  landmarks: dict[str, tuple[float, float, bool]]
 
 
 def at(x: float, y: float, z: float) -> Point3:
@@ -232,20 +220,9 @@ def main() -> None:
   parser.add_argument("--num", type=int, default=1000)
   parser.add_argument("--seed", type=int, default=0)
   arguments = parser.parse_args()
-  for folder in ("images", "saliency", "parts"):
-    (arguments.out / folder).mkdir(parents=True, exist_ok=True)
-  with (arguments.out / "landmarks.csv").open("w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file)
-    writer.writerow(["image", "landmark", "x", "y", "visible"])
-    for index in range(arguments.num):
-      rng = np.random.default_rng((arguments.seed, index))
-      drawing = KINDS[arguments.kind](rng, int(rng.integers(128, 193)))
-      name = f"{index:05d}"
-      Image.fromarray(drawing.image).save(arguments.out / "images" / f"{name}.jpg", quality=92)
-      for folder, array in (("saliency", drawing.saliency), ("parts", drawing.parts)):
-        (arguments.out / folder / f"{name}.png").write_bytes(encode_png(array))
-      for landmark, (x, y, visible) in drawing.landmarks.items():
-        writer.writerow([f"{name}.jpg", landmark, f"{x:.2f}", f"{y:.2f}", int(visible)])
+  rngs = (np.random.default_rng((arguments.seed, index)) for index in range(arguments.num))
+  draw = KINDS[arguments.kind]
+  write_folder(arguments.out, (draw(rng, int(rng.integers(128, 193))) for rng in rngs))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,18 @@ python -m experiments.own_images.toy_faces_folder --out=data/my_faces --num=300
 """
 
 import argparse
-import csv
 import pathlib
 
-from scops_jax.data.builder import encode_png
+from experiments.own_images.folders import Drawing, write_folder
 from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_numbered_face
+
+
+def draw(index: int) -> Drawing:
+  """Returns the face of a number."""
+  face = draw_numbered_face((0, 0, index))
+  points = zip(face.landmarks.tolist(), face.visible.tolist(), strict=True)
+  landmarks = {name: (x, y, seen) for name, ((x, y), seen) in zip(LANDMARK_NAMES, points, strict=True)}
+  return Drawing(face.image, face.saliency, face.parts, landmarks)
 
 
 def main() -> None:
@@ -17,17 +24,7 @@ def main() -> None:
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--num", type=int, default=300)
   arguments = parser.parse_args()
-  for folder in ("images", "saliency", "parts"):
-    (arguments.out / folder).mkdir(parents=True, exist_ok=True)
-  with (arguments.out / "landmarks.csv").open("w", newline="", encoding="utf-8") as file:
-    writer = csv.writer(file)
-    writer.writerow(["image", "landmark", "x", "y", "visible"])
-    for index in range(arguments.num):
-      face, name = draw_numbered_face((0, 0, index)), f"{index:05d}.png"
-      for folder, array in (("images", face.image), ("saliency", face.saliency), ("parts", face.parts)):
-        (arguments.out / folder / name).write_bytes(encode_png(array))
-      for landmark, (x, y), visible in zip(LANDMARK_NAMES, face.landmarks, face.visible, strict=True):
-        writer.writerow([name, landmark, f"{x:.2f}", f"{y:.2f}", int(visible)])
+  write_folder(arguments.out, map(draw, range(arguments.num)))
 
 
 if __name__ == "__main__":
