@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
   config.image_size = 128
   # Twice the image and one pixel more: the 17 × 17 cells of stride 16 then lie on the align-corners lattice.
   config.reference_image_size = 257
+  # Each image comes several times, and the DFF baseline needs the features of all anyway.
+  config.data.cache_reference_features = True
 
   config.log_every = 10
   config.eval_every = 250

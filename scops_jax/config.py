@@ -28,6 +28,8 @@ def default_config() -> ConfigDict:
   # "jit" always does, or over each device's own.
   config.sync_batch_norm = True
 
+  # What the segmenter computes in, "float32" or "bfloat16"; its parameters and the losses stay in float32.
+  config.compute_dtype = "float32"
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or a weight file's path
   config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
@@ -36,6 +38,8 @@ def default_config() -> ConfigDict:
   config.reference_image_size = 256  # pixels a side of the reference's input; images are resized to it
   # Beyond the paper: average the features with those of the mirror image, for objects seen from both sides.
   config.reference_mirror = False
+  # What it computes in: "float32", "bfloat16", or "auto": float32 on a CPU, else bfloat16.
+  config.reference_dtype = "auto"
   config.reference_l2_normalize = False  # divide each position's features by their norm (release: an option)
 
   config.log_every = 100  # steps between lines of metrics.jsonl
@@ -126,6 +130,9 @@ def default_config() -> ConfigDict:
   config.data.on_bad_example = (
     "error"  # "error", or "skip" and list: an image or annotation that can't be read
   )
+  # Compute the reference's features of the training images once and keep them beside the prepared data set,
+  # as bfloat16, instead of computing them in every step: worth it where an image comes more than once.
+  config.data.cache_reference_features = False
 
   config.cub = ConfigDict()
   config.cub.category = 1  # of cub_parts: 1 to 200, 0 = all
@@ -150,6 +157,8 @@ def default_config() -> ConfigDict:
 
 _CHOICES = {
   "parallelism": ("jit", "pmap"),
+  "compute_dtype": ("float32", "bfloat16"),
+  "reference_dtype": ("auto", "float32", "bfloat16"),
   "spatial.mode": ("similarity", "projective", "thin_plate"),
   "spatial.padding": ("zeros", "border"),
   "optimizer.name": ("sgd", "adam"),

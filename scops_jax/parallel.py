@@ -36,7 +36,7 @@ class CompiledSteps(NamedTuple):
   train: Callable[[Any, Any, Any], tuple[Any, dict[str, chex.Array]]]  # state, batch, reference variables
   predict: Callable[[Any, np.ndarray], dict[str, np.ndarray]]  # state, images
   predict_refined: Callable[[Any, np.ndarray], dict[str, np.ndarray]]  # the same, and "crf_labels"
-  features: Callable[[Any, np.ndarray, np.ndarray], np.ndarray]  # reference variables, images, saliency
+  features: Callable[[Any, Any], np.ndarray]  # reference variables, batch
   put_batch: Callable[[Any], Any]  # this host's piece of a batch → devices
   gather: Callable[[Any], Any]  # this host's piece of a batch → that of all hosts, in memory
   place: Callable[[Any], Any]  # state or variables, alike on all hosts → every device
@@ -102,8 +102,10 @@ def _compile_jit(
   def put_batch(batch: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded, x), batch)
 
-  def share(array: np.ndarray) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, sharded, lambda index: array[index])
+  def share(batch: Any) -> Any:
+    return jax.tree.map(
+      lambda array: jax.make_array_from_callback(array.shape, sharded, lambda index: array[index]), batch
+    )
 
   train = jax.jit(
     step, in_shardings=(replicated, sharded, replicated), out_shardings=replicated, donate_argnums=0
@@ -118,13 +120,13 @@ def _compile_jit(
     check_vma=False,
   )
   predict_refined = jax.jit(predict_refined, in_shardings=(replicated, sharded), out_shardings=replicated)
-  features = jax.jit(features, in_shardings=(replicated, sharded, sharded), out_shardings=replicated)
+  features = jax.jit(features, in_shardings=(replicated, sharded), out_shardings=replicated)
   gather = jax.jit(lambda tree: tree, in_shardings=sharded, out_shardings=replicated)
   return CompiledSteps(
     train=train,
-    predict=lambda state, *arrays: jax.device_get(predict(state, *map(share, arrays))),
-    predict_refined=lambda state, *arrays: jax.device_get(predict_refined(state, *map(share, arrays))),
-    features=lambda variables, *arrays: jax.device_get(features(variables, *map(share, arrays))),
+    predict=lambda state, images: jax.device_get(predict(state, share(images))),
+    predict_refined=lambda state, images: jax.device_get(predict_refined(state, share(images))),
+    features=lambda variables, batch: jax.device_get(features(variables, share(batch))),
     put_batch=put_batch,
     gather=lambda tree: tree if jax.process_count() == 1 else jax.device_get(gather(put_batch(tree))),
     place=lambda tree: _replicate(tree, replicated),
@@ -147,9 +149,8 @@ def _compile_pmap(
   def split(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), tree)
 
-  def mine(array: np.ndarray) -> np.ndarray:
-    size = array.shape[0] // hosts
-    return array[host * size : (host + 1) * size]
+  def mine(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.split(x, hosts)[host], tree)
 
   def first(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[0], tree)
@@ -158,9 +159,9 @@ def _compile_pmap(
     """Compiles a function of rows so that every device has those of all."""
     return jax.pmap(lambda *args: jax.lax.all_gather(function(*args), "data", tiled=True), axis_name="data")
 
-  def fetched(function: Callable, values: Any, arrays: tuple[np.ndarray, ...]) -> Any:
+  def fetched(function: Callable, values: Any, batch: Any) -> Any:
     """The results of a gathering function for the images of all hosts."""
-    return jax.device_get(first(function(values, *split([*map(mine, arrays)]))))
+    return jax.device_get(first(function(values, split(mine(batch)))))
 
   mapped_step = jax.pmap(functools.partial(step, axis_name="data"), axis_name="data", donate_argnums=0)
   predict, predict_refined, features = map(gathering, (predict, predict_refined, features))
@@ -175,9 +176,9 @@ def _compile_pmap(
 
   return CompiledSteps(
     train=train,
-    predict=lambda state, *arrays: fetched(predict, state, arrays),
-    predict_refined=lambda state, *arrays: fetched(predict_refined, state, arrays),
-    features=lambda values, *arrays: fetched(features, values, arrays),
+    predict=functools.partial(fetched, predict),
+    predict_refined=functools.partial(fetched, predict_refined),
+    features=functools.partial(fetched, features),
     put_batch=lambda batch: spread(split(batch)),
     gather=lambda tree: tree if hosts == 1 else jax.device_get(first(gather(split(tree)))),
     place=place,

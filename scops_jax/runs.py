@@ -16,8 +16,9 @@ from scops_jax.checkpoints import Checkpoints
 from scops_jax.config import check_values, default_config
 from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
+from scops_jax.feature_cache import CachedFeatures, cache_features
 from scops_jax.parallel import CompiledSteps, compile_steps
-from scops_jax.train_step import Networks, TrainState, create_networks
+from scops_jax.train_step import Networks, TrainState, create_networks, reference_features
 from scops_jax.workdir import open_workdir
 
 # Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
@@ -34,6 +35,7 @@ class Run(NamedTuple):
   transformation: optax.GradientTransformation
   steps: CompiledSteps
   reference_variables: Any
+  features: CachedFeatures | None  # of the training images, if config.data.cache_reference_features
 
 
 class Segmenter(NamedTuple):
@@ -59,18 +61,19 @@ def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> 
   transformation = _make_optimizer(networks, config, *_abstract_variables(networks, config))
   steps = compile_steps(networks, transformation, config)
 
-  def open_both() -> tuple[Collection, pathlib.Path]:
+  def open_all() -> tuple[Collection, CachedFeatures | None, pathlib.Path]:
     collection = open_collection(config)
-    _write_maps(collection, networks, reference_variables, config)
+    features = _write_computed(collection, networks, reference_variables, config)
     # Last, so that no mistake leaves a directory behind.
-    return collection, open_workdir(workdir, config, create=create)
+    return collection, features, open_workdir(workdir, config, create=create)
 
-  collection, path = hosts.first_then_others(open_both)
-  return Run(config, path, collection, networks, transformation, steps, steps.place(reference_variables))
+  collection, features, path = hosts.first_then_others(open_all)
+  placed = steps.place(reference_variables)
+  return Run(config, path, collection, networks, transformation, steps, placed, features)
 
 
 def prepare(config: ConfigDict) -> None:
-  """Writes the collection's data set and, if the config asks for them, saliency maps, and says what there is.
+  """Writes the collection's data set and what the config wants computed from it, and says what there is.
 
   Raises:
     UserError: the config, the data or the folders can't serve.
@@ -78,11 +81,10 @@ def prepare(config: ConfigDict) -> None:
   check_values(config)
   preparation = prepare_collection(config)
   print(preparation)
-  if config.data.saliency == "auto":
+  if config.data.saliency == "auto" or config.data.cache_reference_features:
     networks = _networks(config)
-    _write_maps(
-      open_collection(config, preparation), networks, _reference_variables(networks, config), config
-    )
+    collection = open_collection(config, preparation)
+    _write_computed(collection, networks, _reference_variables(networks, config), config)
 
 
 def initial_state(run: Run, *, part_basis: np.ndarray) -> TrainState:
@@ -154,10 +156,22 @@ def newest_step(checkpoints: Checkpoints, workdir: str | pathlib.Path) -> int:
   return step
 
 
+def _write_computed(
+  collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
+) -> CachedFeatures | None:
+  """Computes the saliency maps and reference features that are missing, if the config asks for them."""
+  _write_maps(collection, networks, reference_variables, config)
+  if not config.data.cache_reference_features:
+    return None
+  maps = jax.jit(functools.partial(reference_features, networks=networks, config=config))
+  return cache_features(
+    collection, functools.partial(maps, reference_variables), config, variables=reference_variables
+  )
+
+
 def _write_maps(
   collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
 ) -> None:
-  """Computes the saliency maps that are missing, if the config asks for them."""
   if collection.maps is None:
     return
   grid = jax.jit(functools.partial(saliency.reference_grid, networks=networks, config=config))

@@ -4,7 +4,7 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -49,6 +49,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     num_threads=config.data.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    features=run.features,
   )
   dff = _dff(run)
   start = int(hosts.first_says(checkpoints.latest_step() or 0))
@@ -99,7 +100,7 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   return results
 
 
-def _batches(run: Run, split: str) -> Iterator[dict[str, np.ndarray]]:
+def _batches(run: Run, split: str, **options: Any) -> Iterator[dict[str, Any]]:
   """All hosts' batches of a split, "train", "regression" or "test", of which each host reads its piece."""
   config = run.config
   limit = config.eval_num_train if split == "regression" else 0
@@ -111,6 +112,7 @@ def _batches(run: Run, split: str) -> Iterator[dict[str, np.ndarray]]:
     num_threads=config.data.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    **options,
   )
   return map(run.steps.gather, pieces)
 
@@ -121,11 +123,16 @@ def _dff(run: Run) -> Dff:
   if hosts.first_says(path.exists()):
     return Dff.load(path)
 
-  def features(images: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-    return run.steps.features(run.reference_variables, images, saliency)
+  def features(batch: Mapping[str, Any]) -> np.ndarray:
+    seen = {name: batch[name] for name in ("image", "saliency", "features") if name in batch}
+    return run.steps.features(run.reference_variables, seen)
+
+  def batches(split: str) -> Iterator[dict[str, Any]]:
+    cached = run.features if getattr(run.collection, split) is run.collection.train else None
+    return _batches(run, split, fields=("image", "saliency"), features=cached)
 
   # The part basis may become the hosts' common start: not each its own, should they round differently.
-  dff = hosts.first_says(fit_dff(features, lambda split: _batches(run, split), run.config))
+  dff = hosts.first_says(fit_dff(features, batches, run.config))
   if hosts.is_first():
     dff.save(path)
   return dff

@@ -18,7 +18,7 @@ from scops_jax import appearance, dense_crf, geometry, losses, models, warp
 from scops_jax.models.base import segment_pair
 from scops_jax.models.part_basis import PartBasis
 
-Batch = Mapping[str, chex.Array]
+Batch = Mapping[str, Any]
 
 
 class Networks(NamedTuple):
@@ -61,12 +61,32 @@ def reference_features(
   """
   side = config.reference_image_size
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
-  inputs = models.normalize(config.reference, enlarged)
+  inputs = models.normalize(config.reference, enlarged).astype(_reference_dtype(config))
   maps = networks.reference.apply(variables, inputs)
   if not config.reference_mirror:
     return maps
   mirrored = networks.reference.apply(variables, inputs[:, :, ::-1])
   return tuple((v + m[:, :, ::-1]) / 2 for v, m in zip(maps, mirrored, strict=True))
+
+
+def _reference_dtype(config: ConfigDict) -> str:
+  if config.reference_dtype != "auto":
+    return config.reference_dtype
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _batch_features(
+  variables: chex.ArrayTree, batch: Batch, *, networks: Networks, config: ConfigDict
+) -> tuple[chex.Array, ...]:
+  """Returns V: the batch's "features" if they are kept with the collection, else as computed now."""
+  if "features" in batch:
+    return batch["features"]
+  return reference_features(variables, batch["image"], networks=networks, config=config)
+
+
+def _segmenter_inputs(images: chex.Array, config: ConfigDict) -> chex.Array:
+  """Returns RGB 0..255 as the segmenter takes it, which computes in the dtype of its input."""
+  return models.normalize(config.segmenter, images.astype(jnp.float32)).astype(config.compute_dtype)
 
 
 def _unit(saliency: chex.Array) -> chex.Array:
@@ -104,9 +124,9 @@ def compute_losses(
   # Warped after normalisation, so that zero padding is the mean colour.
   warped_inputs = warp.warp(
     models.normalize(config.segmenter, jittered), grid, padding=config.spatial.padding
-  )
+  ).astype(config.compute_dtype)
 
-  inputs = models.normalize(config.segmenter, images)
+  inputs = _segmenter_inputs(images, config)
   variables = {"params": params["segmenter"], "batch_stats": batch_stats}
   logits, warped_logits, batch_stats = segment_pair(
     networks.segmenter, variables, inputs, warped_inputs, axis_name=axis_name
@@ -146,8 +166,8 @@ def train_step(
 
   Args:
     state: the state before the update; its step and config.seed alone determine the random draws.
-    batch: "image" uint8 `[B, H, W, 3]` and "saliency" uint8 `[B, H, W]`; B is the batch of this device under
-      pmap, else the global batch.
+    batch: "image" uint8 `[B, H, W, 3]`, "saliency" uint8 `[B, H, W]` and, where they are kept, "features",
+      the reference's maps `[B, h, w, C]`; B is the batch of this device under pmap, else the global batch.
     reference_variables: of the frozen reference.
     networks: the modules.
     optimizer: as optimizer.make_optimizer builds it.
@@ -164,7 +184,7 @@ def train_step(
     keys = jax.lax.dynamic_slice_in_dim(keys, jax.lax.axis_index(axis_name) * local, local)
   options = {
     "keys": keys,
-    "features": reference_features(reference_variables, batch["image"], networks=networks, config=config),
+    "features": _batch_features(reference_variables, batch, networks=networks, config=config),
     "networks": networks,
     "config": config,
     "axis_name": axis_name if config.sync_batch_norm else None,
@@ -207,7 +227,7 @@ def predict_step(
     "centers" float32 `[B, K, 2]`, part centres (x, y) in [-1, 1] without epsilon, as the release evaluates
     them.
   """
-  inputs = models.normalize(config.segmenter, images.astype(jnp.float32))
+  inputs = _segmenter_inputs(images, config)
   variables = {"params": params, "batch_stats": batch_stats}
   logits: Any = networks.segmenter.apply(variables, inputs, train=False)
   height, width = images.shape[1:3]
@@ -230,16 +250,11 @@ def refined_predict_step(
 
 
 def factorized_features(
-  variables: chex.ArrayTree,
-  images: chex.Array,
-  saliency: chex.Array,
-  *,
-  networks: Networks,
-  config: ConfigDict,
+  variables: chex.ArrayTree, batch: Batch, *, networks: Networks, config: ConfigDict
 ) -> chex.Array:
   """Returns D·V `[B, h, w, C]` at the first map's resolution, float32: what the DFF baseline factorises."""
-  maps = reference_features(variables, images, networks=networks, config=config)
+  maps = _batch_features(variables, batch, networks=networks, config=config)
   height, width = maps[0].shape[1:3]
-  weight = geometry.resize_bilinear(_unit(saliency)[..., None], height, width)
+  weight = geometry.resize_bilinear(_unit(batch["saliency"])[..., None], height, width)
   resized = [geometry.resize_bilinear(v.astype(jnp.float32), height, width) for v in maps]
   return weight * jnp.concatenate(resized, axis=-1)

@@ -30,6 +30,7 @@ RANKS = {
   "train_step": 3,
   "parallel": 4,
   "saliency": 4,
+  "feature_cache": 4,
   "evaluation": 3,
   "checkpoints": 3,
   "workdir": 3,

@@ -148,9 +148,8 @@ def test_no_visible_landmark_at_all_is_no_ground_truth():
 
 
 def test_dff_centres_cover_both_splits_and_survive_the_file(tmp_path):
-  def features(images, saliency):
-    del saliency
-    return images[:, ::2, ::2].astype(np.float32) / 255
+  def features(batch):
+    return batch["image"][:, ::2, ::2].astype(np.float32) / 255
 
   fitted = fit_dff(features, batches(10), config())
   assert fitted.train_centers.shape == fitted.test_centers.shape == (10, NUM_PARTS, 2)

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax import geometry
+from scops_jax import geometry, models
 from scops_jax.errors import UserError
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer
@@ -189,3 +190,56 @@ def test_mirrored_references_commute_with_mirroring():
     (of_mirror,) = reference_features(reference, images[:, :, ::-1], networks=nets, config=config)
     same = np.allclose(of_mirror[:, :, ::-1], maps, rtol=1e-5)
     assert same == mirrored
+
+
+def dtypes_of_convolutions(function, *arguments):
+  """The dtypes of the results of all convolutions and matrix products in a function."""
+  found = set()
+
+  def visit(jaxpr):
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == "conv_general_dilated":
+        found.update(str(out.aval.dtype) for out in equation.outvars)
+      for value in equation.params.values():
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+          visit(inner)
+
+  visit(jax.make_jaxpr(function)(*arguments).jaxpr)
+  return found
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "deeplab50"])
+def test_segmenters_compute_in_the_dtype_of_their_input(name):
+  segmenter = models.create_segmenter(name, 3)
+  images = jnp.zeros((2, 32, 32, 3), jnp.bfloat16)
+  variables = jax.eval_shape(segmenter.init, jax.random.key(0), images)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+  apply = functools.partial(segmenter.apply, train=True, mutable=["batch_stats"])
+  logits, updates = jax.eval_shape(apply, variables, images)
+  assert logits.dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(updates)} <= {jnp.dtype("float32")}
+  assert dtypes_of_convolutions(apply, variables, images) == {"bfloat16"}
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "vgg19", "resnet50"])
+def test_references_compute_in_the_dtype_of_their_input(name):
+  layers = {"efficientnet_lite0": ("block10_depthwise",), "vgg19": ("relu5_4",), "resnet50": ("layer4",)}[
+    name
+  ]
+  reference = models.create_reference(name, layers, l2_normalize=True)
+  images = jnp.zeros((2, 33, 33, 3), jnp.bfloat16)
+  variables = jax.eval_shape(reference.init, jax.random.key(0), images)
+  (maps,) = jax.eval_shape(reference.apply, variables, images)
+  assert maps.dtype == jnp.bfloat16
+  assert dtypes_of_convolutions(reference.apply, variables, images) == {"bfloat16"}
+
+
+def test_losses_and_parameters_stay_in_float32_when_the_networks_compute_in_bfloat16():
+  full, half = tiny.config(), tiny.config(compute_dtype="bfloat16", reference_dtype="bfloat16")
+  _, expected = run_steps(full)
+  state, history = run_steps(half)
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+  for found, wanted in zip(history, expected, strict=True):
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=0.03)
+    assert found["loss"] != wanted["loss"]

@@ -21,8 +21,8 @@ class Segmenter(models.Segmenter):
 
   @nn.compact
   def __call__(self, images, train=False):
-    x = nn.relu(nn.Conv(8, (5, 5), strides=4, name="trunk")(images))
-    return nn.Conv(NUM_PARTS + 1, (3, 3), name="head_logits")(x)
+    x = nn.relu(nn.Conv(8, (5, 5), strides=4, dtype=images.dtype, name="trunk")(images))
+    return nn.Conv(NUM_PARTS + 1, (3, 3), dtype=images.dtype, name="head_logits")(x)
 
 
 class BatchNormSegmenter(models.Segmenter):
@@ -32,9 +32,9 @@ class BatchNormSegmenter(models.Segmenter):
 
   @nn.compact
   def __call__(self, images, train=False, *, axis_name=None):
-    x = nn.Conv(8, (5, 5), strides=4, name="trunk")(images)
+    x = nn.Conv(8, (5, 5), strides=4, dtype=images.dtype, name="trunk")(images)
     x = nn.relu(BatchNorm(name="bn")(x, train=train, axis_name=axis_name))
-    return nn.Conv(NUM_PARTS + 1, (3, 3), name="head_logits")(x)
+    return nn.Conv(NUM_PARTS + 1, (3, 3), dtype=images.dtype, name="head_logits")(x)
 
 
 class Reference(models.Reference):
@@ -42,7 +42,7 @@ class Reference(models.Reference):
 
   @nn.compact
   def __call__(self, images):
-    return (nn.relu(nn.Conv(CHANNELS, (8, 8), strides=8)(images)),)
+    return (nn.relu(nn.Conv(CHANNELS, (8, 8), strides=8, dtype=images.dtype)(images)),)
 
 
 def networks(segmenter=None) -> Networks:

@@ -96,6 +96,7 @@ class Collection:
   part_names: tuple[str, ...]  # index 0 is the background; empty: no ground-truth parts
   fingerprint: str  # differs for data that differ
   maps: Path | None  # folder of the computed saliency maps (data.saliency = "auto")
+  folder: Path  # of the prepared data set
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def open_collection(config: ConfigDict, preparation: Preparation | None = None) 
     part_names=tuple(metadata["part_names"]),
     fingerprint=f"{builder.info.full_name}/{metadata['digest']}/{config.data.saliency}",
     maps=maps,
+    folder=preparation.path,
   )
 
 

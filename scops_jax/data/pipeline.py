@@ -17,11 +17,12 @@ from PIL import Image
 from scops_jax.data.collection import ExampleSource
 from scops_jax.data.image_files import resize_pixels
 
-Batch = dict[str, NDArray]
+Batch = dict[str, Any]  # arrays; of features a tuple of them
+Features = Sequence[tuple[NDArray, ...]]
 Element = dict[str, Any]
 
 _TRAIN_FIELDS = ("image", "saliency")
-_EVALUATION_FIELDS = ("image", "saliency", "landmarks", "visible", "box", "parts")
+EVALUATION_FIELDS = ("image", "saliency", "landmarks", "visible", "box", "parts")
 
 
 class TrainBatches(Iterator[Batch]):
@@ -65,6 +66,7 @@ def train_batches(
   num_threads: int,
   process_index: int = 0,
   process_count: int = 1,
+  features: Features | None = None,
 ) -> TrainBatches:
   """Endless shuffled batches: `next(batches)`, and `get_state` / `set_state` to resume exactly.
 
@@ -79,14 +81,16 @@ def train_batches(
     num_threads: threads that read ahead; 0 reads in the caller's.
     process_index: this host.
     process_count: the number of hosts.
+    features: maps `[h, w, C]` of each image, if the batches shall have them.
 
   Returns:
-    An iterator over {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8}.
+    An iterator over {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8}, with `features` also
+    {"features": a tuple of [B, h, w, C]}.
   """
   # Grain shuffles epoch e with seed + e: spread the seeds, or run 1 would have run 0's epochs one later.
   order = int(np.random.SeedSequence(seed).generate_state(1)[0])
   indices = grain.MapDataset.range(len(source)).shuffle(seed=order).repeat()
-  examples = indices.map(_Load(source, image_size, _TRAIN_FIELDS))
+  examples = indices.map(_Load(source, image_size, _TRAIN_FIELDS, features))
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=3 * batch_size if num_threads else 0
   )
@@ -102,6 +106,8 @@ def evaluation_batches(
   num_threads: int = 2,
   process_index: int = 0,
   process_count: int = 1,
+  fields: Sequence[str] = EVALUATION_FIELDS,
+  features: Features | None = None,
 ) -> Iterator[Batch]:
   """Every image once, in order; the last batch is padded with the last image and `valid` is False there.
 
@@ -115,16 +121,19 @@ def evaluation_batches(
     num_threads: threads that read ahead; 0 reads in the caller's.
     process_index: this host.
     process_count: the number of hosts.
+    fields: what is read of an image.
+    features: maps `[h, w, C]` of each image, if the batches shall have them.
 
   Yields:
     {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8, "landmarks": [B, L, 2] float32 (x, y) where -1
     and 1 are the centres of the first and last pixel, "visible": [B, L] bool, "box": [B, 4] float32 (x0, y0,
-    x1, y1) in the same coordinates, "parts": [B, S, S] uint8, "valid": [B] bool, "index": [B] int64}.
+    x1, y1) in the same coordinates, "parts": [B, S, S] uint8}, or the fields asked for, and {"valid": [B]
+    bool, "index": [B] int64}; with `features` also {"features": a tuple of [B, h, w, C]}.
   """
   count = min(limit or len(source), len(source))
   shard = _Shard(batch_size, process_index, process_count)
   rows = grain.MapDataset.range(-(-count // shard.global_size) * batch_size)
-  load = _Load(source, image_size, _EVALUATION_FIELDS)
+  load = _Load(source, image_size, fields, features)
 
   def load_or_pad(row: int) -> Element:
     index = shard.position(row)
@@ -163,9 +172,12 @@ class _Load:
   source: ExampleSource
   image_size: int
   fields: Sequence[str]
+  features: Features | None
 
   def __call__(self, index: int) -> Element:
     example = self.source.read(index, self.fields)
+    if self.features is not None:
+      example["features"] = self.features[index]
     height, width = example["image"].shape[:2]
     last = np.asarray([width - 1, height - 1], np.float32)
     if "landmarks" in example:

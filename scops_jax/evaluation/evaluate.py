@@ -65,15 +65,15 @@ def valid_rows(batch: Batch, predictions: Mapping[str, Any]) -> Iterator[tuple[s
 
 
 def fit_dff(
-  features: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  features: Callable[[Batch], np.ndarray],
   batches: Batches,
   config: ConfigDict,
 ) -> Dff:
   """Fits DFF to the first config.nmf.num_images training images and finds its part centres everywhere.
 
   Args:
-    features: images uint8 `[B, H, W, 3]` and saliency uint8 `[B, H, W]` → D·V `[B, h, w, C]`. The test
-      images' saliency is used too, which SCOPS does not see: the baseline is given the benefit.
+    features: a batch → D·V `[B, h, w, C]`. The test images' saliency is used too, which SCOPS does not see:
+      the baseline is given the benefit.
     batches: the splits' batches: "train", "regression" and "test".
     config: the run's.
 
@@ -84,7 +84,7 @@ def fit_dff(
   for batch in batches("train"):
     if sum(map(len, fitted)) >= config.nmf.num_images:
       break
-    fitted.append(features(batch["image"], batch["saliency"])[batch["valid"]])
+    fitted.append(features(batch)[batch["valid"]])
   start = np.concatenate(fitted)[: config.nmf.num_images]
   basis = factorization.fit_dff(
     jax.random.key(config.seed), start, num_parts=config.num_parts, num_iterations=config.nmf.num_iterations
@@ -97,7 +97,7 @@ def fit_dff(
     found = []
     for batch in batches(split):
       height, width = batch["image"].shape[1:3]
-      values = features(batch["image"], batch["saliency"])[batch["valid"]]
+      values = features(batch)[batch["valid"]]
       maps = factorization.dff_maps(basis, values, height=height, width=width)
       found.append(np.asarray(factorization.map_centers(maps)))
     return np.concatenate(found)

@@ -16,9 +16,9 @@ _NORM_EPSILON = 1e-6
 class Segmenter(nn.Module):
   """A trained network: normalised images `[B, H, W, 3]` to logits `[B, h, w, K+1]` at its own resolution.
 
-  Called as module(images, train=False). One with batch statistics also takes axis_name, that of a pmap over
-  whose devices the statistics are taken. Modules named "head_..." hold the parameters that no published
-  classification network brings.
+  Called as module(images, train=False), it computes in the images' dtype. One with batch statistics also
+  takes axis_name, that of a pmap over whose devices the statistics are taken. Modules named "head_..." hold
+  the parameters that no published classification network brings.
   """
 
   # Whether training normalises with the statistics of the batch, so that what shares a batch matters.
@@ -58,8 +58,8 @@ def normalize_features(features: jax.Array) -> jax.Array:
   Returns:
     The same shape; norms over the last axis are about 1, or 0 where all features are.
   """
-  squared_norm = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
-  return features * jax.lax.rsqrt(squared_norm + _NORM_EPSILON)
+  squared_norm = jnp.sum(jnp.square(features.astype(jnp.float32)), axis=-1, keepdims=True)
+  return features * jax.lax.rsqrt(squared_norm + _NORM_EPSILON).astype(features.dtype)
 
 
 def segment_pair(

@@ -91,9 +91,10 @@ def _backward(
   stride: int, padding: Padding, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   padded, kernel = residuals
+  wide = jnp.promote_types(padded.dtype, jnp.float32)  # of sums over all pixels
   return (
     _input_gradient(gradient, kernel, stride, padding, padded.shape),
-    _kernel_gradient(padded, kernel, gradient, stride),
+    _kernel_gradient(padded.astype(wide), kernel, gradient.astype(wide), stride).astype(kernel.dtype),
   )
 
 

@@ -83,7 +83,8 @@ class _ConvBatchNorm(nn.Module):
     mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,)).value
     variance = self.variable("batch_stats", "var", jnp.ones, (self.channels,)).value
     factor = scale * lax.rsqrt(variance + _BATCH_NORM_EPSILON)
-    x = _convolve(x, kernel * factor, stride=self.stride, depthwise=self.depthwise) + (bias - mean * factor)
+    kernel, bias = ((kernel * factor).astype(x.dtype), (bias - mean * factor).astype(x.dtype))
+    x = _convolve(x, kernel, stride=self.stride, depthwise=self.depthwise) + bias
     return relu6(x) if self.activation else x
 
 
@@ -148,7 +149,7 @@ def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Arra
       return found
   x = _ConvBatchNorm(_HEAD_CHANNELS, name="head")(x)
   if not keep("head", x):
-    keep("classifier", nn.Dense(_NUM_CLASSES, name="classifier")(x.mean(axis=(1, 2))))
+    keep("classifier", nn.Dense(_NUM_CLASSES, dtype=x.dtype, name="classifier")(x.mean(axis=(1, 2))))
   return found
 
 
@@ -201,12 +202,13 @@ class EfficientNetLite0Segmenter(Segmenter):
     """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 4 + 1, W / 4 + 1, K+1]`."""
     del train  # every layer does the same in training: the statistics of BatchNorm are frozen
     maps = _compute_layers(_align(images, 16), ("block2", "block4", "block10"))
-    x = nn.Dense(self.channels, name="head_lateral10")(maps["block10"])
+    x = nn.Dense(self.channels, dtype=images.dtype, name="head_lateral10")(maps["block10"])
     for i in (4, 2):
-      lateral = nn.Dense(self.channels, name=f"head_lateral{i}")(maps[f"block{i}"])
+      lateral = nn.Dense(self.channels, dtype=images.dtype, name=f"head_lateral{i}")(maps[f"block{i}"])
       x = nn.relu(lateral + geometry.resize_bilinear(x, *lateral.shape[1:3]))
       x = _Smooth(name=f"head_smooth{i}")(x)
-    return nn.Dense(self.num_parts + 1, kernel_init=nn.initializers.normal(0.01), name="head_logits")(x)
+    initializer = nn.initializers.normal(0.01)
+    return nn.Dense(self.num_parts + 1, dtype=x.dtype, kernel_init=initializer, name="head_logits")(x)
 
 
 class _Smooth(nn.Module):
@@ -216,8 +218,8 @@ class _Smooth(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     channels = x.shape[-1]
     kernel = self.param("kernel", nn.initializers.normal(0.2), (5, 5, 1, channels))  # deviation 1 / √25
-    mix = nn.Dense(channels, kernel_init=nn.initializers.he_normal(), name="pointwise")
-    return nn.relu(mix(depthwise_conv(x, kernel)))
+    mix = nn.Dense(channels, dtype=x.dtype, kernel_init=nn.initializers.he_normal(), name="pointwise")
+    return nn.relu(mix(depthwise_conv(x, kernel.astype(x.dtype))))
 
 
 def normalize(images: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ _BATCH_NORM_MOMENTUM = 0.1  # weight of the batch in the running statistics
 
 
 class Conv(nn.Module):
-  """Convolution `[B, H, W, C]` → `[B, h, w, channels]`, padded so that at stride 1 the size stays.
+  """Convolution `[B, H, W, C]` → `[B, h, w, channels]` in x's dtype, padded so that stride 1 keeps the size.
 
   Attributes:
     channels: of the output.
@@ -31,7 +31,7 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
-    kernel = self.param("kernel", self.kernel_init, shape)
+    kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
     if self.kernel_size == 1:  # a matrix product, faster on CPU
       x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
     else:
@@ -44,7 +44,9 @@ class Conv(nn.Module):
         rhs_dilation=(self.dilation, self.dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
       )
-    return x if self.bias_init is None else x + self.param("bias", self.bias_init, (self.channels,))
+    if self.bias_init is None:
+      return x
+    return x + self.param("bias", self.bias_init, (self.channels,)).astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
