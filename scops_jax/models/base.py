@@ -58,7 +58,8 @@ def normalize_features(features: jax.Array) -> jax.Array:
   Returns:
     The same shape; norms over the last axis are about 1, or 0 where all features are.
   """
-  squared_norm = jnp.sum(jnp.square(features.astype(jnp.float32)), axis=-1, keepdims=True)
+  wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+  squared_norm = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
   return features * jax.lax.rsqrt(squared_norm + _NORM_EPSILON).astype(features.dtype)
 
 

@@ -19,7 +19,8 @@ from jax import lax
 
 from scops_jax import geometry
 from scops_jax.models.base import Reference, Segmenter, normalize_features
-from scops_jax.models.depthwise import depthwise_conv
+from scops_jax.models.convolution import conv
+from scops_jax.models.depthwise import depthwise_conv, same_padding
 
 _BATCH_NORM_EPSILON = 1e-3
 _STEM_CHANNELS, _HEAD_CHANNELS, _NUM_CLASSES = 32, 1280, 1000
@@ -101,14 +102,10 @@ def _relu6_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[j
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, depthwise: bool) -> jax.Array:
-  """Picks the fastest form: a matrix product for 1×1 kernels."""
   if depthwise:
     return depthwise_conv(x, kernel, stride=stride)
-  if kernel.shape[:2] == (1, 1):
-    return x @ kernel[0, 0]
-  return lax.conv_general_dilated(
-    x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
+  rows, columns = (same_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+  return conv(x, kernel, padding=(rows, columns), stride=stride)
 
 
 def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Array]:

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from scops_jax.models.convolution import conv
+
 _BATCH_NORM_EPSILON = 1e-5
 _BATCH_NORM_MOMENTUM = 0.1  # weight of the batch in the running statistics
 
@@ -32,18 +34,8 @@ class Conv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
     kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
-    if self.kernel_size == 1:  # a matrix product, faster on CPU
-      x = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-    else:
-      padding = self.dilation * (self.kernel_size // 2)
-      x = lax.conv_general_dilated(
-        x,
-        kernel,
-        (self.stride, self.stride),
-        [(padding, padding)] * 2,
-        rhs_dilation=(self.dilation, self.dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      )
+    padding = (self.dilation * (self.kernel_size // 2),) * 2
+    x = conv(x, kernel, padding=(padding, padding), stride=self.stride, dilation=self.dilation)
     if self.bias_init is None:
       return x
     return x + self.param("bias", self.bias_init, (self.channels,)).astype(x.dtype)

@@ -1,0 +1,71 @@
+"""The convolution's value and gradients against XLA's own, and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from scops_jax.models.convolution import conv
+
+# Kernel size, stride, dilation, channels in and out; few channels in, and a column cut off by the stride.
+CASES = [
+  (3, 1, 1, 20, 5),
+  (3, 2, 1, 20, 5),
+  (3, 1, 2, 17, 3),
+  (7, 2, 1, 3, 4),
+  (1, 1, 1, 20, 5),
+  (1, 2, 1, 20, 5),
+]
+
+
+def reference(x, kernel, *, padding, stride, dilation):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    padding,
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_value_and_gradients_are_xlas(case, symmetric):
+  size, stride, dilation, channels, outputs = case
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, 9, 12, channels)).astype(np.float32)
+  kernel = rng.standard_normal((size, size, channels, outputs)).astype(np.float32)
+  before = dilation * (size // 2)
+  pair = (before, before if symmetric else max(before - 1, 0))
+  options = {"padding": (pair, pair), "stride": stride, "dilation": dilation}
+  expected, expected_gradients = jax.vjp(lambda *a: reference(*a, **options), x, kernel)
+  value, gradients = jax.vjp(lambda *a: conv(*a, **options), x, kernel)
+  np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-5)
+  direction = rng.standard_normal(value.shape).astype(np.float32)
+  for gradient, wanted in zip(gradients(direction), expected_gradients(direction), strict=True):
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_those_of_finite_differences(x64):
+  rng = np.random.default_rng(0)
+  x, kernel = rng.standard_normal((2, 5, 6, 2)), rng.standard_normal((3, 3, 2, 3))
+  options = {"padding": ((1, 1), (1, 1)), "stride": 2}
+  check_grads(lambda *a: conv(*a, **options), (x, kernel), order=1, modes=["rev"])
+
+
+def test_the_kernels_gradient_by_hand():
+  x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
+  kernel = jnp.zeros((3, 3, 1, 1))
+  gradient = jax.grad(lambda k: conv(x, k, padding=((1, 1), (1, 1)))[0, 0, 0, 0])(kernel)
+  # The output at the top left reads the whole image with the taps from the middle on.
+  np.testing.assert_array_equal(gradient[..., 0, 0], [[0, 0, 0], [0, 1, 2], [0, 3, 4]])
+
+
+def test_bfloat16_stays():
+  x, kernel = jnp.ones((1, 4, 5, 20), jnp.bfloat16), jnp.ones((3, 3, 20, 2), jnp.bfloat16)
+  value, gradients = jax.vjp(lambda *a: conv(*a, padding=((1, 1), (1, 1))), x, kernel)
+  assert {value.dtype, *(g.dtype for g in gradients(value))} == {jnp.dtype("bfloat16")}
