@@ -18,6 +18,7 @@ from scops_jax.checkpoints import Checkpoints
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
+from scops_jax.memory import return_freed_memory
 from scops_jax.report import write_report
 from scops_jax.runs import Run
 from scops_jax.workdir import MetricsLog, read_metrics, write_text
@@ -172,6 +173,8 @@ def _train(
   for step in range(start + 1, config.num_steps + 1):
     batch, position = next(stream)
     state, metrics = run.steps.train(state, batch, run.reference_variables)
+    if step == start + 1:  # compiled now
+      return_freed_memory()
     images += config.batch_size
     bar.update()
     last = step == config.num_steps

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "scops_jax"
 RANKS = {
   "errors": 0,
   "files": 0,
+  "memory": 0,
   "hosts": 1,
   "geometry": 1,
   "part_labels": 1,

@@ -9,11 +9,13 @@ from jax.test_util import check_grads
 
 from scops_jax.models.convolution import conv
 
-# Kernel size, stride, dilation, channels in and out; few channels in, and a column cut off by the stride.
+# Kernel size, stride, dilation, channels in and out; few of either, or many of both.
 CASES = [
   (3, 1, 1, 20, 5),
   (3, 2, 1, 20, 5),
   (3, 1, 2, 17, 3),
+  (3, 1, 2, 20, 18),
+  (3, 2, 1, 20, 18),
   (7, 2, 1, 3, 4),
   (1, 1, 1, 20, 5),
   (1, 2, 1, 20, 5),

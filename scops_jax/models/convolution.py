@@ -12,7 +12,7 @@ from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # of rows and columns, (before, after)
 
-# Below so many input channels the products are too narrow, and all taps share one.
+# Below so many channels products of a single tap are too narrow, and all taps share one.
 _FEW_CHANNELS = 16
 
 
@@ -36,7 +36,7 @@ def conv(
   if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
     x = x[:, ::stride, ::stride]
     # Rows in one axis: XLA's product over several has a slow gradient.
-    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+    return (_rows(x) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
   function = _conv_on_cpu if jax.default_backend() == "cpu" else _conv
   return function(x, kernel, padding, stride, dilation)
 
@@ -79,18 +79,42 @@ def _kernel_gradient(
   x: jax.Array, kernel: jax.Array, gradient: jax.Array, padding: Padding, *, stride: int, dilation: int
 ) -> jax.Array:
   """Sums, for each tap, what it reads times the output's gradient, over images and pixels."""
-  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  size = gradient.shape[1:3]
-  columns = gradient.reshape(-1, gradient.shape[-1])
-
-  def read(i: int, j: int) -> jax.Array:
-    rows, cols = (
-      slice(dilation * tap, dilation * tap + (n - 1) * stride + 1, stride)
-      for tap, n in zip((i, j), size, strict=True)
-    )
-    return padded[:, rows, cols].reshape(-1, x.shape[-1])
-
-  reads = [read(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+  taps = [(dilation * i, dilation * j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+  if stride == 1 and gradient.shape[-1] < _FEW_CHANNELS:
+    return _by_shifted_gradients(x, kernel, gradient, padding, taps)
+  padded = _pad(x, padding)
+  reads = [_rows(window(padded, tap, gradient.shape[1:3], stride)) for tap in taps]
+  columns = _rows(gradient)
   if x.shape[-1] < _FEW_CHANNELS:
     return (jnp.concatenate(reads, axis=1).T @ columns).reshape(kernel.shape)
   return jnp.stack([values.T @ columns for values in reads]).reshape(kernel.shape)
+
+
+def _by_shifted_gradients(
+  x: jax.Array, kernel: jax.Array, gradient: jax.Array, padding: Padding, taps: list[tuple[int, int]]
+) -> jax.Array:
+  """Does the same at stride 1 by shifting the output's gradient, where that is the smaller array.
+
+  Pixel p meets, through tap t, output p - t + before: with last - before zeros in front of the gradient that
+  is its row p + last - t.
+  """
+  last = taps[-1]
+  mirrored = tuple((n - before, n - after) for n, (before, after) in zip(last, padding, strict=True))
+  padded = _pad(gradient, mirrored)
+  met = [_rows(window(padded, (last[0] - t[0], last[1] - t[1]), x.shape[1:3], 1)) for t in taps]
+  products = _rows(x).T @ jnp.concatenate(met, axis=1)
+  return jnp.moveaxis(products.reshape(x.shape[-1], *kernel.shape[:2], -1), 0, 2)
+
+
+def _pad(x: jax.Array, padding: Padding) -> jax.Array:
+  return jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+
+def _rows(x: jax.Array) -> jax.Array:
+  return x.reshape(-1, x.shape[-1])
+
+
+def window(x: jax.Array, start: tuple[int, int], size: tuple[int, ...], stride: int) -> jax.Array:
+  """Takes `size` rows and columns, every stride-th from `start`."""
+  rows, columns = (slice(a, a + (n - 1) * stride + 1, stride) for a, n in zip(start, size, strict=True))
+  return x[:, rows, columns]

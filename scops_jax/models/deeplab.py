@@ -72,7 +72,7 @@ class DeepLab(Segmenter):
     )
     for stage, (stride, dilation) in enumerate(_STAGES):
       for block in range(self.block_counts[stage]):
-        x = resnet.Bottleneck(
+        x = resnet.TrainedBottleneck(
           self.stage_channels[stage],
           stride=stride if block == 0 else 1,
           dilation=dilation,
@@ -81,7 +81,7 @@ class DeepLab(Segmenter):
           trainable_shortcut=self.two_branch,
           kernel_init=_NORMAL,
           name=f"layer{stage + 1}_{block}",
-        )(x, train=train, axis_name=axis_name)
+        )(x, train, axis_name)
     if self.two_branch:
       x = x[..., x.shape[-1] // 2 :]
     bound = (9 * x.shape[-1]) ** -0.5  # PyTorch's default: uniform within ± 1 / √(fan in)

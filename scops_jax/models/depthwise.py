@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]  # of rows and columns, (before, after)
+from scops_jax.models.convolution import Padding, window
 
 _UNROLLED_IMAGES = 16  # of a batch, in the kernel's gradient; more take longer to compile
 _every_platform = contextvars.ContextVar("every_platform", default=False)
@@ -83,7 +83,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   padded = _pad(x, padding)
   size = tuple((n - k) // stride + 1 for n, k in zip(padded.shape[1:3], kernel.shape[:2], strict=True))
-  result = _sum([_window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel)])
+  result = _sum([window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel)])
   return result, (padded, kernel)
 
 
@@ -104,12 +104,6 @@ shifted_sum.defvjp(_forward, _backward)
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
   """Pads with zeros in memory: fused into its readers, the test for the border would run at every read."""
   return lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
-
-
-def _window(x: jax.Array, start: tuple[int, int], size: tuple[int, ...], stride: int) -> jax.Array:
-  """Takes `size` rows and columns, every stride-th from `start`."""
-  rows, columns = (slice(a, a + (n - 1) * stride + 1, stride) for a, n in zip(start, size, strict=True))
-  return x[:, rows, columns]
 
 
 def _taps(kernel: jax.Array) -> list[tuple[int, int]]:
@@ -140,7 +134,7 @@ def _input_gradient(
       row, column = phase[0] + top - i, phase[1] + left - j
       if row % stride == 0 and column % stride == 0:
         start = border + row // stride, border + column // stride
-        terms.append(_window(padded, start, size, 1) * kernel[i, j, 0])
+        terms.append(window(padded, start, size, 1) * kernel[i, j, 0])
     spread = [
       (first, n - first - (count - 1) * stride - 1, stride - 1)
       for first, n, count in zip(phase, (height, width), size, strict=True)
@@ -163,7 +157,7 @@ def _kernel_gradient(padded: jax.Array, kernel: jax.Array, gradient: jax.Array, 
   padded, gradient = lax.optimization_barrier((padded, gradient))
   size = gradient.shape[1:3]
   sums = [
-    _sum([_window(padded[n::unrolled], tap, size, stride) * gradient[n::unrolled] for n in range(unrolled)])
+    _sum([window(padded[n::unrolled], tap, size, stride) * gradient[n::unrolled] for n in range(unrolled)])
     for tap in _taps(kernel)
   ]
   return lax.optimization_barrier(jnp.stack(sums)).sum(axis=(1, 2, 3)).reshape(kernel.shape)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from scops_jax.models.base import Reference, normalize_features
 from scops_jax.models.layers import BatchNorm, Conv, max_pool
@@ -18,6 +19,7 @@ BLOCK_COUNTS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3)}  # of the four stages,
 REFERENCE_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 STAGE_CHANNELS = (64, 128, 256, 512)  # of the middle convolutions; a block's output has four times as many
 _EXPANSION = 4
+_CONVOLVED = "convolved"  # name of the convolutions' results where gradients choose what to keep
 
 _FAN_OUT_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -71,12 +73,13 @@ class Bottleneck(nn.Module):
   kernel_init: nn.initializers.Initializer = _FAN_OUT_NORMAL
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool = False, axis_name: str | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False, axis_name: str | None = None) -> jax.Array:
     """Maps `[B, H, W, C]` to `[B, ⌈H / stride⌉, ⌈W / stride⌉, 4 channels]` ≥ 0; options as in BatchNorm."""
 
     def conv(x: jax.Array, name: str, channels: int, kernel_size: int, *, stride: int = 1) -> jax.Array:
       dilation = self.dilation if kernel_size > 1 else 1
-      return Conv(channels, kernel_size, stride, dilation, self.kernel_init, name=name)(x)
+      module = Conv(channels, kernel_size, stride, dilation, self.kernel_init, name=name)
+      return checkpoint_name(module(x), _CONVOLVED)
 
     def batch_norm(x: jax.Array, name: str, *, trainable: bool = False) -> jax.Array:
       return BatchNorm(trainable=trainable, name=name)(x, train=train, axis_name=axis_name)
@@ -89,6 +92,13 @@ class Bottleneck(nn.Module):
       x = conv(x, "downsample_conv", _EXPANSION * self.channels, 1, stride=self.stride)
       x = batch_norm(x, "downsample_bn", trainable=self.trainable_shortcut)
     return nn.relu(x + y)
+
+
+# The block for training: for its gradient it keeps its input and what the convolutions give. The results of
+# BatchNorms and relus, as many again, cost little and are computed anew.
+TrainedBottleneck = nn.remat(
+  Bottleneck, static_argnums=(2, 3), policy=jax.checkpoint_policies.save_only_these_names(_CONVOLVED)
+)
 
 
 class ResNetReference(Reference):

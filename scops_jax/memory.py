@@ -1,0 +1,15 @@
+"""Memory of this process."""
+
+import ctypes
+import ctypes.util
+
+
+def return_freed_memory() -> None:
+  """Gives memory that has been freed back to the system, where the C library would keep it (glibc).
+
+  Compiling a step leaves some hundred megabytes.
+  """
+  library = ctypes.util.find_library("c")
+  trim = getattr(ctypes.CDLL(library), "malloc_trim", None) if library else None
+  if trim is not None:
+    trim(0)
