@@ -94,6 +94,7 @@ def cache_features(
         f"the reference's features can't be written to {path}: {error} (data.cache_reference_features=False "
         "does without)"
       ) from error
+    print(f"kept the reference's features of {len(collection.train)} images: {path}")
   cached = CachedFeatures(path, shapes)
   if len(cached) != len(collection.train):
     raise UserError(

@@ -1,0 +1,130 @@
+"""Tables of how training scales over chips: the compiler's costs over the chips' published figures.
+
+python -m experiments.scaling.projection experiments/scaling/costs.jsonl
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+# TPU v5e, published figures.
+FLOPS = 197e12  # bfloat16, a second and chip
+HBM = 819e9  # bytes a second and chip
+ICI = 1600e9 / 8  # bytes a second and chip, both directions of four links together
+CHIPS_A_HOST = {8: 8}  # a slice of 8 chips is one host's; larger slices have hosts of four
+_CORES_A_CHIP = 28  # 112 or 224 virtual CPUs a host
+
+# Assumptions; README.md says why.
+MXU_SHARE = 0.4  # of FLOPS that convolutions of these shapes reach
+ICI_SHARE = 0.5  # of ICI that an all-reduce of large buffers gets: it sends and receives
+HOP = 1e-6  # seconds from a chip to its neighbour, each way of a small all-reduce
+LAUNCH = 5e-6  # seconds a collective costs however small it is
+
+CHIPS = (8, 16, 32, 64, 128, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """A step's cost for a chip, by its number of images: fixed + each · images."""
+
+  flops: tuple[float, float]  # (fixed, each)
+  bytes_accessed: tuple[float, float]
+  reduced_bytes: float  # of all-reduces, whatever the batch
+  num_reductions: int
+  batch_bytes: float  # of an image and its map, as they cross from host to chip
+
+  @classmethod
+  def from_lines(cls, lines: list[dict[str, Any]]) -> "Cost":
+    """Takes what step_cost wrote for two numbers of images a chip."""
+    low, high = sorted(lines, key=lambda line: line["images_per_device"])
+    images = low["images_per_device"], high["images_per_device"]
+
+    def line_through(name: str) -> tuple[float, float]:
+      each = (high[name] - low[name]) / (images[1] - images[0])
+      return low[name] - each * images[0], each
+
+    reduced = high["collectives"]["all-reduce"]
+    return cls(
+      line_through("flops"),
+      line_through("bytes_accessed"),
+      reduced["bytes"],
+      reduced["count"],
+      high["batch_bytes"] / images[1],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """Where the time of a step goes, in seconds."""
+
+  arithmetic: float
+  memory: float
+  reduction: float
+  latency: float
+
+  @property
+  def total(self) -> float:
+    """Arithmetic and memory traffic overlap in a chip; communication is taken not to."""
+    return max(self.arithmetic, self.memory) + self.reduction + self.latency
+
+
+def project(cost: Cost, *, chips: int, images: float) -> Step:
+  """Returns the time of a step with so many images a chip."""
+  fixed, each = cost.flops
+  fixed_bytes, each_bytes = cost.bytes_accessed
+  hops = 2 * math.sqrt(chips)  # to the far corner of the square and back
+  return Step(
+    arithmetic=(fixed + each * images) / (FLOPS * MXU_SHARE),
+    memory=(fixed_bytes + each_bytes * images) / HBM,
+    reduction=2 * (chips - 1) / chips * cost.reduced_bytes / (ICI * ICI_SHARE),
+    latency=cost.num_reductions * (LAUNCH + hops * HOP),
+  )
+
+
+def rows(cost: Cost, batches: dict[int, int], *, cores_each: float) -> list[str]:
+  """Returns a Markdown table: chips → global batch; `cores_each` is the host's seconds an image."""
+  table = [
+    "| chips | hosts | batch | a chip | arithmetic ms | memory ms | all-reduce ms | latency ms | step ms "
+    "| images/s | efficiency | MB/s a host | cores a host |",
+    "|" + "---:|" * 13,
+  ]
+  single = None
+  for chips, batch in batches.items():
+    images = batch / chips
+    step = project(cost, chips=chips, images=images)
+    hosts = chips // CHIPS_A_HOST.get(chips, 4)
+    rate = batch / step.total
+    single = single or rate / chips
+    table.append(
+      f"| {chips} | {hosts} | {batch} | {images:g} | {1e3 * step.arithmetic:.1f} | {1e3 * step.memory:.1f} "
+      f"| {1e3 * step.reduction:.1f} | {1e3 * step.latency:.1f} | {1e3 * step.total:.1f} | {rate:.0f} "
+      f"| {rate / chips / single:.2f} | {rate / hosts * cost.batch_bytes / 1e6:.0f} "
+      f"| {rate / hosts * cores_each:.1f} of {_CORES_A_CHIP * chips // hosts} |"
+    )
+  return table
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("costs", type=pathlib.Path, help="two lines of step_cost, of different batches a chip")
+  parser.add_argument("--decode_ms", type=float, required=True, help="as decode_rate prints it")
+  arguments = parser.parse_args()
+  lines = [json.loads(line) for line in arguments.costs.read_text(encoding="utf-8").splitlines()]
+  cost = Cost.from_lines(lines)
+  print(cost)
+  series = {
+    "6 images a chip": {chips: 6 * chips for chips in CHIPS},
+    "batch 48": {chips: 48 for chips in CHIPS if chips <= 48 and 48 % chips == 0},
+    "batch 384": {chips: 384 for chips in CHIPS if 384 % chips == 0},
+    "batch 1536": {chips: 1536 for chips in CHIPS},
+  }
+  for title, batches in series.items():
+    print(f"\n{title}\n")
+    print("\n".join(rows(cost, batches, cores_each=1e-3 * arguments.decode_ms)))
+
+
+if __name__ == "__main__":
+  main()
