@@ -4,8 +4,8 @@ python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --work
 
 DIR holds images/ and, where there are any, saliency/, landmarks.csv, parts/ and train.txt, test.txt; README,
 "Your own images", says more. The settings hold for objects of any shape that are seen from both sides and
-move their limbs; experiments/own_images has what they give on quadrupeds and birds: 1 000 images in 10 minutes
-on 2 CPU cores, landmark error 0.43 and 0.58 of DFF's, foreground IoU 0.85 and 0.88.
+move their limbs. On 1 000 drawn quadrupeds and birds each (experiments/own_images) they give landmark
+errors 0.43 and 0.58 of DFF's and foreground IoU 0.85 and 0.88 in 10 minutes on 2 CPU cores.
 
 They suit some hundred to some thousand images. With fewer than 200 lower num_parts to 4; with more than 2 000
 raise num_steps so that each image is seen at least twice: num_steps × batch_size / images.

@@ -108,7 +108,7 @@ def _path(collection: Collection, config: ConfigDict, variables: Any) -> Path:
   digest = hashlib.sha256(json.dumps(settings).encode())
   for name, leaf in jax.tree_util.tree_leaves_with_path(variables):
     digest.update(jax.tree_util.keystr(name).encode())
-    digest.update(np.ascontiguousarray(leaf))
+    digest.update(np.asarray(leaf).tobytes())
   return collection.folder / "reference_features" / f"{digest.hexdigest()[:16]}.array_record"
 
 

@@ -23,6 +23,8 @@ from scops_jax.workdir import open_workdir
 
 # Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
 _SEGMENTER_KEY, _REFERENCE_KEY, _BASIS_KEY = range(3)
+# Of programs that run once: compiling them well takes longer than running them.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Run(NamedTuple):
@@ -205,10 +207,19 @@ def _load_weights(variables: Any, *, source: str, model_name: str, key: str) -> 
     raise weights.WeightsError(f"{key}={source}: {error}") from error
 
 
+def _initialize(network: models.Segmenter | models.Reference, key: jax.Array, image: jax.Array) -> Any:
+  """Draws a network's variables; compiled, since the forward pass, which nobody reads, is then not done."""
+  on_cpu = jax.default_backend() == "cpu"
+  return jax.jit(network.init, compiler_options=_QUICK if on_cpu else None)(key, image)
+
+
 def _reference_variables(networks: Networks, config: ConfigDict) -> Any:
   image = jnp.zeros((1, config.reference_image_size, config.reference_image_size, 3))
-  # Compiled, so that the forward pass, whose result is not used, is not done.
-  variables = jax.jit(networks.reference.init)(_key(config, _REFERENCE_KEY), image)
+  key = _key(config, _REFERENCE_KEY)
+  if config.reference_weights == "random":
+    variables = _initialize(networks.reference, key, image)
+  else:  # the file has all of them
+    variables = jax.eval_shape(networks.reference.init, key, image)
   return _load_weights(
     variables, source=config.reference_weights, model_name=config.reference, key="reference_weights"
   )
@@ -216,7 +227,7 @@ def _reference_variables(networks: Networks, config: ConfigDict) -> Any:
 
 def _segmenter_variables(networks: Networks, config: ConfigDict) -> Any:
   image = jnp.zeros((1, config.image_size, config.image_size, 3))
-  variables = jax.jit(networks.segmenter.init)(_key(config, _SEGMENTER_KEY), image)
+  variables = _initialize(networks.segmenter, _key(config, _SEGMENTER_KEY), image)
   return _load_weights(
     variables, source=config.segmenter_weights, model_name=config.segmenter, key="segmenter_weights"
   )

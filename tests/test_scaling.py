@@ -29,6 +29,8 @@ def cost():
       "bytes_accessed": bytes_accessed,
       "collectives": {"all-reduce": {"count": 10, "bytes": 1e8}},
       "batch_bytes": images * 1e6,
+      "temporary_bytes": images * 2e9,
+      "argument_bytes": 1e9,
     }
 
   return projection.Cost.from_lines([line(3, 7e12, 4e9), line(1, 3e12, 2e9)])
@@ -38,6 +40,7 @@ def test_costs_are_a_line_through_two_batches():
   assert cost().flops == pytest.approx((1e12, 2e12))
   assert cost().bytes_accessed == pytest.approx((1e9, 1e9))
   assert cost().batch_bytes == pytest.approx(1e6)
+  assert cost().memory == pytest.approx((1e9, 2e9))
 
 
 def test_a_steps_time_by_hand():
@@ -51,6 +54,6 @@ def test_a_steps_time_by_hand():
 
 def test_efficiency_is_one_for_the_first_row_and_falls():
   table = projection.rows(cost(), {8: 48, 256: 48}, cores_each=0.01)
-  first, last = (float(row.split("|")[11]) for row in table[2:])
+  first, last = (float(row.split("|")[12]) for row in table[2:])
   assert first == 1
   assert last < 0.5

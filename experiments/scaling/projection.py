@@ -35,6 +35,7 @@ class Cost:
   reduced_bytes: float  # of all-reduces, whatever the batch
   num_reductions: int
   batch_bytes: float  # of an image and its map, as they cross from host to chip
+  memory: tuple[float, float]  # bytes that a step holds, arguments and temporaries
 
   @classmethod
   def from_lines(cls, lines: list[dict[str, Any]]) -> "Cost":
@@ -46,6 +47,8 @@ class Cost:
       each = (high[name] - low[name]) / (images[1] - images[0])
       return low[name] - each * images[0], each
 
+    for entry in (low, high):
+      entry["memory"] = entry["temporary_bytes"] + entry["argument_bytes"]
     reduced = high["collectives"]["all-reduce"]
     return cls(
       line_through("flops"),
@@ -53,6 +56,7 @@ class Cost:
       reduced["bytes"],
       reduced["count"],
       high["batch_bytes"] / images[1],
+      line_through("memory"),
     )
 
 
@@ -87,9 +91,9 @@ def project(cost: Cost, *, chips: int, images: float) -> Step:
 def rows(cost: Cost, batches: dict[int, int], *, cores_each: float) -> list[str]:
   """Returns a Markdown table: chips → global batch; `cores_each` is the host's seconds an image."""
   table = [
-    "| chips | hosts | batch | a chip | arithmetic ms | memory ms | all-reduce ms | latency ms | step ms "
-    "| images/s | efficiency | MB/s a host | cores a host |",
-    "|" + "---:|" * 13,
+    "| chips | hosts | batch | a chip | GB a chip | arithmetic ms | memory ms | all-reduce ms | latency ms "
+    "| step ms | images/s | efficiency | MB/s a host | cores a host |",
+    "|" + "---:|" * 14,
   ]
   single = None
   for chips, batch in batches.items():
@@ -99,7 +103,8 @@ def rows(cost: Cost, batches: dict[int, int], *, cores_each: float) -> list[str]
     rate = batch / step.total
     single = single or rate / chips
     table.append(
-      f"| {chips} | {hosts} | {batch} | {images:g} | {1e3 * step.arithmetic:.1f} | {1e3 * step.memory:.1f} "
+      f"| {chips} | {hosts} | {batch} | {images:g} | {(cost.memory[0] + cost.memory[1] * images) / 1e9:.1f} "
+      f"| {1e3 * step.arithmetic:.1f} | {1e3 * step.memory:.1f} "
       f"| {1e3 * step.reduction:.1f} | {1e3 * step.latency:.1f} | {1e3 * step.total:.1f} | {rate:.0f} "
       f"| {rate / chips / single:.2f} | {rate / hosts * cost.batch_bytes / 1e6:.0f} "
       f"| {rate / hosts * cores_each:.1f} of {_CORES_A_CHIP * chips // hosts} |"

@@ -99,8 +99,8 @@ def _by_shifted_gradients(
   is its row p + last - t.
   """
   last = taps[-1]
-  mirrored = tuple((n - before, n - after) for n, (before, after) in zip(last, padding, strict=True))
-  padded = _pad(gradient, mirrored)
+  rows, columns = ((n - before, n - after) for n, (before, after) in zip(last, padding, strict=True))
+  padded = _pad(gradient, (rows, columns))
   met = [_rows(window(padded, (last[0] - t[0], last[1] - t[1]), x.shape[1:3], 1)) for t in taps]
   products = _rows(x).T @ jnp.concatenate(met, axis=1)
   return jnp.moveaxis(products.reshape(x.shape[-1], *kernel.shape[:2], -1), 0, 2)
