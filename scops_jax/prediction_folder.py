@@ -216,9 +216,10 @@ def _open_text(path: pathlib.Path) -> TextIO:
 
 def _overlay(pixels: NDArray[np.uint8], labels: Image.Image) -> Image.Image:
   image = Image.fromarray(pixels)
-  blended = Image.blend(image, labels.convert("RGB"), _OPACITY)
-  foreground = Image.fromarray((np.asarray(labels) > 0).astype(np.uint8) * 255)
-  return Image.composite(blended, image, foreground)
+  opacities = np.full(256, round(255 * _OPACITY), np.uint8)
+  opacities[0] = 0  # the background stays
+  image.paste(labels.convert("RGB"), mask=Image.fromarray(opacities[np.asarray(labels)]))
+  return image
 
 
 def _rounded(value: float) -> float | None:

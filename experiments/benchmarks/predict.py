@@ -8,6 +8,7 @@ alone, before and after, labels a batch that is in memory over and over.
 
 import argparse
 import contextlib
+import itertools
 import os
 import pathlib
 import statistics
@@ -42,23 +43,29 @@ def main() -> None:
   with tempfile.TemporaryDirectory(dir=options.images.parent) as temporary:
     root = pathlib.Path(temporary)
     images = _links(found, root / "images", options.num)
+    fixed = _seconds(segmenter, dict(itertools.islice(images.items(), _BATCH)), root / "few")
     alone = [network.seconds(options.num // 4)]
     with _sampled_memory() as memory:
-      began = time.perf_counter()
-      predict_images(segmenter, images, root / "out", batch_size=_BATCH)
-      whole = (time.perf_counter() - began) / options.num
+      whole = (_seconds(segmenter, images, root / "out") - fixed) / (options.num - _BATCH)
     alone.append(network.seconds(options.num // 4))
   print("| | ms an image | images/s |\n|---|---:|---:|")
   for name, seconds in (("network alone", statistics.mean(alone)), ("predict", whole)):
     print(f"| {name} | {1e3 * seconds:.2f} | {1 / seconds:.0f} |")
   share = 1 - statistics.mean(alone) / whole
+  print(f"\n{options.num} images; input and output are {100 * share:.0f} % of the time.")
   print(
-    f"\n{options.num} images; all but the network, compiling included, is {100 * share:.0f} % of the time;"
+    f"Starting, {fixed:.1f} s to compile and for a first batch, is not counted. The network before and after:"
   )
-  print(f"the network before and after: {', '.join(f'{1e3 * s:.2f}' for s in alone)} ms an image.")
+  print(f"{', '.join(f'{1e3 * s:.2f}' for s in alone)} ms an image.")
   tenths = np.array_split(memory, 10)
   print(f"Memory over the run, tenth by tenth: {', '.join(f'{max(t):.0f}' for t in tenths)} MB.\n")
   print("\n".join(machine.describe(os.environ)))
+
+
+def _seconds(segmenter: Segmenter, images: dict[str, pathlib.Path], out: pathlib.Path) -> float:
+  began = time.perf_counter()
+  predict_images(segmenter, images, out, batch_size=_BATCH)
+  return time.perf_counter() - began
 
 
 @contextlib.contextmanager
