@@ -28,7 +28,7 @@ def default_config() -> ConfigDict:
   # "jit" always does, or over each device's own.
   config.sync_batch_norm = True
 
-  # What the segmenter computes in, "float32" or "bfloat16" (for GPUs and TPUs: a CPU is half as fast with it);
+  # What the segmenter computes in, "float32" or "bfloat16" (for GPUs and TPUs: a CPU is half as fast);
   # its parameters and the losses stay in float32.
   config.compute_dtype = "float32"
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
