@@ -40,6 +40,7 @@ _KEYS = (
   "reference_layers",
   "reference_image_size",
   "reference_mirror",
+  "reference_dtype",
   "reference_l2_normalize",
 )
 
