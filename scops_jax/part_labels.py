@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 _CHUNK = 1 << 17  # border pixels interpolated at once; bounds the memory of large images
 
@@ -48,11 +49,12 @@ def label_pixels(
   channels = probs.shape[2]
   if cells is None:
     cells = probs.argmax(axis=-1).astype(np.uint8)
-  peaks = np.take_along_axis(probs, cells[..., None].astype(np.intp), axis=-1)[..., 0].astype(np.float64)
+  flat_probs = probs.reshape(-1, channels)
+  first = np.arange(0, probs.size, channels).reshape(cells.shape)  # entry of each cell in the raveled maps
+  peaks = probs.reshape(-1).take(first + cells).astype(np.float64)
   if probs.shape[:2] == (height, width):
-    areas = np.bincount(cells.ravel(), minlength=channels)
     sums = np.bincount(cells.ravel(), weights=peaks.ravel(), minlength=channels)
-    return _part_labels(cells, areas, sums)
+    return _part_labels(cells, sums)
 
   # A square has four neighbouring cells as corners; every pixel lies in one, at fractions of its sides.
   rows, down = _positions(probs.shape[0], height)
@@ -60,12 +62,9 @@ def label_pixels(
   corner = cells[:-1, :-1]
   uniform = (corner == cells[1:, :-1]) & (corner == cells[:-1, 1:]) & (corner == cells[1:, 1:])
   labels = corner.take(rows, axis=0).take(columns, axis=1)
-  areas, sums = _uniform_sums(
-    corner, uniform, peaks, axes=((rows, down), (columns, right)), channels=channels
-  )
+  sums = _uniform_sums(corner, uniform, peaks, axes=((rows, down), (columns, right)), channels=channels)
 
   mixed = np.flatnonzero(~uniform.take(rows, axis=0).take(columns, axis=1))
-  flat_probs = probs.reshape(-1, channels)
   for start in range(0, len(mixed), _CHUNK):
     pixels = mixed[start : start + _CHUNK]
     y, x = np.divmod(pixels, width)
@@ -74,12 +73,13 @@ def label_pixels(
     )
     found = values.argmax(axis=-1)
     labels.ravel()[pixels] = found
-    areas += np.bincount(found, minlength=channels)
     sums += np.bincount(found, weights=values[np.arange(len(found)), found], minlength=channels)
-  return _part_labels(labels, areas, sums)
+  return _part_labels(labels, sums)
 
 
-def _part_labels(labels: NDArray, areas: NDArray, sums: NDArray) -> PartLabels:
+def _part_labels(labels: NDArray[np.uint8], sums: NDArray) -> PartLabels:
+  """Adds the areas, which Pillow counts without a wider copy of the labels."""
+  areas = np.asarray(Image.fromarray(labels).histogram()[: len(sums)], np.int64)
   return PartLabels(labels, areas, np.where(areas > 0, sums / np.maximum(areas, 1), np.nan))
 
 
@@ -112,24 +112,19 @@ def _uniform_sums(
   *,
   axes: tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]],
   channels: int,
-) -> tuple[NDArray, NDArray]:
-  """Counts the pixels of uniform squares and sums their interpolated peaks, by label, without visiting them.
+) -> NDArray:
+  """Sums the interpolated peaks of uniform squares' pixels by label, without visiting them.
 
-  Both are products over the axes: a square's pixels weigh its corners by the sums of 1 - fraction and of
+  The sum is a product over the axes: a square's pixels weigh its corners by the sums of 1 - fraction and of
   fraction along each axis.
   """
   weights = []
   for (cells, fractions), squares in zip(axes, corner.shape, strict=True):
-    counts = np.bincount(cells, minlength=squares)
     towards_next = np.bincount(cells, weights=fractions, minlength=squares)
-    weights.append((counts, (counts - towards_next, towards_next)))
-  (row_counts, rows), (column_counts, columns) = weights
+    weights.append((np.bincount(cells, minlength=squares) - towards_next, towards_next))
+  rows, columns = weights
   down = rows[0][:, None] * peaks[:-1] + rows[1][:, None] * peaks[1:]
   square_sums = columns[0] * down[:, :-1] + columns[1] * down[:, 1:]
   # The other squares' go to a label of their own, which is cut off: faster than to select.
   label = np.where(uniform, corner, channels).ravel()
-  areas, sums = (
-    np.bincount(label, weights=values.ravel(), minlength=channels + 1)[:channels]
-    for values in (np.outer(row_counts, column_counts), square_sums)
-  )
-  return np.rint(areas).astype(np.int64), sums.astype(np.float64)
+  return np.bincount(label, weights=square_sums.ravel(), minlength=channels + 1)[:channels]

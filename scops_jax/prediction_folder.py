@@ -27,7 +27,7 @@ from scops_jax.workdir import write_text
 
 COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
 
-_OPACITY = 0.55  # of part colours in overlays
+_OPACITIES = [0] + [round(255 * 0.55)] * 255  # of part colours in overlays; the background stays
 _JPEG_QUALITY = 90
 _PNG_LEVEL = 1  # of compression: four times as fast as the default, and label maps are small anyway
 _PALETTE = np.concatenate([np.zeros((1, 3), np.uint8), part_colors(255)]).tobytes()
@@ -216,9 +216,8 @@ def _open_text(path: pathlib.Path) -> TextIO:
 
 def _overlay(pixels: NDArray[np.uint8], labels: Image.Image) -> Image.Image:
   image = Image.fromarray(pixels)
-  opacities = np.full(256, round(255 * _OPACITY), np.uint8)
-  opacities[0] = 0  # the background stays
-  image.paste(labels.convert("RGB"), mask=Image.fromarray(opacities[np.asarray(labels)]))
+  indices = Image.frombuffer("L", labels.size, labels.tobytes())
+  image.paste(labels.convert("RGB"), mask=indices.point(_OPACITIES))
   return image
 
 
