@@ -15,7 +15,11 @@ from scops_jax.errors import UserError
 
 
 def default_config() -> ConfigDict:
-  """Returns all keys with their defaults, locked: adding a key or changing a type raises."""
+  """Returns all keys with their defaults, locked: adding a key or changing a type raises.
+
+  num_parts, num_steps, eval_every, image_size and reference_image_size may be 0: they are then chosen by the
+  collection's size (collection_sizes.py), and the run's config.json has what was chosen.
+  """
   config = ConfigDict()
 
   config.seed = 0  # every random draw of the run derives from it
@@ -95,6 +99,10 @@ def default_config() -> ConfigDict:
   # times, each time with momentum and weight decay. Of sgd only.
   config.optimizer.repeat_updates = False
 
+  # Beyond the paper: modules of the segmenter that keep their published weights, by the beginnings of their
+  # names: ("stem", "block0_"). The first ones see the most pixels: without their gradients a step is shorter.
+  config.optimizer.frozen_modules = ()
+
   config.basis = ConfigDict()
   # "normal": |N(0, 1)| (release). Beyond the paper: "nmf", the DFF factorisation of the reference's features,
   # or "clusters", the same refined so that each position belongs to one part.
@@ -156,6 +164,29 @@ def default_config() -> ConfigDict:
   return config
 
 
+def config_from_json(saved: dict[str, Any]) -> ConfigDict:
+  """Returns the complete, locked config that `saved`, its `to_dict()` in JSON, describes.
+
+  Raises:
+    AttributeError, KeyError, TypeError: it has a key that this version does not know, or another type of one.
+  """
+  config = default_config()
+  config.update(_with_tuples(saved))
+  return config
+
+
+def _with_tuples(saved: dict[str, Any]) -> dict[str, Any]:
+  """Returns a tuple for every list, as JSON has no tuples and a config no lists."""
+  return {
+    key: _with_tuples(value)
+    if isinstance(value, dict)
+    else tuple(value)
+    if isinstance(value, list)
+    else value
+    for key, value in saved.items()
+  }
+
+
 _CHOICES = {
   "parallelism": ("jit", "pmap"),
   "compute_dtype": ("float32", "bfloat16"),
@@ -170,14 +201,11 @@ _CHOICES = {
   "data.on_bad_example": ("error", "skip"),
   "pascal.category": ("aeroplane", "bus", "car", "cow", "horse", "motorbike", "sheep"),
 }
+# Keys that are chosen by the collection where they are 0: collection_sizes.py.
+FROM_COLLECTION = ("num_parts", "num_steps", "eval_every", "image_size", "reference_image_size")
 _AT_LEAST_ONE = (
-  "num_parts",
-  "num_steps",
   "batch_size",
-  "image_size",
-  "reference_image_size",
   "log_every",
-  "eval_every",
   "checkpoint_every",
   "eval_batch_size",
   "nmf.num_images",
@@ -210,6 +238,7 @@ def check_values(config: ConfigDict) -> None:
     if _value(config, key) not in choices:
       raise UserError(f"{key}={_value(config, key)!r} is not one of {', '.join(choices)}")
   for keys, is_valid, rule in (
+    (FROM_COLLECTION, lambda value: value >= 0, "must be at least 1, or 0 to be chosen by the collection"),
     (_AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
     (_NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
     (_POSITIVE, lambda value: value > 0, "must be positive"),

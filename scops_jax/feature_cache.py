@@ -126,7 +126,7 @@ def _check_space(collection: Collection, path: Path, shapes: Shapes) -> None:
 def _write(path: Path, collection: Collection, features: Features, config: ConfigDict) -> None:
   batches = evaluation_batches(
     collection.train,
-    batch_size=config.eval_batch_size,
+    batch_size=config.batch_size,
     image_size=config.image_size,
     num_threads=config.data.num_threads,
     fields=("image",),

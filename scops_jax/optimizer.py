@@ -5,6 +5,7 @@ backbone, its head, and the part basis. Gradients are clipped to a norm over the
 separately, over the basis.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -116,6 +117,40 @@ def parameter_groups(params: chex.ArrayTree, visits: chex.ArrayTree | None = Non
   if visits is not None:
     segmenter = jax.tree.map(lambda name, count: name if count else "frozen", segmenter, visits)
   return {"segmenter": segmenter, "basis": jax.tree.map(lambda _: "basis", params["basis"])}
+
+
+def freeze_modules(visits: chex.ArrayTree, modules: Sequence[str]) -> chex.ArrayTree:
+  """Freezes modules of the segmenter: 0 in place of their parameters' visits.
+
+  Args:
+    visits: tree of int like params["segmenter"], as its `parameter_visits` returns.
+    modules: beginnings of names of top-level modules: "block1" is "block1_expand", "block10_expand" too, and
+      "block1_" the first alone.
+
+  Raises:
+    ValueError: a beginning fits no module.
+  """
+  for beginning in modules:
+    if not any(name.startswith(beginning) for name in visits):
+      raise ValueError(
+        f"optimizer.frozen_modules: no module of the segmenter begins with {beginning!r}; "
+        f"it has {', '.join(sorted(visits))}"
+      )
+  frozen = tuple(modules)
+  return {
+    name: jax.tree.map(lambda _: 0, counts) if name.startswith(frozen) else counts
+    for name, counts in visits.items()
+  }
+
+
+def stop_frozen(params: chex.ArrayTree, visits: chex.ArrayTree) -> chex.ArrayTree:
+  """Stops the gradient to parameters without visits, so that what leads to them alone is not computed.
+
+  Args:
+    params: the segmenter's.
+    visits: tree of int like `params`.
+  """
+  return jax.tree.map(lambda p, count: p if count else jax.lax.stop_gradient(p), params, visits)
 
 
 class RepeatedSgdState(NamedTuple):

@@ -13,16 +13,19 @@ from ml_collections import ConfigDict
 
 from scops_jax import hosts, models, optimizer, saliency, weights
 from scops_jax.checkpoints import Checkpoints
-from scops_jax.config import check_values, default_config
+from scops_jax.collection_sizes import choose_sizes
+from scops_jax.config import check_values, config_from_json
 from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
 from scops_jax.feature_cache import CachedFeatures, cache_features
 from scops_jax.parallel import CompiledSteps, compile_steps
-from scops_jax.train_step import Networks, TrainState, create_networks, reference_features
+from scops_jax.train_step import Networks, TrainState, create_networks, reference_features, segmenter_visits
 from scops_jax.workdir import open_workdir
 
 # Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
 _SEGMENTER_KEY, _REFERENCE_KEY, _BASIS_KEY = range(3)
+# In a run's directory: its DFF baseline.
+DFF_FILE = "dff.npz"
 # Of programs that run once: compiling them well takes longer than running them.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -37,7 +40,8 @@ class Run(NamedTuple):
   transformation: optax.GradientTransformation
   steps: CompiledSteps
   reference_variables: Any
-  features: CachedFeatures | None  # of the training images, if config.data.cache_reference_features
+  # Of the training images, if config.data.cache_reference_features and there is a use for them.
+  features: CachedFeatures | None
 
 
 class Segmenter(NamedTuple):
@@ -58,14 +62,21 @@ def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> 
     UserError: the config, the data or the directory can't serve; no directory has been made then.
   """
   check_values(config)
+  config, opened = hosts.first_then_others(
+    lambda: choose_sizes(config, workdir, lambda: open_collection(config))
+  )
   networks = _networks(config)
   reference_variables = _reference_variables(networks, config)
   transformation = _make_optimizer(networks, config, *_abstract_variables(networks, config))
   steps = compile_steps(networks, transformation, config)
 
   def open_all() -> tuple[Collection, CachedFeatures | None, pathlib.Path]:
-    collection = open_collection(config)
-    features = _write_computed(collection, networks, reference_variables, config)
+    collection = opened or open_collection(config)
+    _write_maps(collection, networks, reference_variables, config)
+    features = None
+    # An evaluation reads them for the DFF baseline alone, which is kept with the run.
+    if create or not (pathlib.Path(workdir) / DFF_FILE).exists():
+      features = _open_features(collection, networks, reference_variables, config)
     # Last, so that no mistake leaves a directory behind.
     return collection, features, open_workdir(workdir, config, create=create)
 
@@ -84,9 +95,12 @@ def prepare(config: ConfigDict) -> None:
   preparation = prepare_collection(config)
   print(preparation)
   if config.data.saliency == "auto" or config.data.cache_reference_features:
-    networks = _networks(config)
     collection = open_collection(config, preparation)
-    _write_computed(collection, networks, _reference_variables(networks, config), config)
+    config, _ = choose_sizes(config, None, lambda: collection)
+    networks = _networks(config)
+    reference_variables = _reference_variables(networks, config)
+    _write_maps(collection, networks, reference_variables, config)
+    _open_features(collection, networks, reference_variables, config)
 
 
 def initial_state(run: Run, *, part_basis: np.ndarray) -> TrainState:
@@ -119,14 +133,11 @@ def load_config(workdir: str | pathlib.Path) -> ConfigDict:
     saved = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(f"--workdir={workdir} holds no run that can be read ({path}: {error})") from error
-  config = default_config()
-  saved["reference_layers"] = tuple(saved["reference_layers"])  # JSON has lists only
   try:
-    config.update(saved)
+    return config_from_json(saved)
   except (AttributeError, KeyError, TypeError) as error:
     detail = " ".join(str(error).split())
     raise UserError(f"{path} is the config of another version of scops_jax: {detail}") from error
-  return config
 
 
 def load_segmenter(workdir: str | pathlib.Path) -> Segmenter:
@@ -158,11 +169,10 @@ def newest_step(checkpoints: Checkpoints, workdir: str | pathlib.Path) -> int:
   return step
 
 
-def _write_computed(
+def _open_features(
   collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
 ) -> CachedFeatures | None:
-  """Computes the saliency maps and reference features that are missing, if the config asks for them."""
-  _write_maps(collection, networks, reference_variables, config)
+  """Opens the reference's features if the config asks for them, computed first where they are missing."""
   if not config.data.cache_reference_features:
     return None
   maps = jax.jit(functools.partial(reference_features, networks=networks, config=config))
@@ -174,6 +184,7 @@ def _write_computed(
 def _write_maps(
   collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
 ) -> None:
+  """Computes the saliency maps that are missing, if the config asks for them."""
   if collection.maps is None:
     return
   grid = jax.jit(functools.partial(saliency.reference_grid, networks=networks, config=config))
@@ -252,7 +263,10 @@ def _make_optimizer(
 ) -> optax.GradientTransformation:
   """Returns the optimizer of the segmenter's variables and the basis's parameters; shapes do."""
   params = {"segmenter": variables["params"], "basis": basis}
-  visits = networks.segmenter.parameter_visits(variables["params"])
+  try:
+    visits = segmenter_visits(networks, variables["params"], config)
+  except ValueError as error:
+    raise UserError(str(error)) from error
   return optimizer.make_optimizer(config, params, visits)
 
 

@@ -41,6 +41,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     UserError: the config, the data or the directory can't serve; nothing has been written then.
   """
   run = runs.set_up(config, workdir, create=True)
+  config = run.config
   checkpoints = Checkpoints(run.workdir)
   batches = train_batches(
     run.collection.train,
@@ -120,7 +121,7 @@ def _batches(run: Run, split: str, **options: Any) -> Iterator[dict[str, Any]]:
 
 def _dff(run: Run) -> Dff:
   """Returns the run's DFF baseline, fitted once a run and kept in its directory."""
-  path = run.workdir / "dff.npz"
+  path = run.workdir / runs.DFF_FILE
   if hosts.first_says(path.exists()):
     return Dff.load(path)
 

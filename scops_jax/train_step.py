@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from scops_jax import appearance, dense_crf, geometry, losses, models, warp
 from scops_jax.models.base import segment_pair
 from scops_jax.models.part_basis import PartBasis
+from scops_jax.optimizer import freeze_modules, stop_frozen
 
 Batch = Mapping[str, Any]
 
@@ -49,6 +50,15 @@ def create_networks(config: ConfigDict) -> Networks:
   features, _ = jax.eval_shape(reference.init_with_output, jax.random.key(0), image)
   basis = PartBasis(num_parts=config.num_parts, num_channels=sum(f.shape[-1] for f in features))
   return Networks(models.create_segmenter(config.segmenter, config.num_parts), reference, basis)
+
+
+def segmenter_visits(networks: Networks, params: chex.ArrayTree, config: ConfigDict) -> chex.ArrayTree:
+  """Returns how often a step updates each of the segmenter's parameters, or shapes; 0 = frozen.
+
+  Raises:
+    ValueError: config.optimizer.frozen_modules names none of its modules.
+  """
+  return freeze_modules(networks.segmenter.parameter_visits(params), config.optimizer.frozen_modules)
 
 
 def reference_features(
@@ -176,7 +186,7 @@ def train_step(
 
   Returns:
     The state after the update, and scalars: each unweighted term, "loss" (their weighted sum) and
-    "gradient_norm" (of the segmenter, before clipping), means over the global batch.
+    "gradient_norm" (of the segmenter's trained parameters, before clipping), means over the global batch.
   """
   keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step), config.batch_size)
   if axis_name is not None:
@@ -190,8 +200,11 @@ def train_step(
     "axis_name": axis_name if config.sync_batch_norm else None,
   }
 
+  visits = segmenter_visits(networks, state.params["segmenter"], config)
+
   def objective(params: chex.ArrayTree) -> tuple[chex.Array, Any]:
-    terms, batch_stats = compute_losses(params, state.batch_stats, batch, **options)
+    trained = {**params, "segmenter": stop_frozen(params["segmenter"], visits)}
+    terms, batch_stats = compute_losses(trained, state.batch_stats, batch, **options)
     total = sum(config.loss[name] * value for name, value in terms.items())
     return total, (terms, batch_stats)
 

@@ -53,7 +53,8 @@ def test_configs_are_valid_and_have_the_same_keys(path):
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
-    ("num_parts", 0, "num_parts=0 must be at least 1"),
+    ("num_parts", -1, "num_parts=-1 must be at least 1, or 0 to be chosen"),
+    ("checkpoint_every", 0, "checkpoint_every=0 must be at least 1"),
     ("num_parts", 300, "at most 255"),
     ("batch_size", -1, "batch_size=-1"),
     ("parallelism", "threads", "parallelism='threads' is not one of jit, pmap"),

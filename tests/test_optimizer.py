@@ -117,6 +117,15 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(name):
   np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -1.0, rtol=1e-5)
 
 
+def test_modules_are_frozen_by_the_beginnings_of_their_names():
+  visits = {"stem": {"kernel": 1}, "block1_a": {"kernel": 3, "scale": 0}, "block10_a": {"kernel": 2}}
+  frozen = {"stem": {"kernel": 0}, "block1_a": {"kernel": 0, "scale": 0}, "block10_a": {"kernel": 2}}
+  assert optimizer.freeze_modules(visits, ("stem", "block1_")) == frozen
+  assert optimizer.freeze_modules(visits, ()) == visits
+  with pytest.raises(ValueError, match=r"begins with 'block2'; it has block10_a, block1_a, stem"):
+    optimizer.freeze_modules(visits, ("stem", "block2"))
+
+
 def test_repeated_updates_by_hand():
   """Two visits with g = 1, p = 1: m = 1.5, p = 0.85; then g = 1.5 + 0.5 · 0.85, m = 0.75 + g."""
   transformation = optimizer.repeated_sgd(0.1, momentum=0.5, weight_decay=0.5, visits=2)

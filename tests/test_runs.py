@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from scops_jax import optimizer, runs, train_step
 from scops_jax.checkpoints import Checkpoints
@@ -10,6 +11,7 @@ from scops_jax.config import default_config
 from scops_jax.errors import UserError
 from scops_jax.train_step import TrainState
 from scops_jax.workdir import open_workdir
+from tests import tiny
 
 
 def small_config():
@@ -80,3 +82,52 @@ def test_the_segmenter_is_that_of_the_newest_checkpoint(tmp_path):
   )
   jax.tree.map(np.testing.assert_array_equal, segmenter.batch_stats, variables["batch_stats"])
   np.testing.assert_array_equal(segmenter.part_basis, np.maximum(2 * basis, 0))
+
+
+def small_run_config(tmp_path, monkeypatch, **overrides):
+  """Returns the config of a run of tiny networks on a few images of its own."""
+  monkeypatch.setattr(runs, "create_networks", lambda config: tiny.networks())
+  images = tmp_path / "own" / "images"
+  images.mkdir(parents=True)
+  for index in range(3):
+    Image.fromarray(np.full((16, 16, 3), 80 * index, np.uint8)).save(images / f"{index}.png")
+  (tmp_path / "own" / "test.txt").write_text("2.png\n")
+  return tiny.config(
+    **{
+      "segmenter_weights": "random",
+      "reference_weights": "random",
+      "data.name": "image_folder",
+      "data.dir": str(tmp_path / "own"),
+      "data.cache_dir": str(tmp_path / "cache"),
+      "data.saliency": "ones",
+      **overrides,
+    }
+  )
+
+
+def test_frozen_modules_reach_the_optimizer(tmp_path, monkeypatch):
+  config = small_run_config(tmp_path, monkeypatch, **{"optimizer.frozen_modules": ("trunk",)})
+  run = runs.set_up(config, tmp_path / "run", create=True)
+  state = runs.initial_state(run, part_basis=None)
+  gradients = jax.tree.map(np.ones_like, state.params)
+  updates, _ = run.transformation.update(gradients, state.opt_state, state.params)
+  assert all(not leaf.any() for leaf in jax.tree.leaves(updates["segmenter"]["trunk"]))
+  assert all(leaf.all() for leaf in jax.tree.leaves(updates["segmenter"]["head_logits"]))
+
+
+def test_a_frozen_module_that_there_is_not_is_an_error(tmp_path, monkeypatch):
+  config = small_run_config(tmp_path, monkeypatch, **{"optimizer.frozen_modules": ("trunks",)})
+  with pytest.raises(UserError, match=r"begins with 'trunks'; it has head_logits, trunk"):
+    runs.set_up(config, tmp_path / "run", create=True)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("has_dff", "computed"), [(True, False), (False, True)])
+def test_an_evaluation_computes_kept_features_only_for_dff(has_dff, computed, tmp_path, monkeypatch):
+  config = small_run_config(tmp_path, monkeypatch, **{"data.cache_reference_features": True})
+  workdir = open_workdir(tmp_path / "run", config)
+  if has_dff:
+    (workdir / runs.DFF_FILE).touch()
+  run = runs.set_up(config, workdir, create=False)
+  assert (run.features is not None) == computed
+  assert bool(list((tmp_path / "cache").rglob("reference_features"))) == computed

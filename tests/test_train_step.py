@@ -16,7 +16,7 @@ from scops_jax.errors import UserError
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer
 from scops_jax.parallel import compile_steps
-from scops_jax.train_step import predict_step, reference_features, train_step
+from scops_jax.train_step import predict_step, reference_features, segmenter_visits, train_step
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def run_steps(config, count=3, segmenter=None):
   nets = tiny.networks(segmenter)
   params, batch_stats, reference = tiny.variables(nets)
-  optimizer = make_optimizer(config, params)
+  optimizer = make_optimizer(config, params, segmenter_visits(nets, params["segmenter"], config))
   steps = compile_steps(nets, optimizer, config)
   state, reference = steps.place(tiny.state(params, batch_stats, optimizer)), steps.place(reference)
   history = []
@@ -133,6 +133,25 @@ def test_a_step_learns_on_a_repeated_batch():
     state, metrics = steps.train(state, batch, reference)
     losses.append(float(metrics["semantic_consistency"]))
   assert np.mean(losses[-5:]) < 0.8 * losses[0]
+
+
+def test_frozen_modules_stay_and_the_others_get_the_gradients_they_had():
+  rates = {"optimizer.weight_decay": 0.1, "optimizer.clip_norm": 1e9, "optimizer.momentum": 0.0}
+  before = tiny.variables(tiny.networks())[0]["segmenter"]
+  trained, history = run_steps(tiny.config(**rates), count=1)
+  partly, frozen_history = run_steps(
+    tiny.config(**rates, **{"optimizer.frozen_modules": ("trunk",)}), count=1
+  )
+  for name in before:
+    expected = before if name == "trunk" else trained.params["segmenter"]
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+      partly.params["segmenter"][name],
+      expected[name],
+    )
+  assert not np.allclose(trained.params["segmenter"]["trunk"]["kernel"], before["trunk"]["kernel"], rtol=1e-6)
+  assert frozen_history[0]["loss"] == pytest.approx(history[0]["loss"], rel=1e-6)
+  assert frozen_history[0]["gradient_norm"] < history[0]["gradient_norm"]
 
 
 def test_prediction_shapes_and_ranges():

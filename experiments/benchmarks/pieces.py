@@ -14,7 +14,7 @@ import optax
 from experiments.benchmarks import workload
 from scops_jax import appearance, geometry, losses, models, parallel, train_step, warp, weights
 from scops_jax.models.base import segment_pair
-from scops_jax.optimizer import make_optimizer
+from scops_jax.optimizer import make_optimizer, stop_frozen
 
 Piece = Callable[[], Any]
 
@@ -33,7 +33,7 @@ class Step:
     segmenter = self._read_variables(folder, "segmenter")
     reference = self._read_variables(folder, "reference")
     params = {"segmenter": segmenter["params"], "basis": {"raw": jnp.asarray(self.arrays.basis)}}
-    visits = self.networks.segmenter.parameter_visits(params["segmenter"])
+    visits = train_step.segmenter_visits(self.networks, params["segmenter"], config)
     self.optimizer = make_optimizer(config, params, visits)
     config.eval_batch_size = config.batch_size  # of no run here, but it is checked
     self.compiled = parallel.compile_steps(self.networks, self.optimizer, config)
@@ -76,6 +76,7 @@ def _compiled(function: Callable, *arguments: Any) -> Piece:
 def _network_pieces(step: Step) -> dict[str, Piece]:
   config, networks, state = step.config, step.networks, step.state
   params, batch_stats = state.params["segmenter"], state.batch_stats
+  visits = train_step.segmenter_visits(networks, params, config)
   images = step.arrays.images.astype(np.float32)
   normalized = models.normalize(config.segmenter, jnp.asarray(images))
   cotangents = [jnp.asarray(workload.random_logits(config, seed)) for seed in (0, 1)]
@@ -86,6 +87,7 @@ def _network_pieces(step: Step) -> dict[str, Piece]:
 
   def forward_and_backward(params: Any, batch_stats: Any, images: jax.Array, cotangents: Any) -> Any:
     def product(params: Any) -> tuple[jax.Array, Any]:
+      params = stop_frozen(params, visits)
       *both, updated = forward(params, batch_stats, images)
       return sum(jnp.vdot(a, b) for a, b in zip(both, cotangents, strict=True)), updated
 

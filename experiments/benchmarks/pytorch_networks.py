@@ -1,5 +1,6 @@
 """The benchmarks' networks, written plainly in PyTorch; names as in the published weight files."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -69,6 +70,22 @@ def load(network: nn.Module, state_dict: StateDict) -> nn.Module:
   filled = {name: torch.tensor(value).reshape(own[name].shape) for name, value in state_dict.items()}
   network.load_state_dict(filled)
   return network
+
+
+def freeze(segmenter: nn.Module, modules: Sequence[str]) -> None:
+  """Freezes modules named as this package names them (config.optimizer.frozen_modules).
+
+  Raises:
+    UserError: a name is neither "stem" nor "block3_" of EfficientNet-Lite0.
+  """
+  for name in modules:
+    block = re.fullmatch(r"block(\d+)_", name)
+    beginnings = (f"_blocks.{block[1]}.",) if block else ("_conv_stem.", "_bn0.")
+    if not block and name != "stem":
+      raise UserError(f"optimizer.frozen_modules={name!r} is not written here: stem, block0_, … are")
+    for key, parameter in segmenter.named_parameters():
+      if key.startswith(beginnings):
+        parameter.requires_grad_(False)
 
 
 class Bottleneck(nn.Module):

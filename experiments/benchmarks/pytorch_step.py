@@ -18,6 +18,7 @@ from experiments.benchmarks import workload
 from experiments.benchmarks.pytorch_networks import (
   create_reference,
   create_segmenter,
+  freeze,
   load,
   normalize,
   resize,
@@ -187,6 +188,7 @@ class Step:
       load(network, workload.read_state_dict(folder, name)).to(self.device, memory_format=self.layout)
       for name, network in networks.items()
     )
+    freeze(self.segmenter, self.config.optimizer.frozen_modules)
     self.basis = torch.tensor(self.arrays.basis, device=self.device, requires_grad=True)
     size = self.config.image_size
     self.grid = ThinPlateGrid(size, size, self.device)

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from scops_jax.config import default_config
+from scops_jax.config import config_from_json
 from scops_jax.errors import UserError
 
 DRAWN_STEPS = 3  # training steps whose random draws are kept
@@ -77,11 +77,7 @@ def save(
 
 def read_config(folder: pathlib.Path) -> ConfigDict:
   """Returns the workload's config, complete and locked."""
-  saved = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-  saved["reference_layers"] = tuple(saved["reference_layers"])  # JSON has lists only
-  config = default_config()
-  config.update(saved)
-  return config
+  return config_from_json(json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
 
 
 def read_arrays(folder: pathlib.Path) -> tuple[Arrays, Draws]:
