@@ -8,7 +8,7 @@ move their limbs. On 1 000 drawn quadrupeds and birds each (experiments/own_imag
 errors 0.43 and 0.58 of DFF's and foreground IoU 0.85 and 0.88 in 10 minutes on 2 CPU cores.
 
 What is 0 here is chosen by the collection (scops_jax/collection_sizes.py has the rules): for 1 000 images 8
-parts and 700 steps. --config.num_parts=… and the like choose otherwise.
+parts and 1 000 steps. --config.num_parts=… and the like choose otherwise.
 """
 
 from ml_collections import ConfigDict

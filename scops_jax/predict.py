@@ -36,7 +36,9 @@ _OUT = flags.DEFINE_string("out", None, "The folder to write.")
 _PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Keep the soft part maps too.")
 _CRF = flags.DEFINE_bool("crf", False, "Sharpen the maps along the image's edges with a dense CRF.")
 _EXPORT = flags.DEFINE_string("export", None, "Write the network as a program of its own to this folder.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images that the network sees at once.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", None, "Images that the network sees at once; 8 on a CPU, else 32.", lower_bound=1
+)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from scops_jax.data.image_files import read_image, resize_pixels
 from scops_jax.errors import UserError
 from scops_jax.prediction_folder import ImageMaps, PredictionFolder, describe_source, output_stems
-from scops_jax.predictor import compile_segmenter, pad_batch, padded_batch_size
+from scops_jax.predictor import compile_segmenter, fast_batch_size, pad_batch, padded_batch_size
 from scops_jax.runs import Segmenter
 
 # Larger originals are not kept while they wait for their maps but read again, so that memory is bounded.
@@ -45,7 +45,7 @@ def predict_images(
   *,
   probabilities: bool = False,
   crf: bool = False,
-  batch_size: int = 32,
+  batch_size: int | None = None,
 ) -> list[str]:
   """Writes what `python -m scops_jax.predict` promises (its --help) for image files.
 
@@ -58,7 +58,7 @@ def predict_images(
     out: the folder to write, or to go on with.
     probabilities: whether the soft maps are kept.
     crf: whether the maps are refined by dense_crf.
-    batch_size: images that the network sees at once.
+    batch_size: images that the network sees at once; None: as many as are fast.
 
   Returns:
     Why each image that could not be read was left out.
@@ -77,7 +77,7 @@ def predict_images(
   try:
     stems = output_stems(images)
     todo = {name: path for name, path in images.items() if not folder.is_done(name, path, stems[name])}
-    size = padded_batch_size(len(images), batch_size)
+    size = padded_batch_size(len(images), batch_size or fast_batch_size())
     predict = compile_segmenter(segmenter, crf=crf)
     pool = ThreadPoolExecutor(min(_MAX_THREADS, max(2, os.cpu_count() or 1)))
     bar = tqdm(total=len(images), initial=len(images) - len(todo), unit="image", desc="predict")

@@ -25,12 +25,12 @@ class PartPrediction(NamedTuple):
   centers: chex.Array  # float32 [B, K, 2], soft part centres (x, y) in [-1, 1], the outer pixels' centres
 
 
-def load_predictor(workdir: str | pathlib.Path, *, batch_size: int = 32) -> "Predictor":
+def load_predictor(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> "Predictor":
   """Loads the newest checkpoint of a run.
 
   Args:
     workdir: the run's directory.
-    batch_size: images that go through the network at once.
+    batch_size: images that go through the network at once; None: as many as are fast (`fast_batch_size`).
 
   Returns:
     A function of images, see Predictor.
@@ -50,10 +50,10 @@ class Predictor:
   two; what is missing is padded, so that few programs are compiled whatever the numbers of images are.
   """
 
-  def __init__(self, segmenter: Segmenter, *, batch_size: int = 32) -> None:
-    if batch_size < 1:
+  def __init__(self, segmenter: Segmenter, *, batch_size: int | None = None) -> None:
+    if batch_size is not None and batch_size < 1:
       raise ValueError(f"expected batch_size >= 1, got {batch_size}")
-    self._batch_size = batch_size
+    self._batch_size = batch_size or fast_batch_size()
     self._predict = compile_segmenter(segmenter)
     self.image_size: int = segmenter.config.image_size
     self.num_parts: int = segmenter.config.num_parts
@@ -87,6 +87,11 @@ class Predictor:
       probs = _resize(maps.probs, height, width)
       maps = maps._replace(probs=probs, labels=jnp.argmax(probs, axis=-1).astype(jnp.uint8))
     return PartPrediction(*(array[: len(images)] for array in jax.device_get(maps)))
+
+
+def fast_batch_size() -> int:
+  """Returns how many images are best seen at once: on a CPU few, whose maps stay in its caches."""
+  return 8 if jax.default_backend() == "cpu" else 32
 
 
 def padded_batch_size(count: int, limit: int) -> int:
