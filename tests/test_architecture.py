@@ -32,6 +32,7 @@ RANKS = {
   "parallel": 4,
   "saliency": 4,
   "feature_cache": 4,
+  "collection_sizes": 4,
   "evaluation": 3,
   "checkpoints": 3,
   "workdir": 3,

@@ -170,7 +170,7 @@ def test_a_finished_run_started_again_only_reports(finished, cache, environment)
     (["--config.num_part=4"], "nearest is 'num_parts'"),
     (["--config.loss.semantic=4"], "nearest is 'loss.semantic_consistency'"),
     (["--config.num_parts=many"], "num_parts"),
-    (["--config.num_parts=0"], "num_parts=0 must be at least 1"),
+    (["--config.num_parts=-1"], "num_parts=-1 must be at least 1"),
     (["--config.image_size=100"], "image_size=100 is not divisible by 16"),
     (["--config.segmenter=unet"], "unknown segmenter 'unet'"),
     (["--config.reference_layers=('block99',)"], "block99"),
