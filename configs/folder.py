@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
   config.loss.landmark_equivariance = 500.0
   config.loss.semantic_consistency = 2000.0
   config.loss.orthonormality = 1.0
-  config.loss.balance = 50.0
+  config.loss.balance = 100.0
   # Thin limbs are lost at the features' resolution: the background channel learns from the masks.
   config.loss.background = 300.0
 
