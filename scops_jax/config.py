@@ -175,16 +175,11 @@ def config_from_json(saved: dict[str, Any]) -> ConfigDict:
   return config
 
 
-def _with_tuples(saved: dict[str, Any]) -> dict[str, Any]:
+def _with_tuples(value: Any) -> Any:
   """Returns a tuple for every list, as JSON has no tuples and a config no lists."""
-  return {
-    key: _with_tuples(value)
-    if isinstance(value, dict)
-    else tuple(value)
-    if isinstance(value, list)
-    else value
-    for key, value in saved.items()
-  }
+  if isinstance(value, dict):
+    return {key: _with_tuples(entry) for key, entry in value.items()}
+  return tuple(value) if isinstance(value, list) else value
 
 
 _CHOICES = {

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from scops_jax import feature_cache, runs
+from scops_jax import feature_cache
 from scops_jax.data.collection import open_collection
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
@@ -22,20 +21,14 @@ NUM_IMAGES, SIDE = 7, 16
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-  monkeypatch.setattr(runs, "create_networks", lambda config: tiny.networks())
   rng = np.random.default_rng(0)
-  images = tmp_path / "own" / "images"
-  images.mkdir(parents=True)
-  for index in range(NUM_IMAGES + 2):
-    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(images / f"{index}.png")
-  (tmp_path / "own" / "test.txt").write_text(f"{NUM_IMAGES}.png\n{NUM_IMAGES + 1}.png\n")
-  return tiny.config(
+  pictures = [rng.integers(0, 256, (20, 24, 3), np.uint8) for _ in range(NUM_IMAGES + 2)]
+  return tiny.folder_config(
+    tmp_path,
+    monkeypatch,
+    pictures,
+    num_test=2,
     **{
-      "segmenter_weights": "random",
-      "reference_weights": "random",
-      "data.name": "image_folder",
-      "data.dir": str(tmp_path / "own"),
-      "data.cache_dir": str(tmp_path / "cache"),
       "data.saliency": "ones",
       "data.cache_reference_features": True,
       "data.num_threads": 1,
@@ -43,7 +36,7 @@ def config(tmp_path, monkeypatch):
       "nmf.num_iterations": 2,
       "num_steps": 4,
       "log_every": 1,
-    }
+    },
   )
 
 

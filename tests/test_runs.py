@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from scops_jax import optimizer, runs, train_step
 from scops_jax.checkpoints import Checkpoints
@@ -86,23 +85,8 @@ def test_the_segmenter_is_that_of_the_newest_checkpoint(tmp_path):
 
 def small_run_config(tmp_path, monkeypatch, **overrides):
   """Returns the config of a run of tiny networks on a few images of its own."""
-  monkeypatch.setattr(runs, "create_networks", lambda config: tiny.networks())
-  images = tmp_path / "own" / "images"
-  images.mkdir(parents=True)
-  for index in range(3):
-    Image.fromarray(np.full((16, 16, 3), 80 * index, np.uint8)).save(images / f"{index}.png")
-  (tmp_path / "own" / "test.txt").write_text("2.png\n")
-  return tiny.config(
-    **{
-      "segmenter_weights": "random",
-      "reference_weights": "random",
-      "data.name": "image_folder",
-      "data.dir": str(tmp_path / "own"),
-      "data.cache_dir": str(tmp_path / "cache"),
-      "data.saliency": "ones",
-      **overrides,
-    }
-  )
+  pictures = [np.full((16, 16, 3), 80 * index, np.uint8) for index in range(3)]
+  return tiny.folder_config(tmp_path, monkeypatch, pictures, **{"data.saliency": "ones", **overrides})
 
 
 def test_frozen_modules_reach_the_optimizer(tmp_path, monkeypatch):

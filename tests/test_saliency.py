@@ -30,24 +30,8 @@ def draw(seed):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-  monkeypatch.setattr(runs, "create_networks", lambda config: tiny.networks())
-  for index in range(6):
-    path = tmp_path / "own" / "images" / f"{index}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw(index)[0]).save(path)
-  (tmp_path / "own" / "test.txt").write_text("5.png\n")
-  return tiny.config(
-    **{
-      "reference_image_size": 64,
-      "segmenter_weights": "random",
-      "reference_weights": "random",
-      "data.name": "image_folder",
-      "data.dir": str(tmp_path / "own"),
-      "data.cache_dir": str(tmp_path / "cache"),
-      "data.saliency": "auto",
-      "auto_saliency.num_images": 4,
-    }
-  )
+  options = {"reference_image_size": 64, "data.saliency": "auto", "auto_saliency.num_images": 4}
+  return tiny.folder_config(tmp_path, monkeypatch, [draw(index)[0] for index in range(6)], **options)
 
 
 def test_maps_are_written_kept_and_used(config, capsys):

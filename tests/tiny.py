@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from scops_jax import models
+from scops_jax import models, runs
 from scops_jax.config import default_config
 from scops_jax.models.layers import BatchNorm
 from scops_jax.models.part_basis import PartBasis
@@ -64,6 +65,26 @@ def config(**overrides):
   }
   result.update_from_flattened_dict(values | overrides)
   return result
+
+
+def folder_config(root, monkeypatch, pictures, *, num_test=1, **overrides):
+  """Returns the config of a run of these networks on own images [H, W, 3]; the last are for testing."""
+  monkeypatch.setattr(runs, "create_networks", lambda config: networks())
+  (root / "own" / "images").mkdir(parents=True)
+  for index, pixels in enumerate(pictures):
+    Image.fromarray(pixels).save(root / "own" / "images" / f"{index}.png")
+  tested = range(len(pictures) - num_test, len(pictures))
+  (root / "own" / "test.txt").write_text("".join(f"{index}.png\n" for index in tested))
+  return config(
+    **{
+      "segmenter_weights": "random",
+      "reference_weights": "random",
+      "data.name": "image_folder",
+      "data.dir": str(root / "own"),
+      "data.cache_dir": str(root / "cache"),
+      **overrides,
+    }
+  )
 
 
 def batch(size=4, side=16, seed=0):
