@@ -28,12 +28,12 @@ from scipy.special import expit, logit
 SIDE = 128
 _COARSE = SIDE // 2
 
-_ITERATIONS = 6
-_DIRECTIONS = 64  # principal ones of the features
+_ITERATIONS = 10
+_DIRECTIONS = 128  # principal ones of the features
 _RIDGE = 1e-3  # of the regression, for features whose first principal deviation is 1
 _PLACE_WEIGHT, _COLOR_WEIGHT = 0.5, 1.0  # of their log-odds, against the features'
 _SHARPNESS = 1.5  # of the probabilities from which the next round learns
-_CLUSTERS = 24  # colours of an image
+_CLUSTERS = 32  # colours of an image
 _COLOR_SCALE, _PLACE_SCALE = 3.0, 0.5  # of the clustering: colours and places in [0, 1]
 _RADIUS = 4  # of the guided filter, coarse pixels
 _FLATNESS = 1e-3  # its epsilon: variance of colours in [0, 1] below which it averages

@@ -204,11 +204,28 @@ def warp(images: chex.Array, grid: chex.Array, *, padding: str = "zeros") -> jax
   top = jnp.minimum(jnp.floor(jax.lax.stop_gradient(y)), height)
   right_weight, bottom_weight = (x - left)[..., None], (y - top)[..., None]
   corner = top.astype(jnp.int32) * (width + 2) + left.astype(jnp.int32)
-  pixels = padded.reshape(padded.shape[0], -1, padded.shape[-1])
 
-  def tap(offset: int) -> jax.Array:
-    return jax.vmap(lambda p, i: p.at[i].get(mode="promise_in_bounds"))(pixels, corner + offset)
+  def row(corner: jax.Array) -> jax.Array:
+    # Both pixels of a row lie side by side in memory: read, and in the gradient written, as one window.
+    first, second = jnp.split(_windows(padded, corner), 2, axis=-1)
+    return first * (1.0 - right_weight) + second * right_weight
 
-  above = tap(0) * (1.0 - right_weight) + tap(1) * right_weight
-  below = tap(width + 2) * (1.0 - right_weight) + tap(width + 3) * right_weight
+  above, below = row(corner), row(corner + width + 2)
   return (above * (1.0 - bottom_weight) + below * bottom_weight).astype(images.dtype)
+
+
+def _windows(images: jax.Array, pixels: jax.Array) -> jax.Array:
+  """Returns the values of pixels and of their right neighbours [B, h, w, 2C].
+
+  Args:
+    images: [B, H, W, C].
+    pixels: [B, h, w], numbers of pixels y W + x, none of them the last.
+  """
+  channels = images.shape[-1]
+  layout = jax.lax.GatherDimensionNumbers(offset_dims=(2,), collapsed_slice_dims=(), start_index_map=(0,))
+
+  def read(values: jax.Array, starts: jax.Array) -> jax.Array:
+    size = (2 * channels,)
+    return jax.lax.gather(values, starts[..., None], layout, size, mode="promise_in_bounds")
+
+  return jax.vmap(read)(images.reshape(images.shape[0], -1), pixels * channels)
