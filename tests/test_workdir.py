@@ -28,6 +28,18 @@ def test_another_config_is_refused_and_the_keys_are_named(tmp_path):
     open_workdir(tmp_path, other)
 
 
+def test_a_run_begun_before_a_key_was_there_resumes_with_the_keys_default_only(tmp_path):
+  config = default_config()
+  path = open_workdir(tmp_path, config) / "config.json"
+  saved = json.loads(path.read_text())
+  del saved["optimizer"]["frozen_modules"]
+  path.write_text(json.dumps(saved))
+  open_workdir(tmp_path, config)
+  config.optimizer.frozen_modules = ("stem",)
+  with pytest.raises(UserError, match=r"optimizer.frozen_modules \(was \[\], now \['stem'\]\)"):
+    open_workdir(tmp_path, config)
+
+
 def test_a_directory_without_a_run_is_not_created_for_evaluation(tmp_path):
   with pytest.raises(UserError, match="holds no run"):
     open_workdir(tmp_path / "none", default_config(), create=False)
