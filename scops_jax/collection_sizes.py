@@ -18,7 +18,7 @@ from scops_jax.config import FROM_COLLECTION
 from scops_jax.data.collection import Collection, ExampleSource
 
 _SAMPLE = 200  # images whose size is looked at
-_FEW, _SOME = 200, 500  # training images below which there are 4 and 6 parts
+_FEW = 100  # training images below which there are 6 parts
 _STEPS, _IMAGES, _FEWEST_STEPS = 1000, 900, 300
 _LARGEST, _SMALLEST, _STRIDE = 128, 64, 16  # of image_size, pixels
 
@@ -55,7 +55,7 @@ def choose_sizes(
 def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[str, int]:
   """Returns a value for each key of FROM_COLLECTION; where the config has one, the others go with that.
 
-  num_parts: 4 below 200 images, 6 below 500, else 8. num_steps: 1 000 √(images / 900), at least 300.
+  num_parts: 6 below 100 images, else 8. num_steps: 1 000 √(images / 900), at least 300.
   eval_every: half the steps. image_size: 128, or for smaller images the multiple of 16 below their shorter
   edge, at least 64. reference_image_size: twice that and one more, so that cells of a stride lie on the
   align-corners lattice.
@@ -65,7 +65,7 @@ def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[
     num_images: to train on.
     edge: the median of their shorter edges, pixels.
   """
-  parts = 4 if num_images < _FEW else 6 if num_images < _SOME else 8
+  parts = 6 if num_images < _FEW else 8
   steps = max(_FEWEST_STEPS, round(_STEPS * math.sqrt(num_images / _IMAGES) / 50) * 50)
   size = int(min(max(edge // _STRIDE * _STRIDE, _SMALLEST), _LARGEST))
   return {
