@@ -26,8 +26,13 @@ from scops_jax.train_step import (
 )
 
 # XLA would else run operations of a step side by side where it can. They share the cores anyway, and hold up
-# to twice as much memory.
-_CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# to twice as much memory. It would also drop the optimization barriers before it orders the operations: then
+# what the backward pass computes again is computed long before it is needed (`resnet.TrainedBottleneck`), and
+# the gradients of kernels long after their inputs were there (`models.convolution`).
+CPU_OPTIONS = {
+  "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+  "xla_disable_hlo_passes": "cse_barrier_expander",
+}
 
 
 class CompiledSteps(NamedTuple):
@@ -116,7 +121,7 @@ def _compile_jit(
     in_shardings=(replicated, sharded, replicated),
     out_shardings=replicated,
     donate_argnums=0,
-    compiler_options=_CPU_OPTIONS if jax.default_backend() == "cpu" else None,
+    compiler_options=CPU_OPTIONS if jax.default_backend() == "cpu" else None,
   )
   predict = jax.jit(predict, in_shardings=(replicated, sharded), out_shardings=replicated)
   # Each device refines its own images: the CRF goes through them in turn, which XLA could not share out.

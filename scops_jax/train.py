@@ -61,15 +61,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   else:
     state = runs.initial_state(run, part_basis=dff.part_basis)
   log = MetricsLog(run.workdir, start_step=start) if hosts.is_first() else None
-  placed, results = _train(
-    run, run.steps.place(state), batches, start=start, dff=dff, log=log, checkpoints=checkpoints
-  )
+  state = run.steps.place(state)  # under the same name: the arrays placed are freed with the first step
+  state, results = _train(run, state, batches, start=start, dff=dff, log=log, checkpoints=checkpoints)
   checkpoints.close()
   if results is None:  # the run was at its end already
     if hosts.first_says(_is_evaluated(run.workdir, config.num_steps)):
       results = _read_results(run.workdir)
     else:
-      results = _evaluate(run, placed, dff=dff, step=config.num_steps, log=log)
+      results = _evaluate(run, state, dff=dff, step=config.num_steps, log=log)
   if log is not None:
     losses = run.workdir / "figures" / "losses.png"
     visualize.loss_curves(log.records(), losses, weights=config.loss.to_dict())

@@ -8,6 +8,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from scops_jax.models.convolution import conv
+from scops_jax.parallel import CPU_OPTIONS
 
 # Kernel size, stride, dilation, channels in and out; few of either, or many of both.
 CASES = [
@@ -71,3 +72,24 @@ def test_bfloat16_stays():
   x, kernel = jnp.ones((1, 4, 5, 20), jnp.bfloat16), jnp.ones((3, 3, 20, 2), jnp.bfloat16)
   value, gradients = jax.vjp(lambda *a: conv(*a, padding=((1, 1), (1, 1))), x, kernel)
   assert {value.dtype, *(g.dtype for g in gradients(value))} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA keeps its own order")
+def test_gradient_of_two_passes_holds_little_more_than_their_maps():
+  layers, shape = 8, (2, 16, 16, 32)
+  kernels = [jnp.zeros((size, size, 32, 32)) for size in [3, 1] * (layers // 2)]
+
+  def loss(kernels, both):
+    total = 0.0
+    for x in both:
+      for kernel in kernels:
+        pad = kernel.shape[0] // 2
+        x = jax.nn.relu(conv(x, kernel, padding=((pad, pad), (pad, pad))))
+      total += jnp.square(x).sum()
+    return total
+
+  images = [jnp.zeros(shape)] * 2
+  compiled = jax.jit(jax.grad(loss), compiler_options=CPU_OPTIONS).lower(kernels, images).compile()
+  held = compiled.memory_analysis().temp_size_in_bytes / images[0].nbytes
+  # A map of every layer and pass. 26 where kernels' gradients wait for the other pass.
+  assert 2 * layers - 2 <= held <= 2 * layers + 6

@@ -2,6 +2,10 @@
 
 XLA's own gradient of a kernel on CPU is a convolution with a window of the image's size, 2 to 20 times slower
 than matrix products of the shifted input with the output's gradient. GPUs and TPUs keep XLA's.
+
+On CPU a layer's two gradients are also tied: the one that goes on to the layer before waits for the kernel's.
+XLA would else put off the kernels' gradients of one pass over a network until those of the next, with which
+they are summed, and hold the inputs and gradients of all its layers for them.
 """
 
 import functools
@@ -36,7 +40,8 @@ def conv(
   if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
     x = x[:, ::stride, ::stride]
     # Rows in one axis: XLA's product over several has a slow gradient.
-    return (_rows(x) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+    product = _product_on_cpu if jax.default_backend() == "cpu" else jnp.matmul
+    return product(_rows(x), kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
   function = _conv_on_cpu if jax.default_backend() == "cpu" else _conv
   return function(x, kernel, padding, stride, dilation)
 
@@ -69,10 +74,30 @@ def _backward(
   x, kernel = residuals
   transposed = jax.linear_transpose(lambda x: _conv(x, kernel, padding, stride, dilation), x)
   (x_gradient,) = transposed(gradient)
-  return x_gradient, _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
+  kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
+  return lax.optimization_barrier((x_gradient, kernel_gradient))
 
 
 _conv_on_cpu.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _product_on_cpu(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+  return rows @ matrix
+
+
+def _product_forward(rows: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return rows @ matrix, (rows, matrix)
+
+
+def _product_backward(
+  residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  rows, matrix = residuals
+  return lax.optimization_barrier((gradient @ matrix.T, rows.T @ gradient))
+
+
+_product_on_cpu.defvjp(_product_forward, _product_backward)
 
 
 def _kernel_gradient(

@@ -9,6 +9,7 @@ centred on pixel 8 i. This project's resizes take the cells as an align-corners 
 pixel 8 i (n - 1) / n: at most one pixel off, at the far border.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -62,14 +63,11 @@ class DeepLab(Segmenter):
       train: whether BatchNorm uses the batch's statistics and updates the running ones ("batch_stats").
       axis_name: of the pmap over whose devices these statistics are taken; None: this device's alone.
     """
-    x = resnet.stem(
-      images,
-      channels=self.stage_channels[0],
-      ceil_mode=True,
-      kernel_init=_NORMAL,
-      train=train,
-      axis_name=axis_name,
+    stem = functools.partial(
+      resnet.stem, channels=self.stage_channels[0], ceil_mode=True, kernel_init=_NORMAL, train=train
     )
+    # Its maps are large and cheap: for the gradient they are computed anew.
+    x = nn.remat(lambda _, images: stem(images, axis_name=axis_name))(self, images)
     for stage, (stride, dilation) in enumerate(_STAGES):
       for block in range(self.block_counts[stage]):
         x = resnet.TrainedBottleneck(
