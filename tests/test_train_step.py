@@ -93,6 +93,19 @@ def test_a_segmenter_with_batch_statistics_makes_a_pass_over_each_batch():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, variables["batch_stats"])
 
 
+def test_one_pass_over_both_batches_gives_what_two_do(monkeypatch):
+  nets = tiny.networks()
+  params, batch_stats, _ = tiny.variables(nets)
+  variables = {"params": params["segmenter"], "batch_stats": batch_stats}
+  images, warped = (np.float32(tiny.batch(seed=seed)["image"]) for seed in (0, 1))
+  *two_passes, _ = segment_pair(nets.segmenter, variables, images, warped)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  *one_pass, _ = segment_pair(nets.segmenter, variables, images, warped)
+  for a, b in zip(one_pass, two_passes, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+  assert not np.allclose(*two_passes)
+
+
 def test_batch_statistics_of_each_device_are_averaged():
   """Under pmap over two parts of a batch, played by vmap."""
   nets = tiny.networks(tiny.BatchNormSegmenter())
