@@ -37,16 +37,15 @@ def conv(
   Returns:
     [B, h, w, O], x's dtype.
   """
-  if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
-    x = x[:, ::stride, ::stride]
-    # Rows in one axis: XLA's product over several has a slow gradient.
-    product = _product_on_cpu if jax.default_backend() == "cpu" else jnp.matmul
-    return product(_rows(x), kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
   function = _conv_on_cpu if jax.default_backend() == "cpu" else _conv
   return function(x, kernel, padding, stride, dilation)
 
 
 def _conv(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> jax.Array:
+  if kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)):
+    x = x[:, ::stride, ::stride]
+    # Rows in one axis: XLA's product over several has a slow gradient.
+    return (_rows(x) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -79,25 +78,6 @@ def _backward(
 
 
 _conv_on_cpu.defvjp(_forward, _backward)
-
-
-@jax.custom_vjp
-def _product_on_cpu(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-  return rows @ matrix
-
-
-def _product_forward(rows: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return rows @ matrix, (rows, matrix)
-
-
-def _product_backward(
-  residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  rows, matrix = residuals
-  return lax.optimization_barrier((gradient @ matrix.T, rows.T @ gradient))
-
-
-_product_on_cpu.defvjp(_product_forward, _product_backward)
 
 
 def _kernel_gradient(
