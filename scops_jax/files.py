@@ -17,5 +17,6 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
   try:
     yield temporary
     temporary.replace(path)
-  finally:
+  except BaseException:
     temporary.unlink(missing_ok=True)
+    raise

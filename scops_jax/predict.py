@@ -24,11 +24,7 @@ import pathlib
 from absl import flags
 
 from scops_jax import cli
-from scops_jax.data.image_files import find_images
 from scops_jax.errors import UserError
-from scops_jax.exporting import export_program
-from scops_jax.prediction_stream import predict_images
-from scops_jax.runs import load_segmenter
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run whose newest checkpoint is used.", required=True)
 _IMAGES = flags.DEFINE_string("images", None, "An image file, a folder (with its subfolders), or a glob.")
@@ -39,10 +35,22 @@ _EXPORT = flags.DEFINE_string("export", None, "Write the network as a program of
 _BATCH_SIZE = flags.DEFINE_integer(
   "batch_size", None, "Images that the network sees at once; 8 on a CPU, else 32.", lower_bound=1
 )
+_PROCESSES = flags.DEFINE_integer(
+  "processes",
+  None,
+  "Processes that share a CPU's cores, each 0.4 GB; one a core (at most 16) for 256 images or more, else 1.",
+  lower_bound=1,
+)
 
 
 def main() -> None:
   """Checks the flags, then predicts and exports."""
+  # Here, not above: each of --processes imports this module again, and needs none of these.
+  from scops_jax.data.image_files import find_images
+  from scops_jax.exporting import export_program
+  from scops_jax.prediction_stream import predict_images
+  from scops_jax.runs import load_segmenter
+
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
   if (where is None) != (out is None) or (where is None and export is None):
     raise UserError("give --images and --out together, or --export, or all three")
@@ -62,6 +70,7 @@ def main() -> None:
       probabilities=_PROBABILITIES.value,
       crf=_CRF.value,
       batch_size=_BATCH_SIZE.value,
+      processes=_PROCESSES.value,
     )
 
 

@@ -1,4 +1,4 @@
-"""Image files through the network and into a folder: reading and writing in threads beside the device."""
+"""Image files through the network and into a folder, by threads beside the device or by processes."""
 
 import functools
 import hashlib
@@ -6,36 +6,43 @@ import os
 import pathlib
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scops_jax.data.image_files import read_image, resize_pixels
 from scops_jax.errors import UserError
-from scops_jax.prediction_folder import ImageMaps, PredictionFolder, describe_source, output_stems
-from scops_jax.predictor import compile_segmenter, fast_batch_size, pad_batch, padded_batch_size
+from scops_jax.lookahead import ahead, batches
+from scops_jax.prediction_files import (
+  DoneImage,
+  ImageFile,
+  ImageMaps,
+  LoadedImage,
+  OutputFiles,
+  load_image,
+  pair_maps,
+  stack_pixels,
+  write_image,
+)
+from scops_jax.prediction_folder import PredictionFolder, image_files
+from scops_jax.prediction_processes import MAX_PROCESSES, Job, num_cores, predict_in_processes
+from scops_jax.predictor import compile_segmenter, fast_batch_size, padded_batch_size, portable_segmenter
 from scops_jax.runs import Segmenter
 
-# Larger originals are not kept while they wait for their maps but read again, so that memory is bounded.
-_KEPT_PIXELS = 1 << 20
 _MAX_THREADS = 16
+_REPAID = 256  # images in which processes regain what they take to start
 
 T = TypeVar("T")
 
 
-class _Loaded(NamedTuple):
-  """An image on its way."""
-
-  name: str
-  path: pathlib.Path
-  source: dict[str, Any]
-  network_pixels: NDArray[np.uint8]  # [S, S, 3]
-  pixels: NDArray[np.uint8] | None  # [H, W, 3]; None: read again for the overlay
+def fast_process_count(num_images: int) -> int:
+  """Returns how many processes label so many images soonest: on a CPU one a core, where there are many."""
+  if jax.default_backend() != "cpu" or num_images < _REPAID:
+    return 1
+  return min(num_cores(), MAX_PROCESSES)
 
 
 def predict_images(
@@ -46,11 +53,12 @@ def predict_images(
   probabilities: bool = False,
   crf: bool = False,
   batch_size: int | None = None,
+  processes: int | None = None,
 ) -> list[str]:
   """Writes what `python -m scops_jax.predict` promises (its --help) for image files.
 
-  Reading and writing are done by threads beside the network, at most two batches ahead and behind, so memory
-  does not depend on the number of images.
+  With one process, threads read and write beside the network, at most two batches ahead and behind; with
+  more, each takes a batch from its files to its files. Memory does not depend on the number of images.
 
   Args:
     segmenter: the network.
@@ -59,46 +67,52 @@ def predict_images(
     probabilities: whether the soft maps are kept.
     crf: whether the maps are refined by dense_crf.
     batch_size: images that the network sees at once; None: as many as are fast.
+    processes: that share the cores of a CPU; None: `fast_process_count` of what is to do. With more than
+      one, each imports the program that calls this: it needs its `if __name__ == "__main__"`.
 
   Returns:
     Why each image that could not be read was left out.
 
   Raises:
-    UserError: `out` can't be written or holds other predictions, or no image can be read.
+    UserError: `out` can't be written or holds other predictions, no image can be read, or there are to be
+      processes beside an accelerator.
   """
+  if (processes or 1) > 1 and jax.default_backend() != "cpu":
+    raise UserError(
+      f"--processes={processes} is for CPUs, and this is a {jax.default_backend()}: leave it out"
+    )
   settings = {"network": _digest(segmenter), "step": segmenter.step, "crf": crf}
   folder = PredictionFolder(pathlib.Path(out), settings=settings, probabilities=probabilities)
   failures: list[str] = []
-
-  def fail(reason: str) -> None:
-    failures.append(reason)
-    tqdm.write(f"left out: {reason}", file=sys.stderr)
-
   try:
-    stems = output_stems(images)
-    todo = {name: path for name, path in images.items() if not folder.is_done(name, path, stems[name])}
+    files = image_files(images)
+    todo = [file for file in files if not folder.is_done(file)]
     size = padded_batch_size(len(images), batch_size or fast_batch_size())
-    predict = compile_segmenter(segmenter, crf=crf)
-    pool = ThreadPoolExecutor(min(_MAX_THREADS, max(2, os.cpu_count() or 1)))
-    bar = tqdm(total=len(images), initial=len(images) - len(todo), unit="image", desc="predict")
-    try:
-      load = functools.partial(_load, image_size=segmenter.config.image_size)
-      loaded = _succeeded(_ahead(pool, load, todo.items(), depth=2 * size), bar, fail)
-      predicted = _predict(predict, _batches(loaded, size), size)
-      write = functools.partial(_write, folder, stems)
-      for item, rows in _succeeded(_ahead(pool, write, predicted, depth=2 * size), bar, fail):
-        folder.add(stems[item.name], item.source, rows)
+    count = processes or fast_process_count(len(todo))
+    stream = _in_threads if count == 1 else functools.partial(_in_processes, count=count)
+    with tqdm(total=len(files), initial=len(files) - len(todo), unit="image", desc="predict") as bar:
+
+      def fail(error: UserError) -> None:
+        failures.append(str(error))
+        tqdm.write(f"left out: {error}", file=sys.stderr)
         bar.update()
-    finally:
-      bar.close()
-      pool.shutdown(cancel_futures=True)
-    folder.write_table(images, stems, failures)
+
+      for image in stream(segmenter, todo, folder.files, crf=crf, batch_size=size, fail=fail):
+        folder.add(image)
+        bar.update()
+    folder.write_table(files, failures)
   except OSError as error:
     raise UserError(f"can't write to --out={out} ({error}); what is done is kept: run it again") from error
   finally:
     folder.close()
-  _summarize(len(images), len(todo), failures, folder.path)
+  _summarize(len(files), len(todo), failures, folder.files.path)
   return failures
+
+
+def make_job(segmenter: Segmenter, out: OutputFiles, *, crf: bool, batch_size: int) -> Job:
+  """Returns what processes are to do with batches of images."""
+  program, weights = portable_segmenter(segmenter, crf=crf, batch_size=batch_size)
+  return Job(program, weights, segmenter.config.image_size, batch_size, out)
 
 
 def _summarize(total: int, todo: int, failures: list[str], out: pathlib.Path) -> None:
@@ -117,77 +131,61 @@ def _digest(segmenter: Segmenter) -> str:
   return digest.hexdigest()[:16]
 
 
-def _load(entry: tuple[str, pathlib.Path], *, image_size: int) -> _Loaded:
-  name, path = entry
+def _in_processes(
+  segmenter: Segmenter,
+  todo: Sequence[ImageFile],
+  out: OutputFiles,
+  *,
+  crf: bool,
+  batch_size: int,
+  count: int,
+  fail: Callable[[UserError], None],
+) -> Iterator[DoneImage]:
+  job = functools.partial(make_job, segmenter, out, crf=crf, batch_size=batch_size)
+  return _succeeded(predict_in_processes(job, batches(todo, batch_size), count=count), fail)
+
+
+def _in_threads(
+  segmenter: Segmenter,
+  todo: Sequence[ImageFile],
+  out: OutputFiles,
+  *,
+  crf: bool,
+  batch_size: int,
+  fail: Callable[[UserError], None],
+) -> Iterator[DoneImage]:
+  predict = compile_segmenter(segmenter, crf=crf)
+  pool = ThreadPoolExecutor(min(_MAX_THREADS, max(2, os.cpu_count() or 1)))
   try:
-    source = describe_source(name, path)  # before it is read: if it changes now, it is done again next time
-  except OSError as error:
-    raise UserError(f"{path} can't be read: {error.strerror}") from error
-  pixels = read_image(path).pixels
-  small = resize_pixels(pixels, image_size)
-  kept = pixels if pixels.shape[0] * pixels.shape[1] <= _KEPT_PIXELS else None
-  return _Loaded(name, path, source, small, kept)
+    load = functools.partial(load_image, image_size=segmenter.config.image_size)
+    loaded = _succeeded(ahead(pool, load, todo, depth=2 * batch_size), fail)
+    predicted = _predict(predict, batches(loaded, batch_size), batch_size)
+    write = functools.partial(write_image, out=out)
+    yield from _succeeded(ahead(pool, write, predicted, depth=2 * batch_size), fail)
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
-def _write(
-  folder: PredictionFolder, stems: Mapping[str, str], predicted: tuple[_Loaded, ImageMaps]
-) -> tuple[_Loaded, list[list[Any]]]:
-  item, maps = predicted
-  pixels = read_image(item.path).pixels if item.pixels is None else item.pixels
-  return item, folder.write_image(stems[item.name], pixels, maps)
-
-
-def _ahead(
-  pool: ThreadPoolExecutor, function: Callable[[Any], T], arguments: Iterable[Any], *, depth: int
-) -> Iterator[Future[T]]:
-  """Yields the calls' futures in order, `depth` of them under way."""
-  queue: deque[Future[T]] = deque()
-  for argument in arguments:
-    queue.append(pool.submit(function, argument))
-    if len(queue) > depth:
-      yield queue.popleft()
-  while queue:
-    yield queue.popleft()
-
-
-def _succeeded(futures: Iterable[Future[T]], bar: tqdm, fail: Callable[[str], None]) -> Iterator[T]:
-  """Yields the results; an image that can't be read is reported instead."""
-  for future in futures:
-    try:
-      result = future.result()
-    except UserError as error:
-      fail(str(error))
-      bar.update()
+def _succeeded(results: Iterable[T | UserError], fail: Callable[[UserError], None]) -> Iterator[T]:
+  """Yields the results; what is wrong with the other images is reported."""
+  for result in results:
+    if isinstance(result, UserError):
+      fail(result)
     else:
       yield result
 
 
-def _batches(items: Iterable[_Loaded], size: int) -> Iterator[list[_Loaded]]:
-  batch: list[_Loaded] = []
-  for item in items:
-    batch.append(item)
-    if len(batch) == size:
-      yield batch
-      batch = []
-  if batch:
-    yield batch
-
-
 def _predict(
-  predict: Callable[[NDArray[np.uint8]], Any], batches: Iterable[list[_Loaded]], size: int
-) -> Iterator[tuple[_Loaded, ImageMaps]]:
+  predict: Callable[[Any], Any], loaded: Iterable[list[LoadedImage]], size: int
+) -> Iterator[tuple[LoadedImage, ImageMaps]]:
   """Yields the images with their maps; the device computes a batch while the one before is handed out."""
-  queue: deque[tuple[list[_Loaded], Any]] = deque()
+  queue: deque[tuple[list[LoadedImage], Any]] = deque()
 
-  def finish() -> Iterator[tuple[_Loaded, ImageMaps]]:
-    batch, prediction = queue.popleft()
-    labels, probs, centers = jax.device_get(prediction)
-    for i, item in enumerate(batch):
-      yield item, ImageMaps(labels[i], probs[i], centers[i])
+  def finish() -> Iterator[tuple[LoadedImage, ImageMaps]]:
+    yield from pair_maps(*queue.popleft())
 
-  for batch in batches:
-    pixels = np.stack([item.network_pixels for item in batch])
-    queue.append((batch, predict(pad_batch(pixels, size))))
+  for batch in loaded:
+    queue.append((batch, predict(stack_pixels(batch, size))))
     if len(queue) > 1:
       yield from finish()
   while queue:

@@ -1,5 +1,6 @@
 """A run's network as a function of images: scops_jax.load_predictor(workdir)(images)."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,10 +9,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import serialize_executable
 from numpy.typing import NDArray
 
 from scops_jax import geometry
-from scops_jax.data.image_files import resize_pixels
+from scops_jax.data.image_files import pad_batch, resize_pixels
 from scops_jax.dense_crf import dense_crf
 from scops_jax.runs import Segmenter, load_segmenter
 from scops_jax.train_step import predict_step
@@ -99,28 +101,30 @@ def padded_batch_size(count: int, limit: int) -> int:
   return min(limit, 1 << (count - 1).bit_length())
 
 
-def pad_batch(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-  """Repeats the last image until there are `size`."""
-  return np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
-
-
 def compile_segmenter(segmenter: Segmenter, *, crf: bool = False) -> Callable[[chex.Array], PartPrediction]:
   """Returns a function of images uint8 `[B, S, S, 3]`, S = image_size, compiled once for each B.
 
   Its arrays are on the device, and it returns before they are computed. With `crf`, the maps are refined by
   dense_crf at S² pixels as the run's config has it, and labels and centres are those of the refined maps.
   """
-  options = segmenter.config.crf.to_dict()
-  if not options["num_iterations"]:  # an evaluation without a CRF: its default serves here
-    del options["num_iterations"]
-
-  def predict(images: chex.Array, weights: chex.ArrayTree) -> PartPrediction:
-    prediction = predict_parts(segmenter, images, weights)
-    return _refine(prediction, images, options) if crf else prediction
-
-  compiled = jax.jit(predict)
+  compiled = jax.jit(functools.partial(_predict, segmenter, crf=crf))
   weights = jax.device_put((segmenter.params, segmenter.batch_stats))
   return lambda images: compiled(images, weights)
+
+
+def portable_segmenter(
+  segmenter: Segmenter, *, crf: bool, batch_size: int
+) -> tuple[tuple[Any, ...], chex.ArrayTree]:
+  """Returns what compile_segmenter compiles for another process of this machine, and its weights.
+
+  `serialize_executable.deserialize_and_load` makes a function of images uint8 `[batch_size, S, S, 3]` and of
+  the weights of it, which returns a tuple of PartPrediction's fields.
+  """
+  weights = jax.device_get((segmenter.params, segmenter.batch_stats))
+  size = segmenter.config.image_size
+  images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
+  function = jax.jit(lambda images, weights: tuple(_predict(segmenter, images, weights, crf=crf)))
+  return serialize_executable.serialize(function.lower(images, weights).compile()), weights
 
 
 def predict_parts(segmenter: Segmenter, images: chex.Array, weights: chex.ArrayTree) -> PartPrediction:
@@ -137,6 +141,18 @@ def predict_parts(segmenter: Segmenter, images: chex.Array, weights: chex.ArrayT
   params, batch_stats = weights
   maps = predict_step(params, batch_stats, images, networks=segmenter.networks, config=segmenter.config)
   return PartPrediction(maps["labels"], maps["probs"], maps["centers"])
+
+
+def _predict(
+  segmenter: Segmenter, images: chex.Array, weights: chex.ArrayTree, *, crf: bool
+) -> PartPrediction:
+  prediction = predict_parts(segmenter, images, weights)
+  if not crf:
+    return prediction
+  options = segmenter.config.crf.to_dict()
+  if not options["num_iterations"]:  # an evaluation without a CRF: its default serves here
+    del options["num_iterations"]
+  return _refine(prediction, images, options)
 
 
 def _refine(prediction: PartPrediction, images: chex.Array, options: dict[str, Any]) -> PartPrediction:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from scops_jax.files import replacing
+from scops_jax.palette import part_colors
 
 Mark = Callable[[ImageDraw.ImageDraw, float, float, int], None]  # draws at x, y with a unit of so many pixels
 
@@ -19,26 +20,6 @@ _SUPERSAMPLING = 3  # marks are drawn at this many times the resolution, then av
 _LANDMARK = (255, 255, 255)  # marks of annotated landmarks
 _PREDICTED = (255, 221, 51)  # marks of predicted landmarks
 _INK = (40, 40, 40)  # text and the rims of marks
-# Colours that stay apart on skin, fur and feathers, the most different ones first.
-_PART_COLORS = np.frombuffer(
-  bytes.fromhex(
-    "e6194b 3cb44b ffe119 006edc f58230 911eb4 46f0f0 f032e6 "
-    "aaff50 008080 965a1e fab4d7 1e1e8c 800014 787d14 c8b4ff"
-  ),
-  np.uint8,
-).reshape(-1, 3)
-
-
-def part_colors(num_parts: int) -> np.ndarray:
-  """Returns the colours of parts in pictures: VOC's are dark, and its first and eighth part look alike.
-
-  Args:
-    num_parts: K; after 16 parts the colours repeat.
-
-  Returns:
-    `[K, 3]` uint8 RGB; row k - 1 is part k.
-  """
-  return _PART_COLORS[np.arange(num_parts) % len(_PART_COLORS)]
 
 
 def overlay(images: np.ndarray, labels: np.ndarray, *, opacity: float = 0.55) -> np.ndarray:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax import prediction_stream, predictor
+from scops_jax import prediction_files, prediction_processes, prediction_stream, predictor
 from scops_jax.data.image_files import find_images, resize_pixels
 from scops_jax.errors import UserError
+from scops_jax.palette import part_colors
 from scops_jax.part_labels import label_pixels
 from scops_jax.prediction_folder import PredictionFolder, output_stems
 from scops_jax.predictor import Predictor
-from scops_jax.visualize import part_colors
 from tests import tiny_run
 
 SIZES = {"b.png": (16, 16), "a.jpg": (21, 34), "a.png": (16, 40), "sub/a.png": (50, 30), "sub/c.webp": (9, 7)}
@@ -113,17 +113,17 @@ def test_the_files_and_the_table_hold_what_the_network_says(segmenter, photos, t
 def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
   whole, out = tmp_path / "whole", tmp_path / "out"
   run(segmenter, photos, whole)
-  write = PredictionFolder.write_image
+  write = prediction_files.write_image
   written = []
 
-  def write_three(self, stem, *rest):
+  def write_three(predicted, *, out):
     if len(written) == 3:
       raise KeyboardInterrupt
-    written.append(stem)
-    return write(self, stem, *rest)
+    written.append(predicted)
+    return write(predicted, out=out)
 
   with monkeypatch.context() as patch:
-    patch.setattr(PredictionFolder, "write_image", write_three)
+    patch.setattr(prediction_stream, "write_image", write_three)
     with pytest.raises(KeyboardInterrupt):
       run(segmenter, photos, out)
   assert not (out / "parts.csv").exists()
@@ -136,9 +136,12 @@ def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
   (out / "labels" / f"{done[0]}.png").unlink()
 
   again = []
-  monkeypatch.setattr(
-    PredictionFolder, "write_image", lambda self, *rest: again.append(rest[0]) or write(self, *rest)
-  )
+
+  def note(predicted, *, out):
+    again.append(predicted[0].file.stem)
+    return write(predicted, out=out)
+
+  monkeypatch.setattr(prediction_stream, "write_image", note)
   run(segmenter, photos, out)
   assert sorted(again) == sorted({*output_stems(SIZES).values()} - set(done[1:]))
   assert (out / "parts.csv").read_bytes() == (whole / "parts.csv").read_bytes()
@@ -206,7 +209,7 @@ def test_a_folder_in_use_or_not_writable_is_an_error(segmenter, photos, tmp_path
 
 def test_a_large_image_is_read_again_for_its_overlay(segmenter, photos, tmp_path, monkeypatch):
   run(segmenter, photos, tmp_path / "kept")
-  monkeypatch.setattr(prediction_stream, "_KEPT_PIXELS", 100)
+  monkeypatch.setattr(prediction_files, "_KEPT_PIXELS", 100)
   run(segmenter, photos, tmp_path / "again")
   for path in tree(tmp_path / "kept"):
     if not path.startswith(("progress", "settings")):
@@ -215,7 +218,7 @@ def test_a_large_image_is_read_again_for_its_overlay(segmenter, photos, tmp_path
 
 def test_reading_runs_a_bounded_number_of_images_ahead(segmenter, tmp_path, monkeypatch):
   photos = write_images(tmp_path / "photos", {f"{i:03}.png": (8, 8) for i in range(60)})
-  load, add = prediction_stream._load, PredictionFolder.add
+  load, add = prediction_files.load_image, PredictionFolder.add
   loaded, gaps = [], []
 
   def count(entry, **options):
@@ -226,7 +229,7 @@ def test_reading_runs_a_bounded_number_of_images_ahead(segmenter, tmp_path, monk
     gaps.append(len(loaded) - len(gaps))
     return add(self, *rest)
 
-  monkeypatch.setattr(prediction_stream, "_load", count)
+  monkeypatch.setattr(prediction_stream, "load_image", count)
   monkeypatch.setattr(PredictionFolder, "add", note)
   run(segmenter, photos, tmp_path / "out")
   assert len(gaps) == 60
@@ -244,6 +247,59 @@ def test_stems_are_distinct():
   assert output_stems(["A.jpg", "a.png"]) == {"A.jpg": "A.jpg", "a.png": "a.png"}
   # The third one's stem is the first one's full name.
   assert len(set(output_stems(["a.jpg", "a.png", "a.jpg.png"]).values())) == 3
+
+
+def test_processes_write_what_threads_write(segmenter, photos, tmp_path, capsys):
+  write_images(photos, {f"more/{i}.png": (20, 16 + i) for i in range(12)})
+  (photos / "text.jpg").write_text("no image")
+  options = {"probabilities": True, "crf": True}
+  failures = [
+    run(segmenter, photos, tmp_path / name, processes=n, **options) for n, name in ((1, "a"), (2, "b"))
+  ]
+  assert failures[0] == failures[1]
+  assert "text.jpg" in failures[1][0]
+  assert "17 images done; 1 can't be read" in capsys.readouterr().out
+  assert tree(tmp_path / "a") == tree(tmp_path / "b")
+  for path in tree(tmp_path / "a"):
+    if path.startswith("labels"):
+      one, other = (np.asarray(Image.open(tmp_path / name / path)) for name in "ab")
+      assert (one != other).mean() <= 0.01, path
+  for one, other in zip(table(tmp_path / "a"), table(tmp_path / "b"), strict=True):
+    assert (one["image"], one["part"]) == (other["image"], other["part"])
+    for column in ("x", "y"):
+      assert float(one[column]) == pytest.approx(float(other[column]), abs=0.01)
+
+
+def test_a_process_that_is_ended_or_can_not_write_is_an_error(segmenter, photos, tmp_path, monkeypatch):
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "overlays").touch()  # where a folder is to be
+  with pytest.raises(UserError, match=r"can't write to --out=.*run it again"):
+    run(segmenter, photos, out, processes=1)
+  with pytest.raises(UserError, match=r"can't write to --out=.*run it again"):
+    run(segmenter, photos, out, processes=2)
+  (out / "overlays").unlink()
+  start = prediction_processes._Worker.__init__
+
+  def start_and_kill(self, *rest):
+    start(self, *rest)
+    self._process.kill()
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prediction_processes._Worker, "__init__", start_and_kill)
+    with pytest.raises(UserError, match=r"process of predict was ended \(exit code -9.*--processes=1"):
+      run(segmenter, photos, out, processes=2)
+  assert run(segmenter, photos, out, processes=2) == []
+  assert len(table(out)) == 3 * len(SIZES)
+
+
+def test_processes_are_for_many_images_on_a_cpu(segmenter, photos, tmp_path, monkeypatch):
+  cores = min(prediction_processes.num_cores(), prediction_processes.MAX_PROCESSES)
+  assert [prediction_stream.fast_process_count(n) for n in (0, 255, 256, 10**6)] == [1, 1, cores, cores]
+  monkeypatch.setattr(prediction_stream.jax, "default_backend", lambda: "gpu")
+  assert prediction_stream.fast_process_count(10**6) == 1
+  with pytest.raises(UserError, match="--processes=2 is for CPUs"):
+    run(segmenter, photos, tmp_path / "out", processes=2)
 
 
 def test_the_crf_is_part_of_what_a_folder_holds(segmenter, photos, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from scops_jax import visualize
+from scops_jax.palette import part_colors
 
 WEIGHTS = {"equivariance": 2.0, "semantic_consistency": 100.0, "background": 0.0}
 RECORDS = [
@@ -23,11 +24,11 @@ def scene(count=3, height=24, width=40):
 
 
 def test_part_colors_are_far_apart_and_repeat():
-  colors = visualize.part_colors(16).astype(int)
+  colors = part_colors(16).astype(int)
   distance = np.linalg.norm(colors[:, None] - colors, axis=-1) + 1000 * np.eye(16)
   assert distance.min() > 45
   assert distance[:8, :8].min() > 90
-  np.testing.assert_array_equal(visualize.part_colors(18)[16:], colors[:2])
+  np.testing.assert_array_equal(part_colors(18)[16:], colors[:2])
 
 
 def test_overlay_blends_parts_and_keeps_the_background():
@@ -35,7 +36,7 @@ def test_overlay_blends_parts_and_keeps_the_background():
   result = visualize.overlay(images, labels, opacity=0.5)
   assert result.dtype == np.uint8
   np.testing.assert_array_equal(result[labels == 0], images[labels == 0])
-  for part, color in enumerate(visualize.part_colors(2).astype(float), 1):
+  for part, color in enumerate(part_colors(2).astype(float), 1):
     np.testing.assert_array_equal(np.unique(result[labels == part], axis=0), [np.rint(50 + color / 2)])
 
 
@@ -73,7 +74,7 @@ def test_figure_puts_centres_where_they_are(tmp_path):
   visualize.part_figure(images, labels, centers, tmp_path / "a.png")
   picture = read(tmp_path / "a.png")
   tile = picture[6 + 96 + 6 : 6 + 96 + 6 + 96, 6 : 6 + 160]  # scale 4; the gap is 6 pixels
-  left, top, right, bottom = find(tile, visualize.part_colors(1)[0])
+  left, top, right, bottom = find(tile, part_colors(1)[0])
   assert (left + right) / 2 == pytest.approx(10.5 * 4 - 0.5, abs=1)
   assert (top + bottom) / 2 == pytest.approx(18.5 * 4 - 0.5, abs=1)
 
@@ -82,7 +83,7 @@ def test_figure_leaves_out_centres_of_absent_parts(tmp_path):
   images, labels, centers = scene(count=1)
   visualize.part_figure(images, labels, centers, tmp_path / "a.png")
   overlay_row = read(tmp_path / "a.png")[108:204, 6:166]
-  assert not (overlay_row == visualize.part_colors(3)[2]).all(axis=-1).any()
+  assert not (overlay_row == part_colors(3)[2]).all(axis=-1).any()
 
 
 def test_figure_marks_landmarks_and_skips_hidden_ones(tmp_path):

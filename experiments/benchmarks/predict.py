@@ -3,31 +3,38 @@
 python -m experiments.benchmarks.predict --workdir=runs/mine --images=data/my_faces/images --num=10000
 
 The folder's images are given as often as it takes, each time under another name (hard links). The network
-alone, before and after, labels a batch that is in memory over and over.
+alone, before and after, labels a batch that is in memory over and over: in one process, which has all cores,
+as `load_predictor` does, and on a CPU in the processes that predict starts.
 """
 
 import argparse
 import contextlib
 import itertools
+import multiprocessing
 import os
 import pathlib
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.benchmarks import machine
 from scops_jax.data.image_files import find_images, read_image, resize_pixels
-from scops_jax.prediction_stream import predict_images
+from scops_jax.prediction_files import OutputFiles
+from scops_jax.prediction_processes import Job, open_program, shares_of_cores
+from scops_jax.prediction_stream import fast_process_count, make_job, predict_images
 from scops_jax.predictor import compile_segmenter, fast_batch_size
 from scops_jax.runs import Segmenter, load_segmenter
 
 _FEW = 32  # images of the call that the start is measured with
 _SAMPLE_SECONDS = 0.5
+_NOWHERE = OutputFiles(pathlib.Path(os.devnull), probabilities=False)  # of jobs that write nothing
 
 
 def main() -> None:
@@ -39,46 +46,57 @@ def main() -> None:
   options = parser.parse_args()
   segmenter = load_segmenter(options.workdir)
   found = list(find_images(str(options.images)).values())
-  network = _Network(segmenter, found)
+  processes = fast_process_count(options.num)
+  networks = {"network alone, one process": _Network(segmenter, found)}
+  if processes > 1:
+    networks[f"network alone, {processes} processes"] = _Processes(segmenter, found, processes)
+  alone: dict[str, list[float]] = {name: [] for name in networks}
+
+  def measure_networks() -> None:
+    for name, network in networks.items():
+      alone[name].append(network.seconds(options.num // 4))
+
   with tempfile.TemporaryDirectory(dir=options.images.parent) as temporary:
     root = pathlib.Path(temporary)
     images = _links(found, root / "images", options.num)
     few = dict(itertools.islice(images.items(), _FEW))
-    fixed = _seconds(segmenter, few, root / "few")
-    alone = [network.seconds(options.num // 4)]
+    fixed = _seconds(segmenter, few, root / "few", processes)
+    measure_networks()
     with _sampled_memory() as memory:
-      whole = (_seconds(segmenter, images, root / "out") - fixed) / (options.num - _FEW)
-    alone.append(network.seconds(options.num // 4))
-  print("| | ms an image | images/s |\n|---|---:|---:|")
-  for name, seconds in (("network alone", statistics.mean(alone)), ("predict", whole)):
-    print(f"| {name} | {1e3 * seconds:.2f} | {1 / seconds:.0f} |")
-  share = 1 - statistics.mean(alone) / whole
-  print(f"\n{options.num} images; input and output are {100 * share:.0f} % of the time.")
-  print(
-    f"Starting, {fixed:.1f} s to compile and for a first batch, is not counted. The network before and after:"
-  )
-  print(f"{', '.join(f'{1e3 * s:.2f}' for s in alone)} ms an image.")
+      whole = (_seconds(segmenter, images, root / "out", processes) - fixed) / (options.num - _FEW)
+    measure_networks()
+  print("| | ms an image | images/s | input and output of predict |\n|---|---:|---:|---:|")
+  for name, seconds in alone.items():
+    mean = statistics.mean(seconds)
+    print(f"| {name} | {1e3 * mean:.2f} | {1 / mean:.0f} | {100 * (1 - mean / whole):.0f} % |")
+  print(f"| predict, {processes} processes | {1e3 * whole:.2f} | {1 / whole:.0f} | |")
+  print(f"\n{options.num} images. Starting, {fixed:.1f} s to compile and for a first batch, is not counted.")
+  for name, seconds in alone.items():
+    print(f"{name}, before and after: {', '.join(f'{1e3 * s:.2f}' for s in seconds)} ms an image.")
   tenths = np.array_split(memory, 10)
   print(f"Memory over the run, tenth by tenth: {', '.join(f'{max(t):.0f}' for t in tenths)} MB.\n")
   print("\n".join(machine.describe(os.environ)))
 
 
-def _seconds(segmenter: Segmenter, images: dict[str, pathlib.Path], out: pathlib.Path) -> float:
+def _seconds(
+  segmenter: Segmenter, images: dict[str, pathlib.Path], out: pathlib.Path, processes: int
+) -> float:
   began = time.perf_counter()
-  predict_images(segmenter, images, out)
+  predict_images(segmenter, images, out, processes=processes)
   return time.perf_counter() - began
 
 
 @contextlib.contextmanager
 def _sampled_memory() -> Iterator[list[float]]:
-  """Yields a list that grows with this process's resident memory in MB while the context lasts (Linux)."""
+  """Yields a list that grows while the context lasts: resident memory in MB with the children's (Linux)."""
   samples: list[float] = []
   ended = threading.Event()
 
   def sample() -> None:
     while not ended.wait(_SAMPLE_SECONDS):
-      pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-      samples.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+      ids = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
+      pages = [int(pathlib.Path(f"/proc/{i}/statm").read_text(encoding="ascii").split()[1]) for i in ids]
+      samples.append(sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
   thread = threading.Thread(target=sample)
   thread.start()
@@ -103,25 +121,60 @@ class _Network:
   """The network on a batch that is in memory."""
 
   def __init__(self, segmenter: Segmenter, files: list[pathlib.Path]) -> None:
-    size = segmenter.config.image_size
-    chosen = itertools.islice(itertools.cycle(files), fast_batch_size())
-    pixels = [resize_pixels(read_image(file).pixels, size) for file in chosen]
-    self._batch = np.stack(pixels)
+    self._batch = _batch(segmenter, files)
     self._predict = compile_segmenter(segmenter, crf=False)
-    self.seconds(2 * len(pixels))  # compiles
+    self.seconds(1)  # compiles
 
   def seconds(self, count: int) -> float:
-    """Returns the time an image; a batch is under way while the one before is fetched."""
-    began = time.perf_counter()
-    before = None
-    batches = -(-count // len(self._batch))
-    for _ in range(batches):
-      upcoming = self._predict(self._batch)
-      if before is not None:
-        jax.device_get(before)
-      before = upcoming
-    jax.device_get(before)
-    return (time.perf_counter() - began) / (batches * len(self._batch))
+    """Returns the time an image."""
+    return _label(self._predict, self._batch, count)
+
+
+class _Processes:
+  """The same in several processes at once, each with its share of the cores."""
+
+  def __init__(self, segmenter: Segmenter, files: list[pathlib.Path], count: int) -> None:
+    self._job = make_job(segmenter, _NOWHERE, crf=False, batch_size=fast_batch_size())
+    self._batch = _batch(segmenter, files)
+    self._shares = shares_of_cores(count)
+
+  def seconds(self, count: int) -> float:
+    """Returns the time an image, the processes' start not counted."""
+    context = multiprocessing.get_context("spawn")
+    shared = -(-count // len(self._shares))
+    with context.Manager() as manager, ProcessPoolExecutor(len(self._shares), context) as pool:
+      ready = manager.Barrier(len(self._shares))
+      calls = [
+        pool.submit(_label_alone, self._job, cores, self._batch, shared, ready) for cores in self._shares
+      ]
+      return statistics.mean(call.result() for call in calls) / len(self._shares)
+
+
+def _label_alone(job: Job, cores: Sequence[int], batch: np.ndarray, count: int, ready: Any) -> float:
+  predict = open_program(job, cores)
+  _label(predict, batch, 1)
+  ready.wait()
+  return _label(predict, batch, count)
+
+
+def _batch(segmenter: Segmenter, files: list[pathlib.Path]) -> np.ndarray:
+  size = segmenter.config.image_size
+  chosen = itertools.islice(itertools.cycle(files), fast_batch_size())
+  return np.stack([resize_pixels(read_image(file).pixels, size) for file in chosen])
+
+
+def _label(predict: Callable[[np.ndarray], Any], batch: np.ndarray, count: int) -> float:
+  """Returns the time an image of at least `count`; a batch is under way while the one before is fetched."""
+  began = time.perf_counter()
+  before = None
+  batches = -(-count // len(batch))
+  for _ in range(batches):
+    upcoming = predict(batch)
+    if before is not None:
+      jax.device_get(before)
+    before = upcoming
+  jax.device_get(before)
+  return (time.perf_counter() - began) / (batches * len(batch))
 
 
 if __name__ == "__main__":

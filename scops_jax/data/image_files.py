@@ -111,6 +111,11 @@ def resize_pixels(
   return np.asarray(Image.fromarray(pixels).resize((size, size), filter_))
 
 
+def pad_batch(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+  """Repeats the last image of a batch `[B, H, W, 3]` until there are `size`."""
+  return np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
+
+
 def _decode(picture: Image.Image) -> Picture:
   picture = _upright(picture)
   if picture.mode.startswith("I"):

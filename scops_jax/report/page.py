@@ -10,9 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scops_jax import visualize
 from scops_jax.evaluation.gallery import Gallery
 from scops_jax.files import replacing
+from scops_jax.palette import part_colors
 from scops_jax.report import charts, images
 from scops_jax.report.markup import bar, number
 
@@ -68,7 +68,7 @@ def write_report(
       f"the config has {num_parts} parts, the results have {len(fractions)} and the gallery "
       f"{len(gallery.appearance)}"
     )
-  colors = visualize.part_colors(num_parts)
+  colors = part_colors(num_parts)
   name = escape(config.data.name)
   page = string.Template(_asset("page.html")).substitute(
     style=_asset("page.css"),
