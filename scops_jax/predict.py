@@ -38,7 +38,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _PROCESSES = flags.DEFINE_integer(
   "processes",
   None,
-  "Processes that share a CPU's cores, each 0.4 GB; one a core (at most 16) for 256 images or more, else 1.",
+  "Processes that share a CPU's cores, each 0.4 GB; one a core (at most 16) for 1000 images or more, else 1.",
   lower_bound=1,
 )
 

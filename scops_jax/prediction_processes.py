@@ -3,7 +3,8 @@
 XLA divides every operation of a network among all cores and waits for the slowest of them, and whatever else
 a core does meanwhile makes the others wait. On a core of its own, a process waits for nobody.
 
-They start with little to import, while the network is compiled, and are then given the compiled program.
+They start with little to import, while the network is traced, and are then given the program. Each compiles
+it: XLA's compiled programs crash in another process if they sort, as the CRF does (jaxlib 0.10.2).
 """
 
 import contextlib
@@ -18,8 +19,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import numpy as np
-from jax.experimental import serialize_executable
 from numpy.typing import NDArray
 
 from scops_jax.errors import UserError
@@ -42,7 +43,7 @@ _END_SECONDS = 10.0  # that a process has to end by itself when there is no more
 class Job(NamedTuple):
   """What the processes are to do with batches of images."""
 
-  program: tuple[Any, ...]  # serialize_executable: images [B, S, S, 3] and weights → labels, probs, centers
+  program: bytes  # jax.export: images [B, S, S, 3] and weights → labels, probs, centers
   weights: Any
   image_size: int  # S, pixels
   batch_size: int  # B
@@ -141,7 +142,7 @@ def open_program(job: Job, cores: Sequence[int]) -> Callable[[NDArray[np.uint8]]
   """Returns the network of a job, for this process to run on these cores from now on; empty: on any."""
   if cores:
     os.sched_setaffinity(0, cores)  # before JAX counts them
-  program = serialize_executable.deserialize_and_load(*job.program)
+  program = jax.jit(jax.export.deserialize(bytearray(job.program)).call)
   weights = jax.device_put(job.weights)
   return lambda images: program(images, weights)
 

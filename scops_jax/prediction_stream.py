@@ -33,7 +33,7 @@ from scops_jax.predictor import compile_segmenter, fast_batch_size, padded_batch
 from scops_jax.runs import Segmenter
 
 _MAX_THREADS = 16
-_REPAID = 256  # images in which processes regain what they take to start
+_REPAID = 1000  # images in which processes regain what they take to start
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import serialize_executable
 from numpy.typing import NDArray
 
 from scops_jax import geometry
@@ -112,19 +112,17 @@ def compile_segmenter(segmenter: Segmenter, *, crf: bool = False) -> Callable[[c
   return lambda images: compiled(images, weights)
 
 
-def portable_segmenter(
-  segmenter: Segmenter, *, crf: bool, batch_size: int
-) -> tuple[tuple[Any, ...], chex.ArrayTree]:
-  """Returns what compile_segmenter compiles for another process of this machine, and its weights.
+def portable_segmenter(segmenter: Segmenter, *, crf: bool, batch_size: int) -> tuple[bytes, chex.ArrayTree]:
+  """Returns what compile_segmenter compiles as a program for other processes, and its weights.
 
-  `serialize_executable.deserialize_and_load` makes a function of images uint8 `[batch_size, S, S, 3]` and of
-  the weights of it, which returns a tuple of PartPrediction's fields.
+  `jax.export` reads the program: a function of images uint8 `[batch_size, S, S, 3]` and of the weights, which
+  returns a tuple of PartPrediction's fields.
   """
   weights = jax.device_get((segmenter.params, segmenter.batch_stats))
   size = segmenter.config.image_size
   images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
   function = jax.jit(lambda images, weights: tuple(_predict(segmenter, images, weights, crf=crf)))
-  return serialize_executable.serialize(function.lower(images, weights).compile()), weights
+  return bytes(jax.export.export(function)(images, weights).serialize()), weights
 
 
 def predict_parts(segmenter: Segmenter, images: chex.Array, weights: chex.ArrayTree) -> PartPrediction:

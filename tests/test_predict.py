@@ -295,7 +295,7 @@ def test_a_process_that_is_ended_or_can_not_write_is_an_error(segmenter, photos,
 
 def test_processes_are_for_many_images_on_a_cpu(segmenter, photos, tmp_path, monkeypatch):
   cores = min(prediction_processes.num_cores(), prediction_processes.MAX_PROCESSES)
-  assert [prediction_stream.fast_process_count(n) for n in (0, 255, 256, 10**6)] == [1, 1, cores, cores]
+  assert [prediction_stream.fast_process_count(n) for n in (0, 999, 1000, 10**6)] == [1, 1, cores, cores]
   monkeypatch.setattr(prediction_stream.jax, "default_backend", lambda: "gpu")
   assert prediction_stream.fast_process_count(10**6) == 1
   with pytest.raises(UserError, match="--processes=2 is for CPUs"):
