@@ -13,6 +13,7 @@ import optax
 
 from experiments.benchmarks import workload
 from scops_jax import appearance, geometry, losses, models, parallel, train_step, warp, weights
+from scops_jax.memory import map_large_blocks
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer, stop_frozen
 
@@ -24,6 +25,7 @@ class Step:
 
   def __init__(self, folder: pathlib.Path, options: Sequence[str] = ()) -> None:
     """Reads a workload; options are config keys to change, "KEY=VALUE"."""
+    map_large_blocks()  # as a run does
     self.config = config = workload.read_config(folder)
     for option in options:
       key, _, value = option.partition("=")

@@ -70,6 +70,8 @@ class DeepLab(Segmenter):
     x = nn.remat(lambda _, images: stem(images, axis_name=axis_name))(self, images)
     for stage, (stride, dilation) in enumerate(_STAGES):
       for block in range(self.block_counts[stage]):
+        # The gradient comes here first, when all else that is kept is still there.
+        last = stage == len(_STAGES) - 1 and block == self.block_counts[stage] - 1
         x = resnet.TrainedBottleneck(
           self.stage_channels[stage],
           stride=stride if block == 0 else 1,
@@ -77,6 +79,7 @@ class DeepLab(Segmenter):
           projects=block == 0,
           strides_first=True,
           trainable_shortcut=self.two_branch,
+          keeps_last=not last,
           kernel_init=_NORMAL,
           name=f"layer{stage + 1}_{block}",
         )(x, train, axis_name)
