@@ -12,7 +12,8 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
   A reader sees the old file or the new one, never half of it. The folder is made if it is missing.
   """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  if not path.parent.is_dir():
+    path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.tmp")
   try:
     yield temporary

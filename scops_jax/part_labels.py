@@ -51,7 +51,7 @@ def label_pixels(
     cells = probs.argmax(axis=-1).astype(np.uint8)
   flat_probs = probs.reshape(-1, channels)
   first = np.arange(0, probs.size, channels).reshape(cells.shape)  # entry of each cell in the raveled maps
-  peaks = probs.reshape(-1).take(first + cells).astype(np.float64)
+  peaks = probs.reshape(-1).take(first + cells).astype(np.promote_types(probs.dtype, np.float32), copy=False)
   if probs.shape[:2] == (height, width):
     sums = np.bincount(cells.ravel(), weights=peaks.ravel(), minlength=channels)
     return _part_labels(cells, sums)
@@ -121,7 +121,8 @@ def _uniform_sums(
   weights = []
   for (cells, fractions), squares in zip(axes, corner.shape, strict=True):
     towards_next = np.bincount(cells, weights=fractions, minlength=squares)
-    weights.append((np.bincount(cells, minlength=squares) - towards_next, towards_next))
+    from_here = np.bincount(cells, minlength=squares) - towards_next
+    weights.append((from_here.astype(peaks.dtype), towards_next.astype(peaks.dtype)))
   rows, columns = weights
   down = rows[0][:, None] * peaks[:-1] + rows[1][:, None] * peaks[1:]
   square_sums = columns[0] * down[:, :-1] + columns[1] * down[:, 1:]

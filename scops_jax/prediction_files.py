@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scops_jax.data.image_files import pad_batch, read_image, resize_pixels
+from scops_jax.data.image_files import pad_batch, read_image, resize_image
 from scops_jax.errors import UserError
 from scops_jax.files import replacing
 from scops_jax.palette import part_colors
@@ -38,7 +38,7 @@ class LoadedImage(NamedTuple):
   file: ImageFile
   source: dict[str, Any]
   network_pixels: NDArray[np.uint8]  # [S, S, 3]
-  pixels: NDArray[np.uint8] | None  # [H, W, 3]; None: read again for the overlay
+  image: Image.Image | None  # RGB; None: read again for the overlay
 
 
 class ImageMaps(NamedTuple):
@@ -78,13 +78,13 @@ def load_image(file: ImageFile, *, image_size: int) -> LoadedImage | UserError:
   """Reads an image and resizes it to image_size²; returns what is wrong with it if it can't be read."""
   try:
     source = describe_source(file.name, file.path)  # before it is read: if it changes now, it is done again
-    pixels = read_image(file.path).pixels
+    image = read_image(file.path).image
   except UserError as error:
     return error
   except OSError as error:
     return UserError(f"{file.path} can't be read: {error.strerror}")
-  kept = pixels if pixels.shape[0] * pixels.shape[1] <= _KEPT_PIXELS else None
-  return LoadedImage(file, source, resize_pixels(pixels, image_size), kept)
+  kept = image if image.width * image.height <= _KEPT_PIXELS else None
+  return LoadedImage(file, source, resize_image(image, image_size), kept)
 
 
 def stack_pixels(images: Sequence[LoadedImage], size: int) -> NDArray[np.uint8]:
@@ -111,20 +111,20 @@ def write_image(predicted: tuple[LoadedImage, ImageMaps], *, out: OutputFiles) -
   Raises:
     OSError: a file can't be written.
   """
-  image, maps = predicted
+  loaded, maps = predicted
   try:
-    pixels = read_image(image.file.path).pixels if image.pixels is None else image.pixels
+    image = read_image(loaded.file.path).image if loaded.image is None else loaded.image
   except UserError as error:
     return error
-  height, width = pixels.shape[:2]
+  width, height = image.size
   found = label_pixels(maps.probs, maps.labels, height=height, width=width)
-  files = out.of(image.file.stem)
+  files = out.of(loaded.file.stem)
   labels = Image.fromarray(found.labels)
   labels.putpalette(_PALETTE)
   with replacing(files["labels"]) as temporary:
     labels.save(temporary, format="PNG", compress_level=_PNG_LEVEL)
   with replacing(files["overlays"]) as temporary:
-    _overlay(pixels, labels).save(temporary, format="JPEG", quality=_JPEG_QUALITY)
+    _overlay(image, labels).save(temporary, format="JPEG", quality=_JPEG_QUALITY)
   if out.probabilities:
     with replacing(files["probabilities"]) as temporary, temporary.open("wb") as file:
       np.savez_compressed(file, probs=maps.probs.astype(np.float16), centers=maps.centers)
@@ -134,14 +134,12 @@ def write_image(predicted: tuple[LoadedImage, ImageMaps], *, out: OutputFiles) -
     [k, round(float(x), 3), round(float(y), 3), int(found.areas[k]), _rounded(found.mean_probs[k])]
     for k, (x, y) in enumerate(points, 1)
   ]
-  return DoneImage(image.file.stem, image.source, rows)
+  return DoneImage(loaded.file.stem, loaded.source, rows)
 
 
-def _overlay(pixels: NDArray[np.uint8], labels: Image.Image) -> Image.Image:
-  image = Image.fromarray(pixels)
+def _overlay(image: Image.Image, labels: Image.Image) -> Image.Image:
   mask = Image.frombytes("L", labels.size, labels.tobytes().translate(_OPACITIES))
-  image.paste(labels.convert("RGB"), mask=mask)
-  return image
+  return Image.composite(labels.convert("RGB"), image, mask)
 
 
 def _rounded(value: float) -> float | None:

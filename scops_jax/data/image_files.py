@@ -31,8 +31,13 @@ _UPRIGHT = {
 class Picture(NamedTuple):
   """A decoded image."""
 
-  pixels: NDArray[np.uint8]  # [H, W, 3] RGB; what is transparent shows white, as in a viewer
+  image: Image.Image  # RGB; what is transparent shows white, as in a viewer
   alpha: NDArray[np.uint8] | None  # [H, W], 255 = opaque; None if the file says nothing of transparency
+
+  @property
+  def pixels(self) -> NDArray[np.uint8]:
+    """The image as `[H, W, 3]`."""
+    return np.asarray(self.image)
 
 
 def read_image(path: str | pathlib.Path) -> Picture:
@@ -108,7 +113,14 @@ def resize_pixels(
   """Resizes an image `[H, W, 3]` or map `[H, W]` to the square of `size` pixels that the networks see."""
   if pixels.shape[:2] == (size, size):
     return pixels
-  return np.asarray(Image.fromarray(pixels).resize((size, size), filter_))
+  return resize_image(Image.fromarray(pixels), size, filter_)
+
+
+def resize_image(
+  image: Image.Image, size: int, filter_: Image.Resampling = Image.Resampling.BILINEAR
+) -> NDArray[np.uint8]:
+  """Does the same for Pillow's image; a copy less."""
+  return np.asarray(image if image.size == (size, size) else image.resize((size, size), filter_))
 
 
 def pad_batch(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -121,15 +133,14 @@ def _decode(picture: Image.Image) -> Picture:
   if picture.mode.startswith("I"):
     return _decode_16_bits(picture)
   if not picture.has_transparency_data:
-    return Picture(np.asarray(picture.convert("RGB")), None)
+    return Picture(picture.convert("RGB"), None)
   key = picture.info.get("transparency")
   if isinstance(key, tuple) and max(key) > 255:
     # The colour key of a 16-bit image, whose pixels Pillow has reduced to their high bytes.
     picture.info["transparency"] = tuple(value >> 8 for value in key)
   rgba = picture.convert("RGBA")
   white = Image.new("RGBA", rgba.size, "white")
-  pixels = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
-  return Picture(pixels, np.asarray(rgba.getchannel("A")))
+  return Picture(Image.alpha_composite(white, rgba).convert("RGB"), np.asarray(rgba.getchannel("A")))
 
 
 def _decode_16_bits(picture: Image.Image) -> Picture:
@@ -141,7 +152,7 @@ def _decode_16_bits(picture: Image.Image) -> Picture:
     opaque = values != picture.info["transparency"]
     alpha = np.where(opaque, 255, 0).astype(np.uint8)
     grey = np.where(opaque, grey, 255).astype(np.uint8)
-  return Picture(np.repeat(grey[..., None], 3, axis=-1), alpha)
+  return Picture(Image.fromarray(grey).convert("RGB"), alpha)
 
 
 def _upright(picture: Image.Image) -> Image.Image:

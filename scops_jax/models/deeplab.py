@@ -70,8 +70,6 @@ class DeepLab(Segmenter):
     x = nn.remat(lambda _, images: stem(images, axis_name=axis_name))(self, images)
     for stage, (stride, dilation) in enumerate(_STAGES):
       for block in range(self.block_counts[stage]):
-        # The gradient comes here first, when all else that is kept is still there.
-        last = stage == len(_STAGES) - 1 and block == self.block_counts[stage] - 1
         x = resnet.TrainedBottleneck(
           self.stage_channels[stage],
           stride=stride if block == 0 else 1,
@@ -79,10 +77,12 @@ class DeepLab(Segmenter):
           projects=block == 0,
           strides_first=True,
           trainable_shortcut=self.two_branch,
-          keeps_last=not last,
           kernel_init=_NORMAL,
           name=f"layer{stage + 1}_{block}",
         )(x, train, axis_name)
+        if block == 0:
+          # Materialised once, for the gradient too; XLA would else keep the two maps that it is a sum of.
+          x = jax.lax.optimization_barrier(x)
     if self.two_branch:
       x = x[..., x.shape[-1] // 2 :]
     bound = (9 * x.shape[-1]) ** -0.5  # PyTorch's default: uniform within ± 1 / √(fan in)

@@ -61,7 +61,6 @@ class Bottleneck(nn.Module):
     projects: whether the shortcut is a 1×1 convolution and BatchNorm, else the identity.
     strides_first: whether the first 1×1 convolution carries the stride (Caffe), else the 3×3 (torchvision).
     trainable_shortcut: whether the shortcut's BatchNorm is trainable; the others are not.
-    keeps_last: whether `TrainedBottleneck` keeps what conv3 gives.
     kernel_init: of the convolutions.
   """
 
@@ -71,7 +70,6 @@ class Bottleneck(nn.Module):
   projects: bool = False
   strides_first: bool = False
   trainable_shortcut: bool = False
-  keeps_last: bool = True
   kernel_init: nn.initializers.Initializer = _FAN_OUT_NORMAL
 
   @nn.compact
@@ -81,8 +79,9 @@ class Bottleneck(nn.Module):
     def conv(x: jax.Array, name: str, channels: int, kernel_size: int, *, stride: int = 1) -> jax.Array:
       dilation = self.dilation if kernel_size > 1 else 1
       module = Conv(channels, kernel_size, stride, dilation, self.kernel_init, name=name)
-      kept = self.keeps_last or name != "conv3"
-      return checkpoint_name(module(x), _CONVOLVED) if kept else module(x)
+      # Of the two wide results that a projecting block adds, DeepLab keeps the sum instead.
+      wide = self.projects and channels > self.channels
+      return module(x) if wide else checkpoint_name(module(x), _CONVOLVED)
 
     def batch_norm(x: jax.Array, name: str, *, trainable: bool = False) -> jax.Array:
       return BatchNorm(trainable=trainable, name=name)(x, train=train, axis_name=axis_name)
