@@ -1,12 +1,13 @@
 """Image files through the network and into a folder, by threads beside the device or by processes."""
 
+import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -88,7 +89,7 @@ def predict_images(
     files = image_files(images)
     todo = [file for file in files if not folder.is_done(file)]
     size = padded_batch_size(len(images), batch_size or fast_batch_size())
-    count = processes or fast_process_count(len(todo))
+    count = min(processes or fast_process_count(len(todo)), max(1, -(-len(todo) // size)))  # a batch each
     stream = _in_threads if count == 1 else functools.partial(_in_processes, count=count)
     with tqdm(total=len(files), initial=len(files) - len(todo), unit="image", desc="predict") as bar:
 
@@ -97,9 +98,13 @@ def predict_images(
         tqdm.write(f"left out: {error}", file=sys.stderr)
         bar.update()
 
-      for image in stream(segmenter, todo, folder.files, crf=crf, batch_size=size, fail=fail):
-        folder.add(image)
-        bar.update()
+      # Closed before the folder is, whatever ends it.
+      with contextlib.closing(
+        stream(segmenter, todo, folder.files, crf=crf, batch_size=size, fail=fail)
+      ) as done:
+        for image in done:
+          folder.add(image)
+          bar.update()
     folder.write_table(files, failures)
   except OSError as error:
     raise UserError(f"can't write to --out={out} ({error}); what is done is kept: run it again") from error
@@ -140,7 +145,7 @@ def _in_processes(
   batch_size: int,
   count: int,
   fail: Callable[[UserError], None],
-) -> Iterator[DoneImage]:
+) -> Generator[DoneImage, None, None]:
   job = functools.partial(make_job, segmenter, out, crf=crf, batch_size=batch_size)
   return _succeeded(predict_in_processes(job, batches(todo, batch_size), count=count), fail)
 
@@ -153,7 +158,7 @@ def _in_threads(
   crf: bool,
   batch_size: int,
   fail: Callable[[UserError], None],
-) -> Iterator[DoneImage]:
+) -> Generator[DoneImage, None, None]:
   predict = compile_segmenter(segmenter, crf=crf)
   pool = ThreadPoolExecutor(min(_MAX_THREADS, max(2, os.cpu_count() or 1)))
   try:
@@ -166,7 +171,9 @@ def _in_threads(
     pool.shutdown(cancel_futures=True)
 
 
-def _succeeded(results: Iterable[T | UserError], fail: Callable[[UserError], None]) -> Iterator[T]:
+def _succeeded(
+  results: Iterable[T | UserError], fail: Callable[[UserError], None]
+) -> Generator[T, None, None]:
   """Yields the results; what is wrong with the other images is reported."""
   for result in results:
     if isinstance(result, UserError):
