@@ -80,8 +80,8 @@ class DeepLab(Segmenter):
           kernel_init=_NORMAL,
           name=f"layer{stage + 1}_{block}",
         )(x, train, axis_name)
-        if block == 0:
-          # Materialised once, for the gradient too; XLA would else keep the two maps that it is a sum of.
+        if train and block == 0:
+          # Computed once, for the gradient too: XLA would else keep the two maps that it is the sum of.
           x = jax.lax.optimization_barrier(x)
     if self.two_branch:
       x = x[..., x.shape[-1] // 2 :]
