@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 def num_cores() -> int:
   """Returns how many cores processes can be given: 1 where the system lets nobody choose."""
-  return len(_cores()) if hasattr(os, "sched_setaffinity") else 1
+  return max(1, len(_cores()))
 
 
 def predict_in_processes(
@@ -135,7 +135,8 @@ class _Worker:
 
 def shares_of_cores(count: int) -> list[list[int]]:
   """Returns which of this process's cores each of `count` is given; none where there are too few."""
-  return [_cores()[i::count] for i in range(count)]
+  cores = _cores()
+  return [cores[i::count] for i in range(count)]
 
 
 def open_program(job: Job, cores: Sequence[int]) -> Callable[[NDArray[np.uint8]], Any]:
@@ -148,6 +149,7 @@ def open_program(job: Job, cores: Sequence[int]) -> Callable[[NDArray[np.uint8]]
 
 
 def _cores() -> list[int]:
+  """Returns the cores that processes can be given; none where the system lets nobody choose."""
   return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 

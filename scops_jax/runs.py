@@ -18,7 +18,6 @@ from scops_jax.config import check_values, config_from_json
 from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
 from scops_jax.feature_cache import CachedFeatures, cache_features
-from scops_jax.memory import map_large_blocks
 from scops_jax.parallel import CompiledSteps, compile_steps
 from scops_jax.train_step import Networks, TrainState, create_networks, reference_features, segmenter_visits
 from scops_jax.workdir import open_workdir
@@ -63,7 +62,6 @@ def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> 
     UserError: the config, the data or the directory can't serve; no directory has been made then.
   """
   check_values(config)
-  map_large_blocks()
   config, opened = hosts.first_then_others(
     lambda: choose_sizes(config, workdir, lambda: open_collection(config))
   )

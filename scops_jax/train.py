@@ -18,7 +18,7 @@ from scops_jax.checkpoints import Checkpoints
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
-from scops_jax.memory import return_freed_memory
+from scops_jax.memory import map_large_blocks, return_freed_memory
 from scops_jax.report import write_report
 from scops_jax.runs import Run
 from scops_jax.workdir import MetricsLog, read_metrics, write_text
@@ -40,6 +40,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   Raises:
     UserError: the config, the data or the directory can't serve; nothing has been written then.
   """
+  map_large_blocks()
   run = runs.set_up(config, workdir, create=True)
   config = run.config
   checkpoints = Checkpoints(run.workdir)

@@ -75,7 +75,7 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     split, name = record
     path = self._layout.images[name]
     picture = read_image(path)
-    height, width = picture.pixels.shape[:2]
+    width, height = picture.image.size
     shape = _reduced_shape(height, width, self.settings.folder.max_edge)
     saliency = self._read_saliency(name, picture)
     parts = self._read_parts(name, (height, width), required=split == "test")
@@ -121,8 +121,9 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     if mask.alpha is not None and mask.alpha.min() < 255:
       values = mask.alpha
     else:
-      values = np.asarray(Image.fromarray(mask.pixels).convert("L"))
-    return _resize(_of_aspect(values, picture.pixels.shape[:2], path), picture.pixels.shape[:2])
+      values = np.asarray(mask.image.convert("L"))
+    shape = (picture.image.height, picture.image.width)
+    return _resize(_of_aspect(values, shape, path), shape)
 
   def _read_parts(self, name: str, shape: tuple[int, int], *, required: bool) -> NDArray[np.uint8] | None:
     if self._layout.parts is None:

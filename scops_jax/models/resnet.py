@@ -96,7 +96,7 @@ class Bottleneck(nn.Module):
     return nn.relu(x + y)
 
 
-# The block for training: for its gradient it keeps its input and what the convolutions give. The results of
+# The block for training: for its gradient it keeps its input and what the convolutions named give. Results of
 # BatchNorms and relus, as many again, cost little and are computed anew.
 TrainedBottleneck = nn.remat(
   Bottleneck, static_argnums=(2, 3), policy=jax.checkpoint_policies.save_only_these_names(_CONVOLVED)
