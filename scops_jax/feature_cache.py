@@ -5,6 +5,7 @@ are kept as bfloat16, a record an image, beside the prepared data set; the file'
 they were computed with.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -67,15 +68,15 @@ class CachedFeatures(Sequence):
 
 
 def cache_features(
-  collection: Collection, features: Features, config: ConfigDict, *, variables: Any
+  collection: Collection, features: jax.stages.Wrapped, config: ConfigDict, *, variables: Any
 ) -> CachedFeatures:
   """Opens the features of the training images, computed first where they are missing.
 
   Args:
     collection: opened.
-    features: what computes them.
+    features: what computes them, under jax.jit: variables, images `[B, S, S, 3]` → maps `[B, h, w, C]`.
     config: the run's.
-    variables: of the reference that `features` applies; other weights have another file.
+    variables: of the reference; other weights have another file.
 
   Returns:
     The features.
@@ -84,12 +85,12 @@ def cache_features(
     UserError: they do not fit on the disk, or can't be written or read.
   """
   images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
-  shapes = [tuple(maps.shape[1:]) for maps in jax.eval_shape(features, images)]
+  shapes = [tuple(maps.shape[1:]) for maps in features.trace(variables, images).out_info]
   path = _path(collection, config, variables)
   if not path.exists():
     _check_space(collection, path, shapes)
     try:
-      _write(path, collection, features, config)
+      _write(path, collection, functools.partial(features, variables), config)
     except OSError as error:
       raise UserError(
         f"the reference's features can't be written to {path}: {error} (data.cache_reference_features=False "

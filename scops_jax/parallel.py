@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
+from scops_jax.compilation import compiler_options
 from scops_jax.errors import UserError
 from scops_jax.train_step import (
   Networks,
@@ -24,15 +25,6 @@ from scops_jax.train_step import (
   refined_predict_step,
   train_step,
 )
-
-# XLA would else run operations of a step side by side where it can. They share the cores anyway, and hold up
-# to twice as much memory. It would also drop the optimization barriers before it orders the operations: then
-# what the backward pass computes again is computed long before it is needed (`resnet.TrainedBottleneck`), and
-# the gradients of kernels long after their inputs were there (`models.convolution`).
-CPU_OPTIONS = {
-  "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-  "xla_disable_hlo_passes": "cse_barrier_expander",
-}
 
 
 class CompiledSteps(NamedTuple):
@@ -107,6 +99,9 @@ def _compile_jit(
   replicated: NamedSharding,
 ) -> CompiledSteps:
   sharded = NamedSharding(replicated.mesh, PartitionSpec("data"))
+  compiled = functools.partial(
+    jax.jit, in_shardings=(replicated, sharded), out_shardings=replicated, compiler_options=compiler_options()
+  )
 
   def put_batch(batch: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded, x), batch)
@@ -121,9 +116,9 @@ def _compile_jit(
     in_shardings=(replicated, sharded, replicated),
     out_shardings=replicated,
     donate_argnums=0,
-    compiler_options=CPU_OPTIONS if jax.default_backend() == "cpu" else None,
+    compiler_options=compiler_options(training=True),
   )
-  predict = jax.jit(predict, in_shardings=(replicated, sharded), out_shardings=replicated)
+  predict = compiled(predict)
   # Each device refines its own images: the CRF goes through them in turn, which XLA could not share out.
   predict_refined = jax.shard_map(
     predict_refined,
@@ -132,8 +127,8 @@ def _compile_jit(
     out_specs=sharded.spec,
     check_vma=False,
   )
-  predict_refined = jax.jit(predict_refined, in_shardings=(replicated, sharded), out_shardings=replicated)
-  features = jax.jit(features, in_shardings=(replicated, sharded), out_shardings=replicated)
+  predict_refined = compiled(predict_refined)
+  features = compiled(features)
   gather = jax.jit(lambda tree: tree, in_shardings=sharded, out_shardings=replicated)
   return CompiledSteps(
     train=train,

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from scops_jax import hosts, models, optimizer, saliency, weights
 from scops_jax.checkpoints import Checkpoints
 from scops_jax.collection_sizes import choose_sizes
+from scops_jax.compilation import compiler_options
 from scops_jax.config import check_values, config_from_json
 from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
@@ -175,10 +176,9 @@ def _open_features(
   """Opens the reference's features if the config asks for them, computed first where they are missing."""
   if not config.data.cache_reference_features:
     return None
-  maps = jax.jit(functools.partial(reference_features, networks=networks, config=config))
-  return cache_features(
-    collection, functools.partial(maps, reference_variables), config, variables=reference_variables
-  )
+  function = functools.partial(reference_features, networks=networks, config=config)
+  features = jax.jit(function, compiler_options=compiler_options())
+  return cache_features(collection, features, config, variables=reference_variables)
 
 
 def _write_maps(
@@ -187,7 +187,8 @@ def _write_maps(
   """Computes the saliency maps that are missing, if the config asks for them."""
   if collection.maps is None:
     return
-  grid = jax.jit(functools.partial(saliency.reference_grid, networks=networks, config=config))
+  function = functools.partial(saliency.reference_grid, networks=networks, config=config)
+  grid = jax.jit(function, compiler_options=compiler_options())
   count = saliency.write_missing_maps(
     collection, lambda images: jax.device_get(grid(reference_variables, images)), config
   )

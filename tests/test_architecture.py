@@ -14,6 +14,7 @@ PACKAGE = ROOT / "scops_jax"
 # from its command.
 RANKS = {
   "errors": 0,
+  "compilation": 0,
   "files": 0,
   "memory": 0,
   "palette": 0,

@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
+from scops_jax.compilation import compiler_options
 from scops_jax.models.convolution import conv
-from scops_jax.parallel import CPU_OPTIONS
 
 # Kernel size, stride, dilation, channels in and out; few of either, or many of both.
 CASES = [
@@ -89,7 +89,8 @@ def test_gradient_of_two_passes_holds_little_more_than_their_maps():
     return total
 
   images = [jnp.zeros(shape)] * 2
-  compiled = jax.jit(jax.grad(loss), compiler_options=CPU_OPTIONS).lower(kernels, images).compile()
+  gradient = jax.jit(jax.grad(loss), compiler_options=compiler_options(training=True))
+  compiled = gradient.lower(kernels, images).compile()
   held = compiled.memory_analysis().temp_size_in_bytes / images[0].nbytes
   # A map of every layer and pass. 26 where kernels' gradients wait for the other pass.
   assert 2 * layers - 2 <= held <= 2 * layers + 6

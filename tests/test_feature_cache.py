@@ -41,17 +41,20 @@ def config(tmp_path, monkeypatch):
 
 
 class Counting:
-  """The tiny reference as a function of images; `calls` counts batches that are computed."""
+  """The tiny reference, compiled; `calls` counts batches that are computed."""
 
   def __init__(self, config):
     self.networks = tiny.networks()
     self.variables = tiny.variables(self.networks, SIDE)[2]
     self.calls = 0
     self._features = jax.jit(functools.partial(reference_features, networks=self.networks, config=config))
+    self.trace = self._features.trace
 
-  def __call__(self, images):
-    if not isinstance(images, jax.core.Tracer):
-      self.calls += 1
+  def __call__(self, variables, images):
+    self.calls += 1
+    return self._features(variables, images)
+
+  def maps(self, images):
     return self._features(self.variables, images)
 
   def cached(self, config):
@@ -66,7 +69,7 @@ def test_each_image_has_the_networks_maps_in_bfloat16(config):
   source = open_collection(config).train
   batches = evaluation_batches(source, batch_size=1, image_size=SIDE, features=cached)
   for index, batch in enumerate(batches):
-    (expected,) = features(batch["image"])
+    (expected,) = features.maps(batch["image"])
     (kept,) = cached[index]
     assert kept.dtype == jnp.bfloat16
     np.testing.assert_array_equal(kept, np.asarray(expected[0].astype(jnp.bfloat16)))
@@ -80,7 +83,7 @@ def test_training_batches_bring_the_features_of_their_images(config):
   batches = train_batches(source, **options, features=cached)
   for _ in range(4):
     batch = next(batches)
-    (expected,) = features(batch["image"])
+    (expected,) = features.maps(batch["image"])
     (kept,) = batch["features"]
     np.testing.assert_array_equal(kept, np.asarray(expected.astype(jnp.bfloat16)))
 
@@ -97,7 +100,7 @@ def test_features_are_computed_once_for_what_decides_them(config):
   features.variables = jax.tree.map(lambda x: x + 1, features.variables)  # other weights
   (changed,) = features.cached(config)[0]
   assert features.calls == 2 * calls
-  (expected,) = features(
+  (expected,) = features.maps(
     next(evaluation_batches(open_collection(config).train, batch_size=1, image_size=SIDE))["image"]
   )
   np.testing.assert_array_equal(changed, np.asarray(expected[0].astype(jnp.bfloat16)))
@@ -108,14 +111,13 @@ def test_features_are_computed_once_for_what_decides_them(config):
 
 
 def test_an_interrupted_computation_leaves_nothing(config):
-  def interrupted(images):
-    if isinstance(images, jax.core.Tracer):
-      return (jnp.zeros((images.shape[0], 2, 2, tiny.CHANNELS)),)
-    raise KeyboardInterrupt
+  class Interrupted(Counting):
+    def __call__(self, variables, images):
+      raise KeyboardInterrupt
 
   collection = open_collection(config)
   with pytest.raises(KeyboardInterrupt):
-    cache_features(collection, interrupted, config, variables={})
+    Interrupted(config).cached(config)
   assert not list((collection.folder / "reference_features").iterdir())
 
 

@@ -59,6 +59,34 @@ def test_batch_norm_in_training():
 
 
 @pytest.mark.usefixtures("x64")
+def test_gradients_of_batch_norm_in_training():
+  variables = norm_variables()
+  cotangent = RNG.standard_normal(IMAGES.shape)
+
+  def objective(images, params):
+    y, _ = BatchNorm().apply(
+      {"params": params, "batch_stats": variables["batch_stats"]}, images, train=True, mutable=["batch_stats"]
+    )
+    return (y * cotangent).sum()
+
+  def oracle(images, params):
+    mean, var = images.mean((0, 1, 2)), images.var((0, 1, 2))
+    return (layer_oracle.batch_norm(images, **params, mean=mean, var=var) * cotangent).sum()
+
+  arguments = IMAGES, variables["params"]
+  leaves, treedef = jax.tree.flatten(arguments)
+  gradients = jax.tree.leaves(jax.grad(objective, (0, 1))(*arguments))
+  for _ in range(3):
+    directions = [1e-5 * RNG.standard_normal(np.shape(leaf)) for leaf in leaves]
+    ahead, behind = (
+      oracle(*treedef.unflatten([x + sign * d for x, d in zip(leaves, directions, strict=True)]))
+      for sign in (1, -1)
+    )
+    slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    np.testing.assert_allclose(slope, (ahead - behind) / 2, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
 def test_batch_norm_over_devices_equals_that_of_the_whole_batch():
   variables = norm_variables()
   cotangent = RNG.standard_normal(IMAGES.shape)

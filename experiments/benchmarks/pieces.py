@@ -13,6 +13,7 @@ import optax
 
 from experiments.benchmarks import workload
 from scops_jax import appearance, geometry, losses, models, parallel, train_step, warp, weights
+from scops_jax.compilation import compiler_options
 from scops_jax.memory import map_large_blocks
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer, stop_frozen
@@ -70,8 +71,12 @@ def build(step: Step) -> dict[str, Piece]:
   return {**_network_pieces(step), **_transform_pieces(step), **_loss_pieces(step)}
 
 
+def _jit(function: Callable, **options: Any) -> Callable:
+  return jax.jit(function, compiler_options=compiler_options(training=True), **options)
+
+
 def _compiled(function: Callable, *arguments: Any) -> Piece:
-  call = functools.partial(jax.jit(function), *jax.device_put(arguments))
+  call = functools.partial(_jit(function), *jax.device_put(arguments))
   return lambda: jax.block_until_ready(call())
 
 
@@ -98,7 +103,7 @@ def _network_pieces(step: Step) -> dict[str, Piece]:
   def reference(variables: Any, images: jax.Array) -> Any:
     return train_step.reference_features(variables, images, networks=networks, config=config)
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  @functools.partial(_jit, donate_argnums=(0, 1))
   def update(params: Any, opt_state: Any, gradients: Any) -> Any:
     updates, opt_state = step.optimizer.update(gradients, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
@@ -143,7 +148,7 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
   saliency = step.arrays.saliency.astype(np.float32) / 255
   images = jnp.asarray(step.arrays.images, jnp.float32)
   bound = {"networks": step.networks, "config": config}
-  features = jax.jit(functools.partial(train_step.reference_features, **bound))(step.reference, images)
+  features = _jit(functools.partial(train_step.reference_features, **bound))(step.reference, images)
 
   def centers(logits: jax.Array) -> jax.Array:
     return geometry.part_centers(jax.nn.softmax(logits))

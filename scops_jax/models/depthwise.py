@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.models.convolution import Padding, window
+from scops_jax.models.reductions import channel_sum
 
 _UNROLLED_IMAGES = 16  # of a batch, in the kernel's gradient; more take longer to compile
 _every_platform = contextvars.ContextVar("every_platform", default=False)
@@ -160,4 +161,4 @@ def _kernel_gradient(padded: jax.Array, kernel: jax.Array, gradient: jax.Array, 
     _sum([window(padded[n::unrolled], tap, size, stride) * gradient[n::unrolled] for n in range(unrolled)])
     for tap in _taps(kernel)
   ]
-  return lax.optimization_barrier(jnp.stack(sums)).sum(axis=(1, 2, 3)).reshape(kernel.shape)
+  return jax.vmap(channel_sum)(lax.optimization_barrier(jnp.stack(sums))).reshape(kernel.shape)

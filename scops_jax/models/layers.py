@@ -1,12 +1,17 @@
 """Layers with PyTorch's conventions: symmetric padding, unbiased running variances, pools in ceil mode."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from scops_jax.models.convolution import conv
+from scops_jax.models.reductions import channel_sum
 
+STATISTICS = "statistics"  # name of a BatchNorm's mean and variance where gradients choose what to keep
 _BATCH_NORM_EPSILON = 1e-5
 _BATCH_NORM_MOMENTUM = 0.1  # weight of the batch in the running statistics
 
@@ -78,33 +83,63 @@ class BatchNorm(nn.Module):
     running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if train:
-      mean, variance, count = _moments(wide, axis_name)
+      count = x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
       if count < 2:
         raise ValueError(f"expected more than one value a channel in training, got x of shape {x.shape}")
+      y, mean, variance = _normalize(wide, scale, bias, axis_name)
       if not self.is_initializing():
         running_mean.value = _average(running_mean.value, mean)
         running_variance.value = _average(running_variance.value, variance * (count / (count - 1)))
     else:
-      mean, variance = running_mean.value, running_variance.value
-    factor = scale * lax.rsqrt(variance + _BATCH_NORM_EPSILON)
-    return ((wide - mean) * factor + bias).astype(x.dtype)
+      factor = scale * lax.rsqrt(running_variance.value + _BATCH_NORM_EPSILON)
+      y = (wide - running_mean.value) * factor + bias
+    return y.astype(x.dtype)
 
 
-def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, int]:
-  """Returns mean and variance (divisor n) of each channel, and n."""
-  axes = tuple(range(x.ndim - 1))
-  count = x.size // x.shape[-1]
-  mean = x.mean(axes)
-  if axis_name is not None:
-    mean = lax.pmean(mean, axis_name)
-    count *= lax.axis_size(axis_name)
+Moments = tuple[jax.Array, jax.Array, jax.Array]  # y, mean and variance (divisor n) of each channel
+
+
+# The gradient is written out, because the sums that JAX would make of it are slow on a CPU.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None) -> Moments:
+  """Normalises x by its own mean and variance, which are returned too; no gradient flows to them."""
+  return _normalize_forward(x, scale, bias, axis_name)[0]
+
+
+def _normalize_forward(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None
+) -> tuple[Moments, tuple[jax.Array, ...]]:
+  mean = checkpoint_name(_channel_mean(x, axis_name), STATISTICS)
   # In two passes: E[x²] - E[x]² cancels where the mean is large.
-  variance = jnp.square(x - mean).mean(axes)
-  return mean, variance if axis_name is None else lax.pmean(variance, axis_name), count
+  variance = checkpoint_name(_channel_mean(jnp.square(x - mean), axis_name), STATISTICS)
+  inverse = lax.rsqrt(variance + _BATCH_NORM_EPSILON)
+  return ((x - mean) * (inverse * scale) + bias, mean, variance), (x, scale, mean, inverse)
+
+
+def _normalize_backward(
+  axis_name: str | None, residuals: tuple[jax.Array, ...], gradients: Moments
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """With x̂ = (x - mean) / √(var + ε): dx = scale / √(var + ε) (dy - mean(dy) - x̂ mean(x̂ dy))."""
+  x, scale, mean, inverse = residuals
+  gradient = gradients[0]
+  bias_gradient = channel_sum(gradient)
+  scale_gradient = channel_sum(gradient * (x - mean)) * inverse
+  both = jnp.stack([bias_gradient, scale_gradient]) / (x.size // x.shape[-1])
+  shift, slope = both if axis_name is None else lax.pmean(both, axis_name)
+  x_gradient = (gradient - shift - (x - mean) * (inverse * slope)) * (inverse * scale)
+  return x_gradient, scale_gradient, bias_gradient
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _channel_mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+  mean = channel_sum(x) / (x.size // x.shape[-1])
+  return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
 def _average(running: jax.Array, batch: jax.Array) -> jax.Array:
-  return (1 - _BATCH_NORM_MOMENTUM) * running + _BATCH_NORM_MOMENTUM * lax.stop_gradient(batch)
+  return (1 - _BATCH_NORM_MOMENTUM) * running + _BATCH_NORM_MOMENTUM * batch
 
 
 def max_pool(

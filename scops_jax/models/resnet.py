@@ -13,7 +13,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from scops_jax.models.base import Reference, normalize_features
-from scops_jax.models.layers import BatchNorm, Conv, max_pool
+from scops_jax.models.layers import STATISTICS, BatchNorm, Conv, max_pool
 
 BLOCK_COUNTS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3)}  # of the four stages, by the depth's name
 REFERENCE_LAYERS = ("layer1", "layer2", "layer3", "layer4")
@@ -96,10 +96,12 @@ class Bottleneck(nn.Module):
     return nn.relu(x + y)
 
 
-# The block for training: for its gradient it keeps its input and what the convolutions named give. Results of
-# BatchNorms and relus, as many again, cost little and are computed anew.
+# The block for training: for its gradient it keeps its input, what the convolutions named give, and means and
+# variances. Results of BatchNorms and relus, as many again, cost little and are computed anew.
 TrainedBottleneck = nn.remat(
-  Bottleneck, static_argnums=(2, 3), policy=jax.checkpoint_policies.save_only_these_names(_CONVOLVED)
+  Bottleneck,
+  static_argnums=(2, 3),
+  policy=jax.checkpoint_policies.save_only_these_names(_CONVOLVED, STATISTICS),
 )
 
 
