@@ -39,9 +39,10 @@ def test_the_script_alone_gives_the_predictors_numbers(segmenter, exported, tmp_
   small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
   expected = Predictor(segmenter)(small[None])
   assert len(np.unique(expected.labels)) > 1
+  # Float32 rounding: the script leaves the choice of a CPU's convolutions to XLA, the predictor does not.
   with np.load(tmp_path / "out.npz") as found:
-    np.testing.assert_allclose(found["probs"], expected.probs[0], atol=1e-5)
-    np.testing.assert_allclose(found["centers"], expected.centers[0], atol=1e-5)
+    np.testing.assert_allclose(found["probs"], expected.probs[0], atol=1e-4)
+    np.testing.assert_allclose(found["centers"], expected.centers[0], atol=1e-4)
     assert (found["labels"] == expected.labels[0]).mean() > 0.999
 
 
