@@ -4,8 +4,8 @@ import functools
 
 import jax
 
-# XLA would else give matrix products, convolutions and reductions to YNNPACK, whose convolutions take 1.1 to
-# 1.8 times as long as those of Eigen, which XLA has too. The list of what YNNPACK gets is empty.
+# XLA would else give matrix products, convolutions and reductions to YNNPACK, whose convolutions take up to
+# twice as long as those of Eigen, which XLA has too. The list of what YNNPACK gets is empty.
 _ALWAYS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # XLA would else run operations of a step side by side where it can. They share the cores anyway, and hold up
 # to twice as much memory. It would also drop the optimization barriers before it orders the operations: then

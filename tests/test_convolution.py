@@ -60,6 +60,16 @@ def test_gradients_are_those_of_finite_differences(x64):
   check_grads(lambda *a: conv(*a, **options), (x, kernel), order=1, modes=["rev"])
 
 
+def test_bfloat16_is_rounded_once():
+  rng = np.random.default_rng(0)
+  x, kernel = (jnp.asarray(rng.standard_normal(n), jnp.bfloat16) for n in ((1, 5, 6, 20), (3, 3, 20, 5)))
+  options = {"padding": ((1, 1), (1, 1)), "stride": 1, "dilation": 1}
+  exact = reference(x.astype(jnp.float32), kernel.astype(jnp.float32), **options)
+  found = conv(x, kernel, **options)
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-3)
+
+
 def test_the_kernels_gradient_by_hand():
   x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
   kernel = jnp.zeros((3, 3, 1, 1))

@@ -117,7 +117,8 @@ def _by_shifted_gradients(
 def _conv_to_few_channels(x: jax.Array, kernel: jax.Array, padding: Padding, dilation: int) -> jax.Array:
   """Multiplies every pixel with all taps, and takes each tap's products from the pixel that it reads."""
   channels = kernel.shape[-1]
-  products = _rows(x) @ jnp.moveaxis(kernel, 2, 0).reshape(x.shape[-1], -1)
+  all_taps = jnp.moveaxis(kernel, 2, 0).reshape(x.shape[-1], -1)
+  products = jnp.matmul(_rows(x), all_taps, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
   padded = lax.optimization_barrier(_pad(products.reshape(*x.shape[:-1], -1), padding))
   last = dilation * (kernel.shape[0] - 1), dilation * (kernel.shape[1] - 1)
   size = padded.shape[1] - last[0], padded.shape[2] - last[1]
@@ -125,7 +126,7 @@ def _conv_to_few_channels(x: jax.Array, kernel: jax.Array, padding: Padding, dil
     window(padded[..., n * channels : (n + 1) * channels], tap, size, 1)
     for n, tap in enumerate(_taps(kernel, dilation))
   ]
-  return functools.reduce(jnp.add, found)
+  return functools.reduce(jnp.add, found).astype(x.dtype)
 
 
 def _taps(kernel: jax.Array, dilation: int) -> list[tuple[int, int]]:
