@@ -2,7 +2,7 @@
 
 python -m scops_jax.main --config=configs/toy_faces.py --workdir=runs/toy_faces
 
-Expected on 2 CPU cores, in about 6 minutes: landmark_error_test 0.073 to 0.075 (three seeds; DFF 0.113 to
+Expected on 2 CPU cores, in 3 to 6 minutes: landmark_error_test 0.073 to 0.075 (three seeds; DFF 0.113 to
 0.117, mean shape 0.564), foreground_iou 0.97, every part between 0.04 and 0.29 of the foreground.
 """
 
