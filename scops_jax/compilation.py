@@ -1,6 +1,8 @@
 """XLA's options for programs on a CPU; other devices have none."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -26,6 +28,11 @@ def compiler_options(*, training: bool = False) -> dict[str, str] | None:
     return None
   wanted = {**_ALWAYS, **_IN_TRAINING} if training else _ALWAYS
   return {name: value for name, value in wanted.items() if _exists(name, value)}
+
+
+def jit(function: Callable, *, training: bool = False, **options: Any) -> jax.stages.Wrapped:
+  """Compiles as jax.jit with these options of it, and compiler_options."""
+  return jax.jit(function, compiler_options=compiler_options(training=training), **options)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
-from scops_jax.compilation import compiler_options
+from scops_jax.compilation import jit
 from scops_jax.errors import UserError
 from scops_jax.train_step import (
   Networks,
@@ -99,9 +99,7 @@ def _compile_jit(
   replicated: NamedSharding,
 ) -> CompiledSteps:
   sharded = NamedSharding(replicated.mesh, PartitionSpec("data"))
-  compiled = functools.partial(
-    jax.jit, in_shardings=(replicated, sharded), out_shardings=replicated, compiler_options=compiler_options()
-  )
+  compiled = functools.partial(jit, in_shardings=(replicated, sharded), out_shardings=replicated)
 
   def put_batch(batch: Any) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded, x), batch)
@@ -111,12 +109,12 @@ def _compile_jit(
       lambda array: jax.make_array_from_callback(array.shape, sharded, lambda index: array[index]), batch
     )
 
-  train = jax.jit(
+  train = jit(
     step,
+    training=True,
     in_shardings=(replicated, sharded, replicated),
     out_shardings=replicated,
     donate_argnums=0,
-    compiler_options=compiler_options(training=True),
   )
   predict = compiled(predict)
   # Each device refines its own images: the CRF goes through them in turn, which XLA could not share out.

@@ -23,7 +23,7 @@ import jax.export
 import numpy as np
 from numpy.typing import NDArray
 
-from scops_jax.compilation import compiler_options
+from scops_jax.compilation import jit
 from scops_jax.errors import UserError
 from scops_jax.lookahead import ahead
 from scops_jax.prediction_files import (
@@ -144,8 +144,7 @@ def open_program(job: Job, cores: Sequence[int]) -> Callable[[NDArray[np.uint8]]
   """Returns the network of a job, for this process to run on these cores from now on; empty: on any."""
   if cores:
     os.sched_setaffinity(0, cores)  # before JAX counts them
-  function = jax.export.deserialize(bytearray(job.program)).call
-  program = jax.jit(function, compiler_options=compiler_options())
+  program = jit(jax.export.deserialize(bytearray(job.program)).call)
   weights = jax.device_put(job.weights)
   return lambda images: program(images, weights)
 

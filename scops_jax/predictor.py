@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scops_jax import geometry
-from scops_jax.compilation import compiler_options
+from scops_jax.compilation import jit
 from scops_jax.data.image_files import pad_batch, resize_pixels
 from scops_jax.dense_crf import dense_crf
 from scops_jax.runs import Segmenter, load_segmenter
@@ -108,8 +108,7 @@ def compile_segmenter(segmenter: Segmenter, *, crf: bool = False) -> Callable[[c
   Its arrays are on the device, and it returns before they are computed. With `crf`, the maps are refined by
   dense_crf at S² pixels as the run's config has it, and labels and centres are those of the refined maps.
   """
-  function = functools.partial(_predict, segmenter, crf=crf)
-  compiled = jax.jit(function, compiler_options=compiler_options())
+  compiled = jit(functools.partial(_predict, segmenter, crf=crf))
   weights = jax.device_put((segmenter.params, segmenter.batch_stats))
   return lambda images: compiled(images, weights)
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from scops_jax import hosts, models, optimizer, saliency, weights
 from scops_jax.checkpoints import Checkpoints
 from scops_jax.collection_sizes import choose_sizes
-from scops_jax.compilation import compiler_options
+from scops_jax.compilation import jit
 from scops_jax.config import check_values, config_from_json
 from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
@@ -176,8 +176,7 @@ def _open_features(
   """Opens the reference's features if the config asks for them, computed first where they are missing."""
   if not config.data.cache_reference_features:
     return None
-  function = functools.partial(reference_features, networks=networks, config=config)
-  features = jax.jit(function, compiler_options=compiler_options())
+  features = jit(functools.partial(reference_features, networks=networks, config=config))
   return cache_features(collection, features, config, variables=reference_variables)
 
 
@@ -187,8 +186,7 @@ def _write_maps(
   """Computes the saliency maps that are missing, if the config asks for them."""
   if collection.maps is None:
     return
-  function = functools.partial(saliency.reference_grid, networks=networks, config=config)
-  grid = jax.jit(function, compiler_options=compiler_options())
+  grid = jit(functools.partial(saliency.reference_grid, networks=networks, config=config))
   count = saliency.write_missing_maps(
     collection, lambda images: jax.device_get(grid(reference_variables, images)), config
   )

@@ -13,7 +13,7 @@ import optax
 
 from experiments.benchmarks import workload
 from scops_jax import appearance, geometry, losses, models, parallel, train_step, warp, weights
-from scops_jax.compilation import compiler_options
+from scops_jax.compilation import jit
 from scops_jax.memory import map_large_blocks
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer, stop_frozen
@@ -71,8 +71,7 @@ def build(step: Step) -> dict[str, Piece]:
   return {**_network_pieces(step), **_transform_pieces(step), **_loss_pieces(step)}
 
 
-def _jit(function: Callable, **options: Any) -> Callable:
-  return jax.jit(function, compiler_options=compiler_options(training=True), **options)
+_jit = functools.partial(jit, training=True)
 
 
 def _compiled(function: Callable, *arguments: Any) -> Piece:
