@@ -1,5 +1,6 @@
 """XLA's options for programs on a CPU; other devices have none."""
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ _IN_TRAINING = {
   "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
   "xla_disable_hlo_passes": "cse_barrier_expander",
 }
+_for_training = contextvars.ContextVar("for_training", default=False)
 
 
 def compiler_options(*, training: bool = False) -> dict[str, str] | None:
@@ -32,7 +34,30 @@ def compiler_options(*, training: bool = False) -> dict[str, str] | None:
 
 def jit(function: Callable, *, training: bool = False, **options: Any) -> jax.stages.Wrapped:
   """Compiles as jax.jit with these options of it, and compiler_options."""
-  return jax.jit(function, compiler_options=compiler_options(training=training), **options)
+  wanted = compiler_options(training=training)
+  if training and wanted is not None:
+    function = _traced_for_training(function)
+  return jax.jit(function, compiler_options=wanted, **options)
+
+
+def is_traced_for_training() -> bool:
+  """Says whether what is traced now is compiled by `jit` with training, on a CPU.
+
+  What is fast there may be slow without the options: they keep barriers, and sums from YNNPACK.
+  """
+  return _for_training.get()
+
+
+def _traced_for_training(function: Callable) -> Callable:
+  @functools.wraps(function)
+  def traced(*arguments: Any) -> Any:
+    token = _for_training.set(True)
+    try:
+      return function(*arguments)
+    finally:
+      _for_training.reset(token)
+
+  return traced
 
 
 @functools.cache

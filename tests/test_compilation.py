@@ -1,5 +1,7 @@
 """Options of the compiler: taken where they exist, left out where they do not, without effect on numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,18 @@ def test_an_option_that_xla_does_not_have_is_left_out(monkeypatch):
   assert compiler_options(training=True) == known
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have no options")
+def test_what_is_traced_knows_that_it_is_for_training():
+  seen = []
+  for compile_ in (jax.jit, compilation.jit, functools.partial(compilation.jit, training=True)):
+    # Of one function JAX would keep the first trace.
+    compile_(lambda x: seen.append(compilation.is_traced_for_training()) or x)(jnp.ones(()))
+  assert seen == [False, False, True]
+  assert not compilation.is_traced_for_training()
+
+
 def test_other_devices_have_none(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert compiler_options(training=True) is None
   assert jax.jit(lambda x: x + 1, compiler_options=None)(jnp.ones(())) == 2
+  assert compilation.jit(lambda x: x + compilation.is_traced_for_training(), training=True)(jnp.ones(())) == 1

@@ -1,11 +1,12 @@
 """Layers against a float64 NumPy oracle of PyTorch's."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax.models.layers import BatchNorm, Conv, max_pool
+from scops_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 from tests import layer_oracle
 
 RNG = np.random.default_rng(0)
@@ -29,6 +30,25 @@ def test_conv(kernel_size, stride, dilation):
 def test_conv_without_bias_has_a_kernel_only():
   params = jax.eval_shape(Conv(4, 3).init, jax.random.key(0), jnp.zeros((1, 5, 5, 2)))["params"]
   assert {name: entry.shape for name, entry in params.items()} == {"kernel": (3, 3, 2, 4)}
+
+
+def test_dense_is_that_of_flax():
+  x = jnp.asarray(IMAGES, jnp.float32)
+  variables, expected = (module.init(jax.random.key(3), x) for module in (Dense(5), nn.Dense(5)))
+  jax.tree.map(np.testing.assert_array_equal, variables, expected)
+  variables["params"]["bias"] += jnp.arange(5.0)
+
+  def outcome(module):
+    def product(variables, x):
+      y = module.apply(variables, x)
+      return jnp.sum(y**3), y
+
+    return jax.grad(product, (0, 1), has_aux=True)(variables, x)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-4), outcome(Dense(5)), outcome(nn.Dense(5))
+  )
+  assert Dense(5).apply(variables, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def norm_variables(channels=3):

@@ -76,16 +76,20 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.A
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def shifted_sum(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
   """Computes a depthwise convolution as k² shifted slices times weights; its gradients are such sums too."""
-  return _forward(x, kernel, stride, padding)[0]
+  return _sum_windows(_pad(x, padding), kernel, stride)
+
+
+def _sum_windows(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  size = tuple((n - k) // stride + 1 for n, k in zip(padded.shape[1:3], kernel.shape[:2], strict=True))
+  return _sum([window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel)])
 
 
 def _forward(
   x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   padded = _pad(x, padding)
-  size = tuple((n - k) // stride + 1 for n, k in zip(padded.shape[1:3], kernel.shape[:2], strict=True))
-  result = _sum([window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel)])
-  return result, (padded, kernel)
+  # Kept in memory, or XLA would compute it again for the gradient of the activation that follows.
+  return lax.optimization_barrier(_sum_windows(padded, kernel, stride)), (padded, kernel)
 
 
 def _backward(

@@ -21,6 +21,8 @@ from scops_jax import geometry
 from scops_jax.models.base import Reference, Segmenter, normalize_features
 from scops_jax.models.convolution import conv
 from scops_jax.models.depthwise import depthwise_conv, same_padding
+from scops_jax.models.layers import Dense
+from scops_jax.models.reductions import add_bias
 
 _BATCH_NORM_EPSILON = 1e-3
 _STEM_CHANNELS, _HEAD_CHANNELS, _NUM_CLASSES = 32, 1280, 1000
@@ -85,7 +87,7 @@ class _ConvBatchNorm(nn.Module):
     variance = self.variable("batch_stats", "var", jnp.ones, (self.channels,)).value
     factor = scale * lax.rsqrt(variance + _BATCH_NORM_EPSILON)
     kernel, bias = ((kernel * factor).astype(x.dtype), (bias - mean * factor).astype(x.dtype))
-    x = _convolve(x, kernel, stride=self.stride, depthwise=self.depthwise) + bias
+    x = add_bias(_convolve(x, kernel, stride=self.stride, depthwise=self.depthwise), bias)
     return relu6(x) if self.activation else x
 
 
@@ -199,13 +201,13 @@ class EfficientNetLite0Segmenter(Segmenter):
     """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 4 + 1, W / 4 + 1, K+1]`."""
     del train  # every layer does the same in training: the statistics of BatchNorm are frozen
     maps = _compute_layers(_align(images, 16), ("block2", "block4", "block10"))
-    x = nn.Dense(self.channels, dtype=images.dtype, name="head_lateral10")(maps["block10"])
+    x = Dense(self.channels, name="head_lateral10")(maps["block10"])
     for i in (4, 2):
-      lateral = nn.Dense(self.channels, dtype=images.dtype, name=f"head_lateral{i}")(maps[f"block{i}"])
+      lateral = Dense(self.channels, name=f"head_lateral{i}")(maps[f"block{i}"])
       x = nn.relu(lateral + geometry.resize_bilinear(x, *lateral.shape[1:3]))
       x = _Smooth(name=f"head_smooth{i}")(x)
     initializer = nn.initializers.normal(0.01)
-    return nn.Dense(self.num_parts + 1, dtype=x.dtype, kernel_init=initializer, name="head_logits")(x)
+    return Dense(self.num_parts + 1, kernel_init=initializer, name="head_logits")(x)
 
 
 class _Smooth(nn.Module):
@@ -215,7 +217,7 @@ class _Smooth(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     channels = x.shape[-1]
     kernel = self.param("kernel", nn.initializers.normal(0.2), (5, 5, 1, channels))  # deviation 1 / √25
-    mix = nn.Dense(channels, dtype=x.dtype, kernel_init=nn.initializers.he_normal(), name="pointwise")
+    mix = Dense(channels, kernel_init=nn.initializers.he_normal(), name="pointwise")
     return nn.relu(mix(depthwise_conv(x, kernel.astype(x.dtype))))
 
 

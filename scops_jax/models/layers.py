@@ -9,7 +9,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from scops_jax.models.convolution import conv
-from scops_jax.models.reductions import channel_sum
+from scops_jax.models.reductions import add_bias, channel_sum
 
 STATISTICS = "statistics"  # name of a BatchNorm's mean and variance where gradients choose what to keep
 _BATCH_NORM_EPSILON = 1e-5
@@ -43,7 +43,27 @@ class Conv(nn.Module):
     x = conv(x, kernel, padding=(padding, padding), stride=self.stride, dilation=self.dilation)
     if self.bias_init is None:
       return x
-    return x + self.param("bias", self.bias_init, (self.channels,)).astype(x.dtype)
+    return add_bias(x, self.param("bias", self.bias_init, (self.channels,)).astype(x.dtype))
+
+
+class Dense(nn.Module):
+  """Linear map of the last axis `[B, H, W, C]` → `[B, H, W, channels]` in x's dtype.
+
+  flax's nn.Dense with the same parameters, whose gradient transposes arrays where there are several axes.
+
+  Attributes:
+    channels: of the output.
+    kernel_init: of the kernel `[C, channels]`.
+  """
+
+  channels: int
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.channels)).astype(x.dtype)
+    bias = self.param("bias", nn.initializers.zeros, (self.channels,)).astype(x.dtype)
+    return add_bias(conv(x, kernel[None, None], padding=((0, 0), (0, 0))), bias)
 
 
 class BatchNorm(nn.Module):
