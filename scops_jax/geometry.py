@@ -67,6 +67,21 @@ def check_part_maps(name: str, maps: chex.Array) -> None:
     raise ValueError(f"{name} must be [B, H, W, K+1] with K >= 1 parts, got shape {maps.shape}.")
 
 
+def channels_first(maps: chex.Array) -> jax.Array:
+  """Returns maps [B, H, W, C] as [B, C, H, W].
+
+  So the losses compute: the pixels lie side by side, which vectors need where the channels are few. Under jit
+  the transpositions of one function and the next cancel.
+  """
+  return jnp.moveaxis(maps, -1, 1)
+
+
+def part_probabilities(logits: chex.Array) -> jax.Array:
+  """Returns the softmax over the last axis of part maps [B, H, W, K+1]: probabilities R, of logits' dtype."""
+  check_array("logits", logits, "[B, H, W, K+1]", (None, None, None, None))
+  return jnp.moveaxis(jax.nn.softmax(channels_first(logits), axis=1), 1, -1)
+
+
 def part_marginals(probs: chex.Array, *, epsilon: float) -> tuple[jax.Array, jax.Array]:
   """Sums each part's normalised density over the rows and over the columns.
 
@@ -78,17 +93,17 @@ def part_marginals(probs: chex.Array, *, epsilon: float) -> tuple[jax.Array, jax
     epsilon: added to every pixel.
 
   Returns:
-    Σ_y r [B, W, K] and Σ_x r [B, H, K]; zeros for a part without any mass.
+    Σ_y r [B, K, W] and Σ_x r [B, K, H]; zeros for a part without any mass.
 
   Raises:
     TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1.
   """
   check_part_maps("probs", probs)
   height, width = probs.shape[1:3]
-  parts = probs[..., 1:].astype(accumulation_dtype(probs))
-  over_rows = parts.sum(axis=1) + height * epsilon
-  over_columns = parts.sum(axis=2) + width * epsilon
-  mass = over_rows.sum(axis=1, keepdims=True)
+  parts = channels_first(probs)[:, 1:].astype(accumulation_dtype(probs))
+  over_rows = parts.sum(axis=2) + height * epsilon
+  over_columns = parts.sum(axis=3) + width * epsilon
+  mass = over_rows.sum(axis=2, keepdims=True)
   mass = jnp.where(mass > 0, mass, 1.0)
   return over_rows / mass, over_columns / mass
 
@@ -110,14 +125,10 @@ def part_centers(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
   """
   over_rows, over_columns = part_marginals(probs, epsilon=epsilon)
   dtype = over_rows.dtype
-  x = jnp.asarray(axis_coordinates(over_rows.shape[1]), dtype)
-  y = jnp.asarray(axis_coordinates(over_columns.shape[1]), dtype)
+  x = jnp.asarray(axis_coordinates(over_rows.shape[2]), dtype)
+  y = jnp.asarray(axis_coordinates(over_columns.shape[2]), dtype)
   return jnp.stack(
-    [
-      jnp.einsum("bwk,w->bk", over_rows, x, precision=HIGHEST),
-      jnp.einsum("bhk,h->bk", over_columns, y, precision=HIGHEST),
-    ],
-    axis=-1,
+    [jnp.matmul(over_rows, x, precision=HIGHEST), jnp.matmul(over_columns, y, precision=HIGHEST)], axis=-1
   )
 
 

@@ -14,6 +14,7 @@ from scops_jax.geometry import (
   HIGHEST,
   accumulation_dtype,
   axis_coordinates,
+  channels_first,
   check_array,
   check_part_maps,
   interpolation_matrix,
@@ -42,8 +43,8 @@ def concentration_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array
   """
   variance = jnp.zeros(())
   for marginal in part_marginals(probs, epsilon=epsilon):
-    position = jnp.asarray(axis_coordinates(marginal.shape[1]), marginal.dtype)[:, None]
-    center = jnp.sum(position * marginal, axis=1, keepdims=True)
+    position = jnp.asarray(axis_coordinates(marginal.shape[2]), marginal.dtype)
+    center = jnp.sum(position * marginal, axis=2, keepdims=True)
     variance += jnp.sum((position - center) ** 2 * marginal, axis=(1, 2)).mean()
   return variance
 
@@ -66,9 +67,10 @@ def equivariance_loss(logits: chex.Array, target_logits: chex.Array) -> jax.Arra
   check_array("logits", logits, "[B, H, W, K+1]", (None, None, None, None))
   check_array("target_logits", target_logits, "[B, H, W, K+1] like logits", logits.shape)
   dtype = accumulation_dtype(logits, target_logits)
-  log_target = jax.nn.log_softmax(jax.lax.stop_gradient(target_logits).astype(dtype))
-  log_probs = jax.nn.log_softmax(logits.astype(dtype))
-  return jnp.sum(jnp.exp(log_target) * (log_target - log_probs), axis=-1).mean()
+  logits = channels_first(logits.astype(dtype))
+  target_logits = channels_first(jax.lax.stop_gradient(target_logits).astype(dtype))
+  log_ratio = jax.nn.log_softmax(target_logits, axis=1) - jax.nn.log_softmax(logits, axis=1)
+  return jnp.sum(jax.nn.softmax(target_logits, axis=1) * log_ratio, axis=1).mean()
 
 
 def landmark_equivariance_loss(centers: chex.Array, target_centers: chex.Array) -> jax.Array:
@@ -117,21 +119,23 @@ def semantic_consistency_loss(
   _check_semantic_inputs(probs, basis, features, saliency)
   batch, height, width, _ = probs.shape
   dtype = accumulation_dtype(probs, basis)
-  parts = probs[..., 1:].astype(dtype)
+  parts = channels_first(probs)[:, 1:].astype(dtype)
   basis = basis.astype(dtype)
   if saliency is None:
     saliency = jnp.ones((batch, height, width), dtype)
   saliency = jax.lax.stop_gradient(saliency).astype(dtype)
-  gram = jnp.einsum("bhwk,bhwl->kl", parts, parts, precision=HIGHEST)
+  gram = jnp.einsum("bkhw,blhw->bkl", parts, parts, precision=HIGHEST).sum(axis=0)
   total = jnp.sum(gram * jnp.matmul(basis, basis.T, precision=HIGHEST))
-  salient_parts = saliency[..., None] * parts
+  salient_parts = saliency[:, None] * parts
   first_channel = 0
   for feature_map in features:
     values = jax.lax.stop_gradient(feature_map).astype(dtype)
     rows = jnp.asarray(interpolation_matrix(values.shape[1], height), dtype)
     columns = jnp.asarray(interpolation_matrix(values.shape[2], width), dtype)
-    pooled = jnp.einsum("Hh,Ww,bHWk->bhwk", rows, columns, salient_parts, precision=HIGHEST)
-    response = jnp.einsum("bhwk,bhwc->kc", pooled, values, precision=HIGHEST)
+    # Columns first: they lie side by side in memory.
+    pooled = jnp.einsum("Ww,bkHW->bkHw", columns, salient_parts, precision=HIGHEST)
+    pooled = jnp.einsum("Hh,bkHw->bkhw", rows, pooled, precision=HIGHEST)
+    response = jnp.einsum("bkhw,bhwc->kc", pooled, values, precision=HIGHEST)
     part_basis = basis[:, first_channel : first_channel + values.shape[-1]]
     total += _upsampled_energy(values, rows, columns, saliency**2) - 2.0 * jnp.sum(part_basis * response)
     first_channel += values.shape[-1]
@@ -226,11 +230,11 @@ def background_loss(logits: chex.Array, saliency: chex.Array) -> jax.Array:
   """
   check_part_maps("logits", logits)
   check_array("saliency", saliency, "[B, H, W] like logits", logits.shape[:-1])
-  logits = logits.astype(accumulation_dtype(logits))
+  logits = channels_first(logits.astype(accumulation_dtype(logits)))
   foreground = jax.lax.stop_gradient(saliency).astype(logits.dtype)
-  log_all = jax.nn.logsumexp(logits, axis=-1)
-  log_background = logits[..., 0] - log_all
-  log_parts = jax.nn.logsumexp(logits[..., 1:], axis=-1) - log_all
+  log_all = jax.nn.logsumexp(logits, axis=1)
+  log_background = logits[:, 0] - log_all
+  log_parts = jax.nn.logsumexp(logits[:, 1:], axis=1) - log_all
   return -jnp.mean((1.0 - foreground) * log_background + foreground * log_parts)
 
 
@@ -255,7 +259,7 @@ def balance_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
   check_part_maps("probs", probs)
   if epsilon <= 0:
     raise ValueError(f"epsilon must be positive, got {epsilon}.")
-  parts = probs[..., 1:].astype(accumulation_dtype(probs))
-  areas = parts.mean(axis=(1, 2)) + epsilon
+  parts = channels_first(probs)[:, 1:].astype(accumulation_dtype(probs))
+  areas = parts.sum(axis=2).mean(axis=2) / parts.shape[2] + epsilon
   shares = areas / areas.sum(axis=1, keepdims=True)
   return -jnp.mean(jnp.log(shares.shape[1] * shares))

@@ -141,16 +141,17 @@ def compute_losses(
   logits, warped_logits, batch_stats = segment_pair(
     networks.segmenter, variables, inputs, warped_inputs, axis_name=axis_name
   )
-  target_logits = warp.warp(logits, grid, padding="zeros")
-  probs = jax.nn.softmax(logits)
+  # In memory, or each of the losses would sample it again.
+  target_logits = jax.lax.optimization_barrier(warp.warp(logits, grid, padding="zeros"))
+  probs = geometry.part_probabilities(logits)
   basis = networks.basis.apply({"params": params["basis"]})
 
   terms = {
     "concentration": losses.concentration_loss(probs),
     "equivariance": losses.equivariance_loss(warped_logits, target_logits),
     "landmark_equivariance": losses.landmark_equivariance_loss(
-      geometry.part_centers(jax.nn.softmax(warped_logits)),
-      geometry.part_centers(jax.nn.softmax(target_logits)),
+      geometry.part_centers(geometry.part_probabilities(warped_logits)),
+      geometry.part_centers(geometry.part_probabilities(target_logits)),
     ),
     "semantic_consistency": losses.semantic_consistency_loss(probs, basis, features, saliency=saliency),
     "orthonormality": losses.orthonormality_loss(basis),
