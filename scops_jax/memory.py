@@ -5,10 +5,22 @@ import ctypes.util
 import gc
 from collections.abc import Callable
 
+import jax
+
 # mallopt's parameters (malloc.h of glibc).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGE = 1 << 20  # bytes
 _LARGEST = 32 << 20  # bytes; the most that glibc would come to keep by itself
+_EVERYTHING = (1 << 31) - 1  # bytes, the most that mallopt takes
+
+
+def compute_in_calling_thread() -> None:
+  """Lets JAX compute on a CPU in the thread that calls it; of no effect once JAX has looked for its devices.
+
+  JAX's own threads take a step's temporaries, one block, from the system every time, which zeroes its pages:
+  up to a third of a step's time. What the main thread takes can be kept (`keep_freed_memory`).
+  """
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def map_large_blocks() -> None:
@@ -32,11 +44,21 @@ def return_freed_memory() -> None:
   _set_thresholds(_LARGEST)
 
 
+def keep_freed_memory() -> None:
+  """Lets the C library (glibc) keep all that the main thread frees, for the next who wants as much."""
+  _set(_M_MMAP_MAX, 0)
+  _set(_M_TRIM_THRESHOLD, _EVERYTHING)
+
+
 def _set_thresholds(size: int) -> None:
+  _set(_M_MMAP_THRESHOLD, size)
+  _set(_M_TRIM_THRESHOLD, 2 * size)
+
+
+def _set(parameter: int, value: int) -> None:
   mallopt = _c_function("mallopt")
   if mallopt is not None:
-    mallopt(_M_MMAP_THRESHOLD, size)
-    mallopt(_M_TRIM_THRESHOLD, 2 * size)
+    mallopt(parameter, value)
 
 
 def _c_function(name: str) -> Callable[..., int] | None:

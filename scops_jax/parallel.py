@@ -69,7 +69,22 @@ def compile_steps(
   features = functools.partial(factorized_features, **bound)
   compile_for = _compile_pmap if config.parallelism == "pmap" else _compile_jit
   replicated = NamedSharding(_mesh(), PartitionSpec())
-  return compile_for(step, predict, predict_refined, features, replicated=replicated)
+  steps = compile_for(step, predict, predict_refined, features, replicated=replicated)
+  return steps if jax.default_backend() != "cpu" else steps._replace(train=_in_turn(steps.train))
+
+
+def _in_turn(train: Callable) -> Callable:
+  """Waits for a step's arguments and results.
+
+  A step that finds all it needs is computed in the calling thread, which then has the last one's memory for
+  its temporaries (`memory.keep_freed_memory`).
+  """
+
+  def step(state: Any, batch: Any, reference_variables: Any) -> tuple[Any, dict[str, chex.Array]]:
+    jax.block_until_ready(batch)
+    return jax.block_until_ready(train(state, batch, reference_variables))
+
+  return step
 
 
 def _without_probs(maps: dict[str, chex.Array]) -> dict[str, chex.Array]:

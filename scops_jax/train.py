@@ -18,7 +18,12 @@ from scops_jax.checkpoints import Checkpoints
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
-from scops_jax.memory import map_large_blocks, return_freed_memory
+from scops_jax.memory import (
+  compute_in_calling_thread,
+  keep_freed_memory,
+  map_large_blocks,
+  return_freed_memory,
+)
 from scops_jax.report import write_report
 from scops_jax.runs import Run
 from scops_jax.workdir import MetricsLog, read_metrics, write_text
@@ -40,6 +45,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   Raises:
     UserError: the config, the data or the directory can't serve; nothing has been written then.
   """
+  compute_in_calling_thread()
   map_large_blocks()
   run = runs.set_up(config, workdir, create=True)
   config = run.config
@@ -176,6 +182,7 @@ def _train(
     state, metrics = run.steps.train(state, batch, run.reference_variables)
     if step == start + 1:  # compiled now
       return_freed_memory()
+      keep_freed_memory()
     images += config.batch_size
     bar.update()
     last = step == config.num_steps

@@ -1,6 +1,8 @@
 """Memory that is freed goes back to the system."""
 
+import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -50,3 +52,35 @@ def test_large_arrays_go_back_by_themselves():
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
   assert resident_megabytes("map_large_blocks()") <= resident_megabytes("") - 100
+
+
+# 4000² floats, larger than what malloc keeps by itself; one fault a page of 4096 bytes, or of 2 MiB.
+TEMPORARIES = """
+import resource
+import jax
+import jax.numpy as jnp
+from scops_jax.memory import compute_in_calling_thread, keep_freed_memory
+{first}
+program = jax.jit(lambda x: jnp.tanh(x[:, None] * x) @ x[:, None].repeat(3, 1))
+x = jnp.linspace(0, 1, 4000)
+program(x).block_until_ready()
+{then}
+for _ in range(6):  # until the heap is large enough
+  program(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+  program(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_temporaries_of_a_program_are_kept_for_the_next_call():
+  def faults(first, then):
+    code = TEMPORARIES.format(first=first, then=then)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    command = [sys.executable, "-c", code]
+    return int(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
+
+  assert faults("", "") >= 3 * 15_000
+  assert faults("compute_in_calling_thread()", "keep_freed_memory()") <= 3_000

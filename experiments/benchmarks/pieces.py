@@ -14,7 +14,7 @@ import optax
 from experiments.benchmarks import workload
 from scops_jax import appearance, geometry, losses, models, parallel, train_step, warp, weights
 from scops_jax.compilation import jit
-from scops_jax.memory import map_large_blocks
+from scops_jax.memory import compute_in_calling_thread, map_large_blocks
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer, stop_frozen
 
@@ -26,6 +26,7 @@ class Step:
 
   def __init__(self, folder: pathlib.Path, options: Sequence[str] = ()) -> None:
     """Reads a workload; options are config keys to change, "KEY=VALUE"."""
+    compute_in_calling_thread()
     map_large_blocks()  # as a run does
     self.config = config = workload.read_config(folder)
     for option in options:
@@ -150,14 +151,14 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
   features = _jit(functools.partial(train_step.reference_features, **bound))(step.reference, images)
 
   def centers(logits: jax.Array) -> jax.Array:
-    return geometry.part_centers(jax.nn.softmax(logits))
+    return geometry.part_centers(geometry.part_probabilities(logits))
 
   def landmarks(logits: jax.Array, target: jax.Array) -> jax.Array:
     return losses.landmark_equivariance_loss(centers(logits), centers(target))
 
   def semantic(logits: jax.Array, raw: jax.Array, features: Any, saliency: jax.Array) -> jax.Array:
     basis = jax.nn.relu(raw)
-    return losses.semantic_consistency_loss(jax.nn.softmax(logits), basis, features, saliency)
+    return losses.semantic_consistency_loss(geometry.part_probabilities(logits), basis, features, saliency)
 
   def gradient(function: Callable, count: int, *arguments: Any) -> Piece:
     """Value and gradient in the first `count` arguments."""
@@ -165,7 +166,7 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
 
   basis = step.arrays.basis
   pieces = {
-    "concentration": gradient(lambda x: losses.concentration_loss(jax.nn.softmax(x)), 1, logits),
+    "concentration": gradient(lambda x: losses.concentration_loss(geometry.part_probabilities(x)), 1, logits),
     "equivariance": gradient(losses.equivariance_loss, 1, logits, target),
     "landmark equivariance": gradient(landmarks, 2, logits, target),
     "semantic consistency": gradient(semantic, 2, logits, basis, features, saliency),
@@ -174,7 +175,7 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
   if config.loss.background:
     pieces["background"] = gradient(losses.background_loss, 1, logits, saliency)
   if config.loss.balance:
-    pieces["balance"] = gradient(lambda x: losses.balance_loss(jax.nn.softmax(x)), 1, logits)
+    pieces["balance"] = gradient(lambda x: losses.balance_loss(geometry.part_probabilities(x)), 1, logits)
   return pieces
 
 
