@@ -260,6 +260,6 @@ def balance_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
   if epsilon <= 0:
     raise ValueError(f"epsilon must be positive, got {epsilon}.")
   parts = channels_first(probs)[:, 1:].astype(accumulation_dtype(probs))
-  areas = parts.sum(axis=2).mean(axis=2) / parts.shape[2] + epsilon
+  areas = parts.mean(axis=(2, 3)) + epsilon
   shares = areas / areas.sum(axis=1, keepdims=True)
   return -jnp.mean(jnp.log(shares.shape[1] * shares))
