@@ -5,6 +5,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -153,10 +154,17 @@ def _ahead(batches: Any, put: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     batch = put(next(batches))
     return batch, batches.get_state()
 
-  upcoming = fetch()
-  while True:
-    yield upcoming
+  if jax.default_backend() != "cpu":
     upcoming = fetch()
+    while True:
+      yield upcoming
+      upcoming = fetch()
+  with ThreadPoolExecutor(1) as thread:  # the caller waits for a step on a CPU
+    fetched = thread.submit(fetch)
+    while True:
+      upcoming = fetched.result()
+      fetched = thread.submit(fetch)
+      yield upcoming
 
 
 def _train(
