@@ -19,6 +19,7 @@ from scops_jax.checkpoints import Checkpoints
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
+from scops_jax.lookahead import ahead
 from scops_jax.memory import (
   compute_in_calling_thread,
   keep_freed_memory,
@@ -160,11 +161,7 @@ def _ahead(batches: Any, put: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
       yield upcoming
       upcoming = fetch()
   with ThreadPoolExecutor(1) as thread:  # the caller waits for a step on a CPU
-    fetched = thread.submit(fetch)
-    while True:
-      upcoming = fetched.result()
-      fetched = thread.submit(fetch)
-      yield upcoming
+    yield from ahead(thread, lambda _: fetch(), itertools.count(), depth=1)
 
 
 def _train(
