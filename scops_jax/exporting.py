@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scops_jax.files import replacing
-from scops_jax.models.depthwise import every_platform
+from scops_jax.models.platforms import every_platform
 from scops_jax.predictor import predict_parts
 from scops_jax.runs import Segmenter
 

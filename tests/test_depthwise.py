@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from scops_jax.models import depthwise
+from scops_jax.models import depthwise, platforms
 
 # Images, height, width, kernel size, stride; 20 images are more than the kernel's gradient unrolls at once.
 CASES = [
@@ -86,7 +86,7 @@ def test_eager_equals_compiled_and_vmap():
 
 def test_a_program_for_every_platform_holds_both_forms():
   x, kernel = inputs(2, 6, 5, 3)
-  with depthwise.every_platform():
+  with platforms.every_platform():
     both = jax.jit(lambda *a: depthwise.depthwise_conv(*a, stride=2))
     np.testing.assert_allclose(both(x, kernel), grouped_convolution(x, kernel, 2), rtol=1e-5, atol=1e-5)
     exported = {

@@ -2,7 +2,8 @@
 
 XLA's gradient of a kernel on CPU is a convolution with a window of the image's size, 2 to 20 times slower
 than matrix products of the shifted input with the output's gradient. Its convolution to few channels is 2 to
-3 times slower than one product for all taps, whose results are shifted and added.
+3 times slower than one product for all taps, whose results are shifted and added. Between many channels 3×3
+taps are cheapest in tiles (`winograd`), their gradients too.
 
 On CPU a layer's two gradients are also tied: the one that goes on to the layer before waits for the kernel's.
 XLA would else put off the kernels' gradients of one pass over a network until those of the next, with which
@@ -10,15 +11,23 @@ they are summed, and hold the inputs and gradients of all its layers for them.
 """
 
 import functools
+import math
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax import lax
+
+from scops_jax.models import platforms, winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # of rows and columns, (before, after)
 
 # Below so many channels products of a single tap are too narrow, and all taps share one.
 _FEW_CHANNELS = 16
+# From so many channels on, in and out, tiles save more than it costs to make them, and from so many products
+# on what it costs to compile them.
+_MANY_CHANNELS = 64
+_MANY_PRODUCTS = 2 << 30
 
 
 def conv(
@@ -38,8 +47,14 @@ def conv(
   Returns:
     [B, h, w, O], x's dtype.
   """
-  function = _conv_on_cpu if jax.default_backend() == "cpu" else _conv
-  return function(x, kernel, padding, stride, dilation)
+
+  def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _conv_on_cpu(x, kernel, padding, stride, dilation)
+
+  def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _conv(x, kernel, padding, stride, dilation)
+
+  return platforms.call(x, kernel, on_cpu=on_cpu, elsewhere=elsewhere)
 
 
 def _conv(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> jax.Array:
@@ -59,6 +74,8 @@ def _conv(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilati
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv_on_cpu(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> jax.Array:
+  if _in_tiles(x, kernel, padding, stride, dilation):
+    return winograd.conv_3x3(x, kernel, dilation=dilation)
   if stride == 1 and kernel.shape[:2] != (1, 1) and kernel.shape[-1] < _FEW_CHANNELS <= x.shape[-1]:
     return _conv_to_few_channels(x, kernel, padding, dilation)
   return _conv(x, kernel, padding, stride, dilation)
@@ -74,13 +91,29 @@ def _backward(
   padding: Padding, stride: int, dilation: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   x, kernel = residuals
-  transposed = jax.linear_transpose(lambda x: _conv(x, kernel, padding, stride, dilation), x)
-  (x_gradient,) = transposed(gradient)
-  kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
+  if _in_tiles(x, kernel, padding, stride, dilation):
+    x_gradient = winograd.input_gradient(gradient, kernel, dilation=dilation)
+    kernel_gradient = winograd.kernel_gradient(x, gradient, dilation=dilation)
+  else:
+    transposed = jax.linear_transpose(lambda x: _conv(x, kernel, padding, stride, dilation), x)
+    (x_gradient,) = transposed(gradient)
+    kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
   return lax.optimization_barrier((x_gradient, kernel_gradient))
 
 
 _conv_on_cpu.defvjp(_forward, _backward)
+
+
+def _in_tiles(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> bool:
+  return (
+    kernel.shape[:2] == (3, 3)
+    and min(kernel.shape[2:]) >= _MANY_CHANNELS
+    and not jax.export.is_symbolic_dim(x.shape[0])  # an exported program for every batch size
+    and math.prod(x.shape[:3]) * kernel.size >= _MANY_PRODUCTS
+    and stride == 1
+    and padding == ((dilation, dilation),) * 2
+    and x.dtype in (jnp.float32, jnp.float64)  # sums of inputs, rounded to bfloat16, would lose accuracy
+  )
 
 
 def _kernel_gradient(

@@ -4,33 +4,17 @@ XLA's grouped convolution on CPU is 4 to 25 times slower than the same sum writt
 weights, which it fuses into one loop. GPUs and TPUs keep the convolution.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from scops_jax.models import platforms
 from scops_jax.models.convolution import Padding, window
 from scops_jax.models.reductions import channel_sum
 
 _UNROLLED_IMAGES = 16  # of a batch, in the kernel's gradient; more take longer to compile
-_every_platform = contextvars.ContextVar("every_platform", default=False)
-
-
-@contextlib.contextmanager
-def every_platform() -> Iterator[None]:
-  """Lets programs that are traced inside hold the form for each platform, as an exported one needs.
-
-  Otherwise the form is that of the default backend: tracing a gradient of both takes half as long again.
-  """
-  token = _every_platform.set(True)
-  try:
-    yield
-  finally:
-    _every_platform.reset(token)
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -68,9 +52,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.A
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
     feature_group_count=x.shape[-1],
   )
-  if _every_platform.get():
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
-  return on_cpu(x, kernel) if jax.default_backend() == "cpu" else elsewhere(x, kernel)
+  return platforms.call(x, kernel, on_cpu=on_cpu, elsewhere=elsewhere)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
