@@ -1,8 +1,8 @@
 """The reference's features of the training images, computed once and kept (data.cache_reference_features).
 
 A training step uses the features of the plain images only: they are the same every time an image comes. They
-are kept as bfloat16, a record an image, beside the prepared data set; the file's name is a digest of what
-they were computed with.
+are kept as bfloat16 beside the prepared data set, a record an image, with the pixels that the network sees,
+which need no decoding and resizing then. The file's name is a digest of what they were computed with.
 """
 
 import functools
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scops_jax.data.collection import Collection
-from scops_jax.data.pipeline import evaluation_batches
+from scops_jax.data.pipeline import Kept, evaluation_batches
 from scops_jax.errors import UserError
 from scops_jax.files import replacing
 
-_FORMAT = 1  # of the records; other files are not read
+_FORMAT = 2  # of the records; other files are not read
 _DTYPE = np.dtype(jnp.bfloat16)
 # Each record on its own, as they are read in any order. Many features are 0, so that fast compression halves
 # the file for less time than reading it takes.
@@ -50,21 +50,26 @@ Shapes = Sequence[tuple[int, ...]]  # (h, w, C) of each map
 
 
 class CachedFeatures(Sequence):
-  """`features[i]`: the maps of training image i, a tuple of `[h, w, C]` bfloat16."""
+  """`features[i]`: what is kept of training image i; its maps are bfloat16."""
 
-  def __init__(self, path: Path, shapes: Shapes) -> None:
+  def __init__(self, path: Path, shapes: Shapes, image_size: int) -> None:
     """Opens what `cache_features` wrote."""
     self._records = ArrayRecordDataSource(str(path))
     self._shapes = tuple(shapes)
     self._ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    self._image_shape = (image_size, image_size, 3)
 
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, index: int) -> tuple[NDArray, ...]:  # type: ignore[override]
-    values = np.frombuffer(self._records[int(index)], _DTYPE)
+  def __getitem__(self, index: int) -> Kept:  # type: ignore[override]
+    record = self._records[int(index)]
+    values = np.frombuffer(record, _DTYPE, count=self._ends[-1])
     pieces = np.split(values, self._ends[:-1])
-    return tuple(piece.reshape(shape) for piece, shape in zip(pieces, self._shapes, strict=True))
+    return Kept(
+      np.frombuffer(record, np.uint8, offset=values.nbytes).reshape(self._image_shape),
+      tuple(piece.reshape(shape) for piece, shape in zip(pieces, self._shapes, strict=True)),
+    )
 
 
 def cache_features(
@@ -88,7 +93,7 @@ def cache_features(
   shapes = [tuple(maps.shape[1:]) for maps in features.trace(variables, images).out_info]
   path = _path(collection, config, variables)
   if not path.exists():
-    _check_space(collection, path, shapes)
+    _check_space(collection, path, images.size + _DTYPE.itemsize * sum(map(math.prod, shapes)))
     try:
       _write(path, collection, functools.partial(features, variables), config)
     except OSError as error:
@@ -97,7 +102,7 @@ def cache_features(
         "does without)"
       ) from error
     print(f"kept the reference's features of {len(collection.train)} images: {path}")
-  cached = CachedFeatures(path, shapes)
+  cached = CachedFeatures(path, shapes, config.image_size)
   if len(cached) != len(collection.train):
     raise UserError(
       f"{path} holds the features of {len(cached)} images, expected {len(collection.train)}: delete it"
@@ -114,8 +119,8 @@ def _path(collection: Collection, config: ConfigDict, variables: Any) -> Path:
   return collection.folder / "reference_features" / f"{digest.hexdigest()[:16]}.array_record"
 
 
-def _check_space(collection: Collection, path: Path, shapes: Shapes) -> None:
-  needed = len(collection.train) * sum(map(math.prod, shapes)) * _DTYPE.itemsize
+def _check_space(collection: Collection, path: Path, record_bytes: int) -> None:
+  needed = len(collection.train) * record_bytes
   free = shutil.disk_usage(collection.folder).free
   if needed > free:
     raise UserError(
@@ -139,6 +144,6 @@ def _write(path: Path, collection: Collection, features: Features, config: Confi
       maps = [np.asarray(values.astype(_DTYPE)) for values in features(batch["image"])]
       count = int(batch["valid"].sum())
       for i in range(count):
-        writer.write(b"".join(values[i].tobytes() for values in maps))
+        writer.write(b"".join(values[i].tobytes() for values in (*maps, batch["image"])))
       progress.update(count)
     writer.close()

@@ -60,7 +60,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     num_threads=config.data.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
-    features=run.features,
+    kept=run.features,
   )
   dff = _dff(run)
   start = int(hosts.first_says(checkpoints.latest_step() or 0))
@@ -139,7 +139,7 @@ def _dff(run: Run) -> Dff:
 
   def batches(split: str) -> Iterator[dict[str, Any]]:
     cached = run.features if getattr(run.collection, split) is run.collection.train else None
-    return _batches(run, split, fields=("image", "saliency"), features=cached)
+    return _batches(run, split, fields=("image", "saliency"), kept=cached)
 
   # The part basis may become the hosts' common start: not each its own, should they round differently.
   dff = hosts.first_says(fit_dff(features, batches, run.config))

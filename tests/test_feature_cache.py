@@ -67,20 +67,38 @@ def test_each_image_has_the_networks_maps_in_bfloat16(config):
   assert len(cached) == NUM_IMAGES
   assert features.calls == 2  # of 4 images each, the last one padded
   source = open_collection(config).train
-  batches = evaluation_batches(source, batch_size=1, image_size=SIDE, features=cached)
-  for index, batch in enumerate(batches):
-    (expected,) = features.maps(batch["image"])
-    (kept,) = cached[index]
+  batches = evaluation_batches(source, batch_size=1, image_size=SIDE, kept=cached)
+  decoded = evaluation_batches(source, batch_size=1, image_size=SIDE)
+  for index, (batch, plain) in enumerate(zip(batches, decoded, strict=True)):
+    (expected,) = features.maps(plain["image"])
+    image, (kept,) = cached[index]
     assert kept.dtype == jnp.bfloat16
     np.testing.assert_array_equal(kept, np.asarray(expected[0].astype(jnp.bfloat16)))
     np.testing.assert_array_equal(batch["features"][0][0], kept)
+    np.testing.assert_array_equal(image, plain["image"][0])
+    for name, values in plain.items():
+      np.testing.assert_array_equal(batch[name], values)
+
+
+def test_pictures_whose_pixels_are_kept_are_not_decoded(config, monkeypatch):
+  cached = Counting(config).cached(config)
+  source = open_collection(config).train
+  options = {"batch_size": 2, "image_size": SIDE, "seed": 1, "num_threads": 0}
+  expected = next(train_batches(source, **options))
+  asked = []
+  read = source.read
+  monkeypatch.setattr(source, "read", lambda index, fields: asked.append(set(fields)) or read(index, fields))
+  batch = next(train_batches(source, **options, kept=cached))
+  assert asked == [{"saliency"}] * 2
+  np.testing.assert_array_equal(batch["image"], expected["image"])
+  np.testing.assert_array_equal(batch["saliency"], expected["saliency"])
 
 
 def test_training_batches_bring_the_features_of_their_images(config):
   features = Counting(config)
   source, cached = open_collection(config).train, features.cached(config)
   options = {"batch_size": 3, "image_size": SIDE, "seed": 1, "num_threads": 1}
-  batches = train_batches(source, **options, features=cached)
+  batches = train_batches(source, **options, kept=cached)
   for _ in range(4):
     batch = next(batches)
     (expected,) = features.maps(batch["image"])
@@ -98,7 +116,7 @@ def test_features_are_computed_once_for_what_decides_them(config):
   assert features.calls == calls
 
   features.variables = jax.tree.map(lambda x: x + 1, features.variables)  # other weights
-  (changed,) = features.cached(config)[0]
+  (changed,) = features.cached(config)[0].features
   assert features.calls == 2 * calls
   (expected,) = features.maps(
     next(evaluation_batches(open_collection(config).train, batch_size=1, image_size=SIDE))["image"]

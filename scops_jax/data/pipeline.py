@@ -7,7 +7,7 @@ batch that a single host would have.
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -17,8 +17,15 @@ from PIL import Image
 from scops_jax.data.collection import ExampleSource
 from scops_jax.data.image_files import resize_pixels
 
+
+class Kept(NamedTuple):
+  """What is kept of an image: pixels `[S, S, 3]` uint8, and features, maps `[h, w, C]`."""
+
+  image: NDArray[np.uint8]
+  features: tuple[NDArray, ...]
+
+
 Batch = dict[str, Any]  # arrays; of features a tuple of them
-Features = Sequence[tuple[NDArray, ...]]
 Element = dict[str, Any]
 
 _TRAIN_FIELDS = ("image", "saliency")
@@ -66,7 +73,7 @@ def train_batches(
   num_threads: int,
   process_index: int = 0,
   process_count: int = 1,
-  features: Features | None = None,
+  kept: Sequence[Kept] | None = None,
 ) -> TrainBatches:
   """Endless shuffled batches: `next(batches)`, and `get_state` / `set_state` to resume exactly.
 
@@ -81,16 +88,16 @@ def train_batches(
     num_threads: threads that read ahead; 0 reads in the caller's.
     process_index: this host.
     process_count: the number of hosts.
-    features: maps `[h, w, C]` of each image, if the batches shall have them.
+    kept: of each image at image_size, if the batches shall have features.
 
   Returns:
-    An iterator over {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8}, with `features` also
+    An iterator over {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8}, with `kept` also
     {"features": a tuple of [B, h, w, C]}.
   """
   # Grain shuffles epoch e with seed + e: spread the seeds, or run 1 would have run 0's epochs one later.
   order = int(np.random.SeedSequence(seed).generate_state(1)[0])
   indices = grain.MapDataset.range(len(source)).shuffle(seed=order).repeat()
-  examples = indices.map(_Load(source, image_size, _TRAIN_FIELDS, features))
+  examples = indices.map(_Load(source, image_size, _TRAIN_FIELDS, kept))
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=3 * batch_size if num_threads else 0
   )
@@ -107,7 +114,7 @@ def evaluation_batches(
   process_index: int = 0,
   process_count: int = 1,
   fields: Sequence[str] = EVALUATION_FIELDS,
-  features: Features | None = None,
+  kept: Sequence[Kept] | None = None,
 ) -> Iterator[Batch]:
   """Every image once, in order; the last batch is padded with the last image and `valid` is False there.
 
@@ -122,18 +129,18 @@ def evaluation_batches(
     process_index: this host.
     process_count: the number of hosts.
     fields: what is read of an image.
-    features: maps `[h, w, C]` of each image, if the batches shall have them.
+    kept: of each image at image_size, if the batches shall have features.
 
   Yields:
     {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8, "landmarks": [B, L, 2] float32 (x, y) where -1
     and 1 are the centres of the first and last pixel, "visible": [B, L] bool, "box": [B, 4] float32 (x0, y0,
     x1, y1) in the same coordinates, "parts": [B, S, S] uint8}, or the fields asked for, and {"valid": [B]
-    bool, "index": [B] int64}; with `features` also {"features": a tuple of [B, h, w, C]}.
+    bool, "index": [B] int64}; with `kept` also {"features": a tuple of [B, h, w, C]}.
   """
   count = min(limit or len(source), len(source))
   shard = _Shard(batch_size, process_index, process_count)
   rows = grain.MapDataset.range(-(-count // shard.global_size) * batch_size)
-  load = _Load(source, image_size, fields, features)
+  load = _Load(source, image_size, fields, kept)
 
   def load_or_pad(row: int) -> Element:
     index = shard.position(row)
@@ -172,18 +179,21 @@ class _Load:
   source: ExampleSource
   image_size: int
   fields: Sequence[str]
-  features: Features | None
+  kept: Sequence[Kept] | None
 
   def __call__(self, index: int) -> Element:
-    example = self.source.read(index, self.fields)
-    if self.features is not None:
-      example["features"] = self.features[index]
-    height, width = example["image"].shape[:2]
-    last = np.asarray([width - 1, height - 1], np.float32)
-    if "landmarks" in example:
-      example["landmarks"] = 2 * example["landmarks"] / last - 1
-    if "box" in example:
-      example["box"] = 2 * example["box"] / np.tile(last, 2) - 1
+    kept = None if self.kept is None else self.kept[index]
+    fields = set(self.fields)
+    if kept is not None and not fields & {"landmarks", "box"}:  # which need the size of the picture as it is
+      fields.discard("image")
+    example = self.source.read(index, tuple(fields))
+    if "image" in example:
+      height, width = example["image"].shape[:2]
+      last = np.asarray([width - 1, height - 1], np.float32)
+      if "landmarks" in example:
+        example["landmarks"] = 2 * example["landmarks"] / last - 1
+      if "box" in example:
+        example["box"] = 2 * example["box"] / np.tile(last, 2) - 1
     for field, filter_ in (
       ("image", Image.Resampling.BILINEAR),
       ("saliency", Image.Resampling.BILINEAR),
@@ -191,4 +201,4 @@ class _Load:
     ):
       if field in example:
         example[field] = resize_pixels(example[field], self.image_size, filter_)
-    return example
+    return example if kept is None else {**example, **kept._asdict()}
