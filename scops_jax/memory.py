@@ -10,7 +10,6 @@ import jax
 # mallopt's parameters (malloc.h of glibc).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGE = 1 << 20  # bytes
-_LARGEST = 32 << 20  # bytes; the most that glibc would come to keep by itself
 _EVERYTHING = (1 << 31) - 1  # bytes, the most that mallopt takes
 
 
@@ -24,35 +23,26 @@ def compute_in_calling_thread() -> None:
 
 
 def map_large_blocks() -> None:
-  """Lets the C library (glibc) take large blocks from the system one by one, until `return_freed_memory`.
+  """Lets the C library (glibc) take large blocks from the system one by one, until `keep_freed_memory`.
 
   Parameters that are made before a step is compiled then do not lie among what compiling leaves, which could
   not go back: 70 MB for DeepLab. Steps are faster with blocks that are kept.
   """
-  _set_thresholds(_LARGE)
+  _set(_M_MMAP_THRESHOLD, _LARGE)
+  _set(_M_TRIM_THRESHOLD, 2 * _LARGE)
 
 
-def return_freed_memory() -> None:
-  """Collects garbage, and gives freed memory back to the system where the C library would keep it (glibc).
+def keep_freed_memory() -> None:
+  """Gives back to the system what is freed by now, and keeps what the main thread frees from now on (glibc).
 
-  Compiling a step leaves some hundred megabytes.
+  Compiling a step leaves some hundred megabytes of garbage; each step wants as much as the last.
   """
   gc.collect()
   trim = _c_function("malloc_trim")
   if trim is not None:
     trim(0)
-  _set_thresholds(_LARGEST)
-
-
-def keep_freed_memory() -> None:
-  """Lets the C library (glibc) keep all that the main thread frees, for the next who wants as much."""
   _set(_M_MMAP_MAX, 0)
   _set(_M_TRIM_THRESHOLD, _EVERYTHING)
-
-
-def _set_thresholds(size: int) -> None:
-  _set(_M_MMAP_THRESHOLD, size)
-  _set(_M_TRIM_THRESHOLD, 2 * size)
 
 
 def _set(parameter: int, value: int) -> None:

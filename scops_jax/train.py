@@ -20,12 +20,7 @@ from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.lookahead import ahead
-from scops_jax.memory import (
-  compute_in_calling_thread,
-  keep_freed_memory,
-  map_large_blocks,
-  return_freed_memory,
-)
+from scops_jax.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
 from scops_jax.report import write_report
 from scops_jax.runs import Run
 from scops_jax.workdir import MetricsLog, read_metrics, write_text
@@ -186,7 +181,6 @@ def _train(
     batch, position = next(stream)
     state, metrics = run.steps.train(state, batch, run.reference_variables)
     if step == start + 1:  # compiled now
-      return_freed_memory()
       keep_freed_memory()
     images += config.batch_size
     bar.update()

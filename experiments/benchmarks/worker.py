@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.benchmarks import workload
 from scops_jax.errors import UserError
-from scops_jax.memory import keep_freed_memory, return_freed_memory
+from scops_jax.memory import keep_freed_memory
 
 # The modules of each framework that have Step and build.
 _MODULES = {"jax": ("pieces", "pieces"), "pytorch": ("pytorch_step", "pytorch_pieces")}
@@ -42,7 +42,6 @@ class StepContestant:
   def losses(self) -> list[dict[str, float]]:
     """Returns the metrics of the first steps, while none has been done yet."""
     steps = [self._step() for _ in range(workload.DRAWN_STEPS)]
-    return_freed_memory()
     keep_freed_memory()
     return [{name: float(value) for name, value in metrics.items()} for metrics in steps]
 
