@@ -140,7 +140,8 @@ def default_config() -> ConfigDict:
     "error"  # "error", or "skip" and list: an image or annotation that can't be read
   )
   # Compute the reference's features of the training images once and keep them beside the prepared data set,
-  # as bfloat16, instead of computing them in every step: worth it where an image comes more than once.
+  # as bfloat16 and with the resized images, instead of computing them in every step: worth it where an image
+  # comes more than once.
   config.data.cache_reference_features = False
 
   config.cub = ConfigDict()
