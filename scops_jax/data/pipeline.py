@@ -183,10 +183,11 @@ class _Load:
 
   def __call__(self, index: int) -> Element:
     kept = None if self.kept is None else self.kept[index]
-    fields = set(self.fields)
-    if kept is not None and not fields & {"landmarks", "box"}:  # which need the size of the picture as it is
-      fields.discard("image")
-    example = self.source.read(index, tuple(fields))
+    fields = self.fields
+    # Coordinates need the size of the picture as it is.
+    if kept is not None and not {"landmarks", "box"}.intersection(fields):
+      fields = [field for field in fields if field != "image"]
+    example = self.source.read(index, fields)
     if "image" in example:
       height, width = example["image"].shape[:2]
       last = np.asarray([width - 1, height - 1], np.float32)
