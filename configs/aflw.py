@@ -3,9 +3,9 @@
 python -m scops_jax.main --config=configs/aflw.py --workdir=runs/aflw \
   --config.segmenter_weights=resnet50_caffe-788b5fa3.pth --config.reference_weights=vgg19-dcbb9e9d.pth
 
-Needs AFLW in data/aflw with saliency maps (scops_jax/data/aflw.py says where) and a GPU. Neither its time nor
-its result has been measured here, for lack of the images. The paper's landmark error is 16.5 % of the eyes'
-distance, from 4 198 images and a split that is not published; `python -m scops_jax.prepare` ends with the
+Needs AFLW in data/aflw with saliency maps (scops_jax/data/published/aflw.py says where) and a GPU. Neither
+its time nor its result has been measured here, for lack of the images. The paper's landmark error is 16.5 %
+of the eyes' distance, from 4 198 images and a split that is not published; `python -m scops_jax.prepare` ends with the
 counts of your copy.
 """
 

@@ -4,7 +4,8 @@ python -m scops_jax.main --config=configs/celeba.py --workdir=runs/celeba \
   --config.segmenter_weights=resnet50_caffe-788b5fa3.pth --config.reference_weights=vgg19-dcbb9e9d.pth
 
 configs/celeba.py:4 gives K = 4. Needs CelebA in data/celeba with MAFL's lists and saliency maps
-(scops_jax/data/celeba_wild.py says where) and a GPU: a step takes 35 s on 2 CPU cores (experiments/celeba).
+(scops_jax/data/published/celeba_wild.py says where) and a GPU: a step takes 35 s on 2 CPU cores
+(experiments/celeba).
 Its result has not been measured here, for lack of the images. The paper's landmark error on MAFL is 15.0 % of
 the distance of the eyes, 21.8 % with K = 4, after training on 45 609 images; `python -m scops_jax.prepare`
 ends with the counts of your copy.

@@ -3,7 +3,8 @@
 python -m scops_jax.main --config=configs/cub.py --workdir=runs/cub1 --config.cub.category=1 \
   --config.segmenter_weights=resnet50_caffe-788b5fa3.pth --config.reference_weights=vgg19-dcbb9e9d.pth
 
-Needs CUB-200-2011 with its segmentations in data/cub (scops_jax/data/cub_parts.py says where) and a GPU.
+Needs CUB-200-2011 with its segmentations in data/cub (scops_jax/data/published/cub_parts.py says where) and
+a GPU.
 Neither its time nor its result has been measured here, for lack of the images. The paper's landmark error is
 18.3, 17.7 and 17.0 % of the box's edge for the categories 1, 2 and 3.
 """

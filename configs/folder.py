@@ -7,7 +7,7 @@ DIR holds images/ and, where there are any, saliency/, landmarks.csv, parts/ and
 move their limbs. On 1 000 drawn quadrupeds and birds each (experiments/own_images) they give landmark
 errors 0.42 and 0.51 of DFF's and foreground IoU 0.86 and 0.89 in 11 minutes on 2 CPU cores.
 
-What is 0 here is chosen by the collection (scops_jax/collection_sizes.py has the rules): for 1 000 images 8
+What is 0 here is chosen by the collection (scops_jax/runs/sizes.py has the rules): for 1 000 images 8
 parts and 1 000 steps. --config.num_parts=… and the like choose otherwise.
 """
 

@@ -3,9 +3,9 @@
 python -m scops_jax.main --config=configs/pascal.py --workdir=runs/horse --config.pascal.category=horse \
   --config.segmenter_weights=resnet50_caffe-788b5fa3.pth --config.reference_weights=vgg19-dcbb9e9d.pth
 
-Needs VOC 2010 and PASCAL-Part in data/pascal (scops_jax/data/pascal_parts.py says where), unsupervised
-saliency maps in data/pascal/saliency/NAME.png, and a GPU. Neither its time nor its result has been measured
-here, for lack of the images. The paper's foreground IoU of horses is 55.8 % without CRF.
+Needs VOC 2010 and PASCAL-Part in data/pascal (scops_jax/data/published/pascal_parts.py says where),
+unsupervised saliency maps in data/pascal/saliency/NAME.png, and a GPU. Neither its time nor its result has
+been measured here, for lack of the images. The paper's foreground IoU of horses is 55.8 % without CRF.
 """
 
 from ml_collections import ConfigDict

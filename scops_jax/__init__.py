@@ -1,7 +1,7 @@
 """SCOPS, self-supervised co-part segmentation (CVPR 2019), in JAX and Flax.
 
-`load_predictor` is imported from scops_jax.predictor when it is first asked for, so that importing the losses
-does not import everything.
+`load_predictor` is imported when it is first asked for, so that importing the losses does not import
+everything.
 """
 
 import importlib
@@ -13,7 +13,7 @@ __all__ = ["load_predictor"]
 
 def __getattr__(name: str) -> Any:
   if name in __all__:
-    return getattr(importlib.import_module("scops_jax.predictor"), name)
+    return getattr(importlib.import_module("scops_jax.prediction.predictor"), name)
   raise AttributeError(f"module 'scops_jax' has no attribute {name!r}")
 
 

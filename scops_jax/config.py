@@ -18,7 +18,7 @@ def default_config() -> ConfigDict:
   """Returns all keys with their defaults, locked: adding a key or changing a type raises.
 
   num_parts, num_steps, eval_every, image_size and reference_image_size may be 0: they are then chosen by the
-  collection's size (collection_sizes.py), and the run's config.json has what was chosen.
+  collection's size (runs/sizes.py), and the run's config.json has what was chosen.
   """
   config = ConfigDict()
 
@@ -197,7 +197,7 @@ _CHOICES = {
   "data.on_bad_example": ("error", "skip"),
   "pascal.category": ("aeroplane", "bus", "car", "cow", "horse", "motorbike", "sheep"),
 }
-# Keys that are chosen by the collection where they are 0: collection_sizes.py.
+# Keys that are chosen by the collection where they are 0: runs/sizes.py.
 FROM_COLLECTION = ("num_parts", "num_steps", "eval_every", "image_size", "reference_image_size")
 _AT_LEAST_ONE = (
   "batch_size",

@@ -3,8 +3,9 @@
 from absl import flags
 from ml_collections import config_flags
 
-from scops_jax import cli, hosts, train
+from scops_jax import cli, train
 from scops_jax.errors import UserError
+from scops_jax.runs import hosts
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 _WORKDIR = flags.DEFINE_string(

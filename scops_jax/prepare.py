@@ -6,14 +6,15 @@ With --config.data.saliency=auto also its saliency maps, PNGs to look at and edi
 from absl import flags
 from ml_collections import config_flags
 
-from scops_jax import cli, runs
+from scops_jax import cli
+from scops_jax.runs import setup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 
 
 def main() -> None:
   """One call; what is there already is left alone."""
-  runs.prepare(_CONFIG.value)
+  setup.prepare(_CONFIG.value)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,17 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from scops_jax import hosts, optimizer, runs, visualize
-from scops_jax.checkpoints import Checkpoints
+from scops_jax import optimizer
+from scops_jax.data.lookahead import ahead
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
-from scops_jax.lookahead import ahead
-from scops_jax.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
-from scops_jax.report import write_report
-from scops_jax.runs import Run
-from scops_jax.workdir import MetricsLog, read_metrics, write_text
+from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
+from scops_jax.report import figures, write_report
+from scops_jax.runs import hosts, setup
+from scops_jax.runs.checkpoints import Checkpoints
+from scops_jax.runs.setup import Run
+from scops_jax.runs.workdir import MetricsLog, read_metrics, write_text
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   """
   compute_in_calling_thread()
   map_large_blocks()
-  run = runs.set_up(config, workdir, create=True)
+  run = setup.set_up(config, workdir, create=True)
   config = run.config
   checkpoints = Checkpoints(run.workdir)
   batches = train_batches(
@@ -60,10 +61,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   dff = _dff(run)
   start = int(hosts.first_says(checkpoints.latest_step() or 0))
   if start:
-    state, position = checkpoints.restore(start, runs.abstract_state(run))
+    state, position = checkpoints.restore(start, setup.abstract_state(run))
     batches.set_state(position)
   else:
-    state = runs.initial_state(run, part_basis=dff.part_basis)
+    state = setup.initial_state(run, part_basis=dff.part_basis)
   log = MetricsLog(run.workdir, start_step=start) if hosts.is_first() else None
   state = run.steps.place(state)  # under the same name: the arrays placed are freed with the first step
   state, results = _train(run, state, batches, start=start, dff=dff, log=log, checkpoints=checkpoints)
@@ -75,7 +76,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
       results = _evaluate(run, state, dff=dff, step=config.num_steps, log=log)
   if log is not None:
     losses = run.workdir / "figures" / "losses.png"
-    visualize.loss_curves(log.records(), losses, weights=config.loss.to_dict())
+    figures.loss_curves(log.records(), losses, weights=config.loss.to_dict())
     log.close()
     _print_results(results, [_figure_path(run.workdir, config.num_steps), losses, _report_path(run.workdir)])
   return results
@@ -94,10 +95,10 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   Raises:
     UserError: as train_and_evaluate, or `workdir` holds no checkpoint.
   """
-  run = runs.set_up(config, workdir, create=False)
+  run = setup.set_up(config, workdir, create=False)
   checkpoints = Checkpoints(run.workdir)
-  step = runs.newest_step(checkpoints, workdir)
-  state, _ = checkpoints.restore(step, runs.abstract_state(run))
+  step = setup.newest_step(checkpoints, workdir)
+  state, _ = checkpoints.restore(step, setup.abstract_state(run))
   checkpoints.close()
   results = _evaluate(run, run.steps.place(state), dff=_dff(run), step=step, log=None)
   if hosts.is_first():
@@ -124,7 +125,7 @@ def _batches(run: Run, split: str, **options: Any) -> Iterator[dict[str, Any]]:
 
 def _dff(run: Run) -> Dff:
   """Returns the run's DFF baseline, fitted once a run and kept in its directory."""
-  path = run.workdir / runs.DFF_FILE
+  path = run.workdir / setup.DFF_FILE
   if hosts.first_says(path.exists()):
     return Dff.load(path)
 
@@ -235,7 +236,7 @@ def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | No
   if not hosts.is_first():
     return results
   path = _figure_path(run.workdir, step)
-  visualize.part_figure(path=path, **figure)
+  figures.part_figure(path=path, **figure)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
   write_report(
     _report_path(run.workdir), results=results, records=records, config=run.config, gallery=gallery

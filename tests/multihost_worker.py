@@ -10,7 +10,8 @@ import sys
 import time
 from typing import Any
 
-from scops_jax import hosts, models, train
+from scops_jax import models, train
+from scops_jax.runs import hosts
 from tests import tiny
 
 # The last batch of the test split is two images short: the second host's piece is nothing but padding.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from scops_jax.config import default_config
-from scops_jax.evaluation.gallery import GalleryBuilder
+from scops_jax.report.gallery import GalleryBuilder
 
 NUM_IMAGES, NUM_PARTS, HEIGHT, WIDTH = 6, 3, 40, 60
 ERRORS = np.array([0.1, 0.4, np.nan, 0.2, 0.3, 0.05])

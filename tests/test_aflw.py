@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from scops_jax.config import default_config
-from scops_jax.data.aflw import read_database
 from scops_jax.data.collection import open_collection, prepare_collection
+from scops_jax.data.published.aflw import read_database
 from scops_jax.errors import UserError
 from tests.miniatures import aflw
 

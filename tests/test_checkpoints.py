@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scops_jax.checkpoints import Checkpoints
+from scops_jax.runs.checkpoints import Checkpoints
 from scops_jax.train_step import TrainState
 
 

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from configs import folder
-from scops_jax import runs
-from scops_jax.collection_sizes import choose_sizes, suitable_sizes
 from scops_jax.config import FROM_COLLECTION, check_values, default_config
 from scops_jax.data.collection import open_collection
+from scops_jax.runs import setup
+from scops_jax.runs.sizes import choose_sizes, suitable_sizes
 from tests import tiny
 
 
@@ -76,9 +76,9 @@ def test_a_config_without_zeros_stays_as_it_is(tmp_path):
 
 
 def test_a_run_saves_what_was_chosen(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(runs, "create_networks", lambda config: tiny.networks())
+  monkeypatch.setattr(setup, "create_networks", lambda config: tiny.networks())
   with config.unlocked():
     config.segmenter_weights = config.reference_weights = "random"
-  runs.set_up(config, tmp_path / "run", create=True)
-  assert runs.load_config(tmp_path / "run").num_steps == 300
-  runs.set_up(config, tmp_path / "run", create=True)  # finds the same run
+  setup.set_up(config, tmp_path / "run", create=True)
+  assert setup.load_config(tmp_path / "run").num_steps == 300
+  setup.set_up(config, tmp_path / "run", create=True)  # finds the same run

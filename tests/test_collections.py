@@ -4,7 +4,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from scops_jax import runs, train
+from scops_jax import train
+from scops_jax.runs import setup
 from tests import tiny
 from tests.miniatures import aflw, celeba_wild, cub_parts, pascal_parts
 
@@ -42,7 +43,7 @@ def _compile_once(tmp_path_factory):
 def test_a_collection_with_faults_trains_and_evaluates(name, tmp_path, monkeypatch):
   write, settings, (num_train, num_test), unknown = COLLECTIONS[name]
   write(tmp_path / "published")
-  monkeypatch.setattr(runs, "create_networks", lambda config: tiny.networks())
+  monkeypatch.setattr(setup, "create_networks", lambda config: tiny.networks())
   config = tiny.config(
     **{
       "num_steps": 2,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax import compilation
-from scops_jax.compilation import compiler_options
+from scops_jax.kernels import compilation
+from scops_jax.kernels.compilation import compiler_options
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from scops_jax.compilation import compiler_options
-from scops_jax.models.convolution import conv
+from scops_jax.kernels.compilation import compiler_options
+from scops_jax.kernels.convolution import conv
 
 # Kernel size, stride, dilation, channels in and out; few of either, or many of both.
 CASES = [

@@ -6,7 +6,7 @@ from PIL import Image
 
 from scops_jax.config import default_config
 from scops_jax.data.collection import open_collection, prepare_collection
-from scops_jax.data.published_files import square_around
+from scops_jax.data.published.files import square_around
 from scops_jax.errors import UserError
 from tests import miniatures
 from tests.miniatures import cub_parts

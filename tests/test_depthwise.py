@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from scops_jax.models import depthwise, platforms
+from scops_jax.kernels import depthwise, platforms
 
 # Images, height, width, kernel size, stride; 20 images are more than the kernel's gradient unrolls at once.
 CASES = [

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax.exporting import PLATFORMS, PROGRAM, export_program
-from scops_jax.predictor import Predictor, predict_parts
+from scops_jax.prediction.exporting import PLATFORMS, PROGRAM, export_program
+from scops_jax.prediction.predictor import Predictor, predict_parts
 from tests import tiny_run
 
 

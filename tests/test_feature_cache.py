@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax import feature_cache
 from scops_jax.data.collection import open_collection
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
-from scops_jax.feature_cache import cache_features
+from scops_jax.runs import feature_cache
+from scops_jax.runs.feature_cache import cache_features
 from scops_jax.train import train_and_evaluate
 from scops_jax.train_step import reference_features
 from tests import tiny

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scops_jax.files import replacing
+from scops_jax.storage.files import replacing
 
 
 def test_the_file_is_replaced_and_no_temporary_file_stays(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from scops_jax import foreground
-from scops_jax.foreground import SIDE, fit_foreground, foreground_maps
+from scops_jax.saliency import foreground
+from scops_jax.saliency.foreground import SIDE, fit_foreground, foreground_maps
 
 CELLS, CHANNELS = 9, 6
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax.evaluation.gallery import GalleryBuilder
+from scops_jax.report.gallery import GalleryBuilder
 
 
 def batch(count, height=20, width=30):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from scops_jax.config import default_config
 from scops_jax.data.collection import open_collection, prepare_collection
-from scops_jax.data.folder_annotations import read_landmark_table, read_splits
+from scops_jax.data.folder.annotations import read_landmark_table, read_splits
 from scops_jax.errors import UserError
 
 HEIGHT, WIDTH = 12, 20

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from scops_jax.lookahead import ahead, batches
+from scops_jax.data.lookahead import ahead, batches
 
 
 def test_results_come_in_order_and_no_more_is_asked_for_than_agreed():

@@ -11,7 +11,7 @@ import pytest
 SMALL = """
 import pathlib
 import numpy as np
-from scops_jax.memory import keep_freed_memory
+from scops_jax.kernels.memory import keep_freed_memory
 def resident_megabytes():
   return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 // 10**6
 arrays = [np.ones(10_000) for _ in range(4_000)]
@@ -33,7 +33,7 @@ def test_small_arrays_freed_before_are_given_back():
 KEPT = """
 import pathlib
 import numpy as np
-from scops_jax.memory import map_large_blocks
+from scops_jax.kernels.memory import map_large_blocks
 {call}
 np.ones(3_000_000)
 held = []
@@ -57,7 +57,7 @@ TEMPORARIES = """
 import resource
 import jax
 import jax.numpy as jnp
-from scops_jax.memory import compute_in_calling_thread, keep_freed_memory
+from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory
 {first}
 program = jax.jit(lambda x: jnp.tanh(x[:, None] * x) @ x[:, None].repeat(3, 1))
 x = jnp.linspace(0, 1, 4000)

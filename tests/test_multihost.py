@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 
-from scops_jax import hosts, models
+from scops_jax import models
 from scops_jax.errors import UserError
+from scops_jax.runs import hosts
 from tests import multihost_worker
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from scops_jax import geometry, part_labels
-from scops_jax.part_labels import label_pixels
+from scops_jax import geometry
+from scops_jax.prediction import labels as part_labels
+from scops_jax.prediction.labels import label_pixels
 
 
 def soft_maps(height, width, channels=4, seed=0):

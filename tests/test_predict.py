@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax import prediction_files, prediction_processes, prediction_stream, predictor
 from scops_jax.data.image_files import find_images, resize_pixels
 from scops_jax.errors import UserError
-from scops_jax.palette import part_colors
-from scops_jax.part_labels import label_pixels
-from scops_jax.prediction_folder import PredictionFolder, output_stems
-from scops_jax.predictor import Predictor
+from scops_jax.prediction import files, predictor, processes, stream
+from scops_jax.prediction.folder import PredictionFolder, output_stems
+from scops_jax.prediction.labels import label_pixels
+from scops_jax.prediction.predictor import Predictor
+from scops_jax.report.palette import part_colors
 from tests import tiny_run
 
 SIZES = {"b.png": (16, 16), "a.jpg": (21, 34), "a.png": (16, 40), "sub/a.png": (50, 30), "sub/c.webp": (9, 7)}
@@ -37,7 +37,7 @@ def compiled_once(segmenter):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(predictor, "compile_segmenter", compile_segmenter)
-    patch.setattr(prediction_stream, "compile_segmenter", compile_segmenter)
+    patch.setattr(stream, "compile_segmenter", compile_segmenter)
     yield
 
 
@@ -57,9 +57,7 @@ def photos(tmp_path):
 
 
 def run(segmenter, photos, out, **options):
-  return prediction_stream.predict_images(
-    segmenter, find_images(photos, outside=out), out, batch_size=4, **options
-  )
+  return stream.predict_images(segmenter, find_images(photos, outside=out), out, batch_size=4, **options)
 
 
 def table(out):
@@ -113,7 +111,7 @@ def test_the_files_and_the_table_hold_what_the_network_says(segmenter, photos, t
 def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
   whole, out = tmp_path / "whole", tmp_path / "out"
   run(segmenter, photos, whole)
-  write = prediction_files.write_image
+  write = files.write_image
   written = []
 
   def write_three(predicted, *, out):
@@ -123,7 +121,7 @@ def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
     return write(predicted, out=out)
 
   with monkeypatch.context() as patch:
-    patch.setattr(prediction_stream, "write_image", write_three)
+    patch.setattr(stream, "write_image", write_three)
     with pytest.raises(KeyboardInterrupt):
       run(segmenter, photos, out)
   assert not (out / "parts.csv").exists()
@@ -141,7 +139,7 @@ def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
     again.append(predicted[0].file.stem)
     return write(predicted, out=out)
 
-  monkeypatch.setattr(prediction_stream, "write_image", note)
+  monkeypatch.setattr(stream, "write_image", note)
   run(segmenter, photos, out)
   assert sorted(again) == sorted({*output_stems(SIZES).values()} - set(done[1:]))
   assert (out / "parts.csv").read_bytes() == (whole / "parts.csv").read_bytes()
@@ -209,7 +207,7 @@ def test_a_folder_in_use_or_not_writable_is_an_error(segmenter, photos, tmp_path
 
 def test_a_large_image_is_read_again_for_its_overlay(segmenter, photos, tmp_path, monkeypatch):
   run(segmenter, photos, tmp_path / "kept")
-  monkeypatch.setattr(prediction_files, "_KEPT_PIXELS", 100)
+  monkeypatch.setattr(files, "_KEPT_PIXELS", 100)
   run(segmenter, photos, tmp_path / "again")
   for path in tree(tmp_path / "kept"):
     if not path.startswith(("progress", "settings")):
@@ -218,7 +216,7 @@ def test_a_large_image_is_read_again_for_its_overlay(segmenter, photos, tmp_path
 
 def test_reading_runs_a_bounded_number_of_images_ahead(segmenter, tmp_path, monkeypatch):
   photos = write_images(tmp_path / "photos", {f"{i:03}.png": (8, 8) for i in range(60)})
-  load, add = prediction_files.load_image, PredictionFolder.add
+  load, add = files.load_image, PredictionFolder.add
   loaded, gaps = [], []
 
   def count(entry, **options):
@@ -229,7 +227,7 @@ def test_reading_runs_a_bounded_number_of_images_ahead(segmenter, tmp_path, monk
     gaps.append(len(loaded) - len(gaps))
     return add(self, *rest)
 
-  monkeypatch.setattr(prediction_stream, "load_image", count)
+  monkeypatch.setattr(stream, "load_image", count)
   monkeypatch.setattr(PredictionFolder, "add", note)
   run(segmenter, photos, tmp_path / "out")
   assert len(gaps) == 60
@@ -279,14 +277,14 @@ def test_a_process_that_is_ended_or_can_not_write_is_an_error(segmenter, photos,
   with pytest.raises(UserError, match=r"can't write to --out=.*run it again"):
     run(segmenter, photos, out, processes=2)
   (out / "overlays").unlink()
-  start = prediction_processes._Worker.__init__
+  start = processes._Worker.__init__
 
   def start_and_kill(self, *rest):
     start(self, *rest)
     self._process.kill()
 
   with monkeypatch.context() as patch:
-    patch.setattr(prediction_processes._Worker, "__init__", start_and_kill)
+    patch.setattr(processes._Worker, "__init__", start_and_kill)
     with pytest.raises(UserError, match=r"process of predict was ended \(exit code -9.*--processes=1"):
       run(segmenter, photos, out, processes=2)
   assert run(segmenter, photos, out, processes=2) == []
@@ -294,10 +292,10 @@ def test_a_process_that_is_ended_or_can_not_write_is_an_error(segmenter, photos,
 
 
 def test_processes_are_for_many_images_on_a_cpu(segmenter, photos, tmp_path, monkeypatch):
-  cores = min(prediction_processes.num_cores(), prediction_processes.MAX_PROCESSES)
-  assert [prediction_stream.fast_process_count(n) for n in (0, 999, 1000, 10**6)] == [1, 1, cores, cores]
-  monkeypatch.setattr(prediction_stream.jax, "default_backend", lambda: "gpu")
-  assert prediction_stream.fast_process_count(10**6) == 1
+  cores = min(processes.num_cores(), processes.MAX_PROCESSES)
+  assert [stream.fast_process_count(n) for n in (0, 999, 1000, 10**6)] == [1, 1, cores, cores]
+  monkeypatch.setattr(stream.jax, "default_backend", lambda: "gpu")
+  assert stream.fast_process_count(10**6) == 1
   with pytest.raises(UserError, match="--processes=2 is for CPUs"):
     run(segmenter, photos, tmp_path / "out", processes=2)
 

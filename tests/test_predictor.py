@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import scops_jax
-from scops_jax import geometry, predictor
+from scops_jax import geometry
 from scops_jax.data.image_files import resize_pixels
 from scops_jax.errors import UserError
-from scops_jax.predictor import Predictor, padded_batch_size
+from scops_jax.prediction import predictor
+from scops_jax.prediction.predictor import Predictor, padded_batch_size
 from tests import tiny, tiny_run
 
 

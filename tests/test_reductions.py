@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax.compilation import jit
-from scops_jax.models.reductions import add_bias, channel_sum
+from scops_jax.kernels.compilation import jit
+from scops_jax.kernels.reductions import add_bias, channel_sum
 
 in_training = functools.partial(jit, training=True)
 

@@ -8,8 +8,8 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from scops_jax.palette import part_colors
 from scops_jax.report import write_report
+from scops_jax.report.palette import part_colors
 from tests import browser, pages
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())

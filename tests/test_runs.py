@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from scops_jax import optimizer, runs, train_step
-from scops_jax.checkpoints import Checkpoints
+from scops_jax import optimizer, train_step
 from scops_jax.config import default_config
 from scops_jax.errors import UserError
+from scops_jax.runs import setup
+from scops_jax.runs.checkpoints import Checkpoints
+from scops_jax.runs.workdir import open_workdir
 from scops_jax.train_step import TrainState
-from scops_jax.workdir import open_workdir
 from tests import tiny
 
 
@@ -25,7 +26,7 @@ def small_config():
 def test_the_config_comes_back_as_it_was(tmp_path):
   config = small_config()
   open_workdir(tmp_path / "run", config)
-  loaded = runs.load_config(tmp_path / "run")
+  loaded = setup.load_config(tmp_path / "run")
   assert loaded.to_dict() == config.to_dict()
   with pytest.raises(AttributeError):
     loaded.unknown = 1
@@ -43,13 +44,13 @@ def test_a_directory_without_a_config_is_an_error(text, message, tmp_path):
   if text is not None:
     (tmp_path / "config.json").write_text(text)
   with pytest.raises(UserError, match=message):
-    runs.load_config(tmp_path)
+    setup.load_config(tmp_path)
 
 
 def test_a_run_without_a_checkpoint_is_an_error(tmp_path):
   open_workdir(tmp_path / "run", small_config())
   with pytest.raises(UserError, match="no checkpoint yet"):
-    runs.load_segmenter(tmp_path / "run")
+    setup.load_segmenter(tmp_path / "run")
 
 
 def test_the_segmenter_is_that_of_the_newest_checkpoint(tmp_path):
@@ -71,7 +72,7 @@ def test_the_segmenter_is_that_of_the_newest_checkpoint(tmp_path):
     checkpoints.save(step, jax.tree.map(jax.numpy.asarray, state), position={})
   checkpoints.close()
 
-  segmenter = runs.load_segmenter(workdir)
+  segmenter = setup.load_segmenter(workdir)
   assert segmenter.step == 2
   assert segmenter.config.num_parts == 3
   jax.tree.map(
@@ -91,8 +92,8 @@ def small_run_config(tmp_path, monkeypatch, **overrides):
 
 def test_frozen_modules_reach_the_optimizer(tmp_path, monkeypatch):
   config = small_run_config(tmp_path, monkeypatch, **{"optimizer.frozen_modules": ("trunk",)})
-  run = runs.set_up(config, tmp_path / "run", create=True)
-  state = runs.initial_state(run, part_basis=None)
+  run = setup.set_up(config, tmp_path / "run", create=True)
+  state = setup.initial_state(run, part_basis=None)
   gradients = jax.tree.map(np.ones_like, state.params)
   updates, _ = run.transformation.update(gradients, state.opt_state, state.params)
   assert all(not leaf.any() for leaf in jax.tree.leaves(updates["segmenter"]["trunk"]))
@@ -102,7 +103,7 @@ def test_frozen_modules_reach_the_optimizer(tmp_path, monkeypatch):
 def test_a_frozen_module_that_there_is_not_is_an_error(tmp_path, monkeypatch):
   config = small_run_config(tmp_path, monkeypatch, **{"optimizer.frozen_modules": ("trunks",)})
   with pytest.raises(UserError, match=r"begins with 'trunks'; it has head_logits, trunk"):
-    runs.set_up(config, tmp_path / "run", create=True)
+    setup.set_up(config, tmp_path / "run", create=True)
   assert not (tmp_path / "run").exists()
 
 
@@ -111,7 +112,7 @@ def test_an_evaluation_computes_kept_features_only_for_dff(has_dff, computed, tm
   config = small_run_config(tmp_path, monkeypatch, **{"data.cache_reference_features": True})
   workdir = open_workdir(tmp_path / "run", config)
   if has_dff:
-    (workdir / runs.DFF_FILE).touch()
-  run = runs.set_up(config, workdir, create=False)
+    (workdir / setup.DFF_FILE).touch()
+  run = setup.set_up(config, workdir, create=False)
   assert (run.features is not None) == computed
   assert bool(list((tmp_path / "cache").rglob("reference_features"))) == computed

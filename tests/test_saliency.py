@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax import runs, saliency
 from scops_jax.data.collection import open_collection
 from scops_jax.data.saliency_maps import map_path
 from scops_jax.errors import UserError
+from scops_jax.runs import setup
+from scops_jax.saliency import maps
 from tests import tiny
 
 HEIGHT, WIDTH = 40, 60
@@ -36,7 +37,7 @@ def config(tmp_path, monkeypatch):
 
 def test_maps_are_written_kept_and_used(config, capsys):
   folder = pathlib.Path(config.data.dir) / "saliency_auto"
-  runs.prepare(config)
+  setup.prepare(config)
   assert f"wrote 6 saliency maps to {folder}" in capsys.readouterr().out
   assert sorted(path.name for path in folder.iterdir()) == [f"{i}.png" for i in range(6)]
   for index in range(6):
@@ -51,7 +52,7 @@ def test_maps_are_written_kept_and_used(config, capsys):
   (folder / "1.png").unlink()
   Image.fromarray(draw(99)[0]).save(pathlib.Path(config.data.dir) / "images" / "2.png")
   times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-  run = runs.set_up(config, pathlib.Path(config.data.cache_dir).parent / "run", create=True)
+  run = setup.set_up(config, pathlib.Path(config.data.cache_dir).parent / "run", create=True)
   assert "wrote 2 saliency maps" in capsys.readouterr().out
   assert {n for n, t in times.items() if (folder / n).stat().st_mtime_ns != t} == {"2.png"}
   np.testing.assert_array_equal(run.collection.train[0]["saliency"], edited)
@@ -67,20 +68,20 @@ def test_an_interrupted_preparation_goes_on(config, monkeypatch):
     written.append(path)
     original(path, *arguments)
 
-  original = saliency.write_map
-  monkeypatch.setattr(saliency, "write_map", interrupted)
+  original = maps.write_map
+  monkeypatch.setattr(maps, "write_map", interrupted)
   with pytest.raises(KeyboardInterrupt):
-    runs.prepare(config)
+    setup.prepare(config)
   assert sorted(folder.iterdir()) == sorted(written)
-  monkeypatch.setattr(saliency, "write_map", original)
-  runs.prepare(config)
+  monkeypatch.setattr(maps, "write_map", original)
+  setup.prepare(config)
   assert len(list(folder.iterdir())) == 6
 
 
 def test_other_collections_keep_their_maps_beside_the_data_set(config):
   config.data.name = "toy_faces"
   config.toy_faces.num_train, config.toy_faces.num_test = 3, 1
-  runs.prepare(config)
+  setup.prepare(config)
   collection = open_collection(config)
   assert collection.maps == pathlib.Path(config.data.cache_dir) / "toy_faces/train3-test1-seed0/saliency_auto"
   assert (collection.maps / "test" / "000000.png").is_file()
@@ -95,7 +96,7 @@ def test_a_missing_or_broken_map_says_so(config):
   (collection.maps).mkdir()
   (collection.maps / "0.png").write_bytes(b"no picture")
   with pytest.raises(UserError, match=r"0\.png can't be read as a saliency map"):
-    runs.prepare(config)
+    setup.prepare(config)
 
 
 def test_a_map_of_another_size_is_resized(config):
@@ -131,7 +132,7 @@ class _Ramp:
 
 def test_the_grid_covers_the_image_without_its_margin(config):
   networks = tiny.networks()._replace(reference=_Ramp())
-  grid = functools.partial(saliency.reference_grid, None, networks=networks, config=config)
+  grid = functools.partial(maps.reference_grid, None, networks=networks, config=config)
   found = np.asarray(jax.jit(grid)(np.zeros((2, 16, 24, 3), np.uint8)))
   assert found.shape == (2, 9, 9, 4)  # 11 cells over 64 + 2 × 8 pixels
   positions = np.linspace(8, 71, 9)

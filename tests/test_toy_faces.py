@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax.data.face_canvas import PART_NAMES, Canvas, Head
-from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_face
-from scops_jax.data.face_features import draw_eyes
-from scops_jax.data.face_hair import sample_hair
+from scops_jax.data.toy_faces.canvas import PART_NAMES, Canvas, Head
+from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_face
+from scops_jax.data.toy_faces.features import draw_eyes
+from scops_jax.data.toy_faces.hair import sample_hair
 
 COUNT = 48
 EYES, NOSE, MOUTH = (PART_NAMES.index(name) for name in ("eyes", "nose", "mouth"))

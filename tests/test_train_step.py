@@ -15,7 +15,7 @@ from scops_jax import geometry, models
 from scops_jax.errors import UserError
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer
-from scops_jax.parallel import compile_steps
+from scops_jax.runs.parallel import compile_steps
 from scops_jax.train_step import predict_step, reference_features, segmenter_visits, train_step
 from tests import tiny
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax import visualize
-from scops_jax.palette import part_colors
+from scops_jax.report import figures
+from scops_jax.report.palette import part_colors
 
 WEIGHTS = {"equivariance": 2.0, "semantic_consistency": 100.0, "background": 0.0}
 RECORDS = [
@@ -33,7 +33,7 @@ def test_part_colors_are_far_apart_and_repeat():
 
 def test_overlay_blends_parts_and_keeps_the_background():
   images, labels, _ = scene()
-  result = visualize.overlay(images, labels, opacity=0.5)
+  result = figures.overlay(images, labels, opacity=0.5)
   assert result.dtype == np.uint8
   np.testing.assert_array_equal(result[labels == 0], images[labels == 0])
   for part, color in enumerate(part_colors(2).astype(float), 1):
@@ -43,7 +43,7 @@ def test_overlay_blends_parts_and_keeps_the_background():
 def test_overlay_does_not_change_its_input():
   images, labels, _ = scene()
   copy = images.copy()
-  visualize.overlay(images, labels.astype(np.uint8))
+  figures.overlay(images, labels.astype(np.uint8))
   np.testing.assert_array_equal(images, copy)
 
 
@@ -59,8 +59,8 @@ def find(picture, color):
 
 def test_figure_has_a_column_for_every_image_and_wraps(tmp_path):
   images, labels, centers = scene(count=5)
-  visualize.part_figure(images, labels, centers, tmp_path / "one.png")
-  visualize.part_figure(images, labels, centers, tmp_path / "two.png", columns=3)
+  figures.part_figure(images, labels, centers, tmp_path / "one.png")
+  figures.part_figure(images, labels, centers, tmp_path / "two.png", columns=3)
   one, two = read(tmp_path / "one.png"), read(tmp_path / "two.png")
   assert one.shape[1] > 5 * 160
   assert 3 * 160 < two.shape[1] < 4 * 160
@@ -71,7 +71,7 @@ def test_figure_puts_centres_where_they_are(tmp_path):
   images, labels, centers = scene(count=1)
   # Pixel (row 18, column 10) of 24 × 40, inside neither part: the disc alone has its colour undiluted.
   centers[0, 0] = (10 / 39 * 2 - 1, 18 / 23 * 2 - 1)
-  visualize.part_figure(images, labels, centers, tmp_path / "a.png")
+  figures.part_figure(images, labels, centers, tmp_path / "a.png")
   picture = read(tmp_path / "a.png")
   tile = picture[6 + 96 + 6 : 6 + 96 + 6 + 96, 6 : 6 + 160]  # scale 4; the gap is 6 pixels
   left, top, right, bottom = find(tile, part_colors(1)[0])
@@ -81,7 +81,7 @@ def test_figure_puts_centres_where_they_are(tmp_path):
 
 def test_figure_leaves_out_centres_of_absent_parts(tmp_path):
   images, labels, centers = scene(count=1)
-  visualize.part_figure(images, labels, centers, tmp_path / "a.png")
+  figures.part_figure(images, labels, centers, tmp_path / "a.png")
   overlay_row = read(tmp_path / "a.png")[108:204, 6:166]
   assert not (overlay_row == part_colors(3)[2]).all(axis=-1).any()
 
@@ -90,8 +90,8 @@ def test_figure_marks_landmarks_and_skips_hidden_ones(tmp_path):
   images, labels, centers = scene(count=2)
   landmarks = np.full((2, 2, 2), np.nan)
   landmarks[0, 0] = 0
-  visualize.part_figure(images, labels, centers, tmp_path / "a.png", landmarks=landmarks)
-  visualize.part_figure(
+  figures.part_figure(images, labels, centers, tmp_path / "a.png", landmarks=landmarks)
+  figures.part_figure(
     images, labels, centers, tmp_path / "b.png", landmarks=landmarks, predicted=np.zeros((2, 2, 2))
   )
   first, both = read(tmp_path / "a.png"), read(tmp_path / "b.png")
@@ -103,15 +103,15 @@ def test_figure_marks_landmarks_and_skips_hidden_ones(tmp_path):
 
 def test_loss_curves_are_written(tmp_path):
   path = tmp_path / "new" / "folder" / "losses.png"
-  visualize.loss_curves(RECORDS, path, weights=WEIGHTS)
+  figures.loss_curves(RECORDS, path, weights=WEIGHTS)
   assert read(path).shape[0] > 300
 
 
 def test_files_are_replaced_and_nothing_else_is_left(tmp_path):
   images, labels, centers = scene()
   for count in (1, 3):
-    visualize.part_figure(images[:count], labels[:count], centers[:count], tmp_path / "a.png")
-    visualize.loss_curves(RECORDS, tmp_path / "b.png", weights=WEIGHTS)
+    figures.part_figure(images[:count], labels[:count], centers[:count], tmp_path / "a.png")
+    figures.loss_curves(RECORDS, tmp_path / "b.png", weights=WEIGHTS)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
   assert read(tmp_path / "a.png").shape[1] > 3 * 160
 
@@ -119,7 +119,7 @@ def test_files_are_replaced_and_nothing_else_is_left(tmp_path):
 def test_the_same_input_gives_the_same_bytes(tmp_path):
   images, labels, centers = scene()
   for name in ("a.png", "b.png"):
-    visualize.part_figure(images, labels, centers, tmp_path / name)
+    figures.part_figure(images, labels, centers, tmp_path / name)
   assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -139,11 +139,11 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 def test_bad_figures_raise_and_write_nothing(tmp_path, change, error, message):
   arguments = dict(zip(("images", "labels", "centers"), scene(), strict=True)) | change
   with pytest.raises(error, match=message):
-    visualize.part_figure(**arguments, path=tmp_path / "a.png")
+    figures.part_figure(**arguments, path=tmp_path / "a.png")
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1, "loss": 2.0, "equivariance": 1.0, "lr": 0.1}]])
 def test_bad_records_raise(tmp_path, records):
   with pytest.raises(ValueError, match="loss curves need"):
-    visualize.loss_curves(records, tmp_path / "a.png", weights=WEIGHTS)
+    figures.loss_curves(records, tmp_path / "a.png", weights=WEIGHTS)

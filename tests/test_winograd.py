@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax.models import convolution, platforms, winograd
-from scops_jax.models.convolution import conv
+from scops_jax.kernels import convolution, platforms, winograd
+from scops_jax.kernels.convolution import conv
 
 
 def direct(x, kernel, dilation):

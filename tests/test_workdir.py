@@ -7,7 +7,7 @@ import pytest
 
 from scops_jax.config import default_config
 from scops_jax.errors import UserError
-from scops_jax.workdir import MetricsLog, open_workdir
+from scops_jax.runs.workdir import MetricsLog, open_workdir
 
 
 def test_the_resolved_config_is_saved_and_the_same_config_resumes(tmp_path):

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from scops_jax import models, runs
+from scops_jax import models
 from scops_jax.config import default_config
 from scops_jax.models.layers import BatchNorm
 from scops_jax.models.part_basis import PartBasis
+from scops_jax.runs import setup
 from scops_jax.train_step import Networks, TrainState
 
 NUM_PARTS, CHANNELS = 3, 6
@@ -69,7 +70,7 @@ def config(**overrides):
 
 def folder_config(root, monkeypatch, pictures, *, num_test=1, **overrides):
   """Returns the config of a run of these networks on own images [H, W, 3]; the last are for testing."""
-  monkeypatch.setattr(runs, "create_networks", lambda config: networks())
+  monkeypatch.setattr(setup, "create_networks", lambda config: networks())
   (root / "own" / "images").mkdir(parents=True)
   for index, pixels in enumerate(pictures):
     Image.fromarray(pixels).save(root / "own" / "images" / f"{index}.png")

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from scops_jax import optimizer
-from scops_jax.checkpoints import Checkpoints
 from scops_jax.config import default_config
-from scops_jax.runs import Segmenter
+from scops_jax.runs.checkpoints import Checkpoints
+from scops_jax.runs.setup import Segmenter
+from scops_jax.runs.workdir import open_workdir
 from scops_jax.train_step import TrainState, create_networks
-from scops_jax.workdir import open_workdir
 from tests import tiny
 
 NUM_PARTS, IMAGE_SIZE, STEP = 3, 32, 7

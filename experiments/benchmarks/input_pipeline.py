@@ -19,8 +19,8 @@ from PIL import Image
 from experiments.benchmarks import workload
 from scops_jax.data.builder import CollectionBuilder, Example
 from scops_jax.data.collection import ExampleSource
-from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_face
 from scops_jax.data.pipeline import train_batches
+from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_face
 
 EDGE = 448  # pixels; the photographs of CelebA have about as many
 _NUM_IMAGES = 24

@@ -12,11 +12,12 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import workload
-from scops_jax import appearance, geometry, losses, models, parallel, train_step, warp, weights
-from scops_jax.compilation import jit
-from scops_jax.memory import compute_in_calling_thread, map_large_blocks
+from scops_jax import appearance, geometry, losses, models, train_step, warp, weights
+from scops_jax.kernels.compilation import jit
+from scops_jax.kernels.memory import compute_in_calling_thread, map_large_blocks
 from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import make_optimizer, stop_frozen
+from scops_jax.runs import parallel
 
 Piece = Callable[[], Any]
 

@@ -17,8 +17,8 @@ from PIL import Image
 from experiments.benchmarks import workload
 from scops_jax import appearance, models, train_step, warp, weights
 from scops_jax.config import check_values
-from scops_jax.data.face_drawing import draw_face
 from scops_jax.data.image_files import resize_pixels
+from scops_jax.data.toy_faces.drawing import draw_face
 from scops_jax.errors import UserError
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.benchmarks import workload
 from scops_jax.errors import UserError
-from scops_jax.memory import keep_freed_memory
+from scops_jax.kernels.memory import keep_freed_memory
 
 # The modules of each framework that have Step and build.
 _MODULES = {"jax": ("pieces", "pieces"), "pytorch": ("pytorch_step", "pytorch_pieces")}

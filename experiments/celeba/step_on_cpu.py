@@ -16,7 +16,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from scops_jax.data.face_drawing import draw_numbered_face
+from scops_jax.data.toy_faces.drawing import draw_numbered_face
 
 SIDE = 320  # pixels; the drawings are enlarged, so that images are resized as photographs are
 LISTS = {"MAFL/training.txt": range(12, 18), "MAFL/testing.txt": range(18, 24)}

@@ -9,8 +9,9 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from scops_jax import cli, runs
+from scops_jax import cli
 from scops_jax.data.collection import ExampleSource, open_collection, prepare_collection
+from scops_jax.runs import setup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 
@@ -30,7 +31,7 @@ def main() -> None:
   config = _CONFIG.value
   preparation = prepare_collection(config)
   began = time.perf_counter()
-  runs.prepare(config)
+  setup.prepare(config)
   seconds = time.perf_counter() - began
   collection = open_collection(config, preparation)
   for split in ("train", "test"):

@@ -7,7 +7,7 @@ import argparse
 import pathlib
 
 from experiments.own_images.folders import Drawing, write_folder
-from scops_jax.data.face_drawing import LANDMARK_NAMES, draw_numbered_face
+from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_numbered_face
 
 
 def draw(index: int) -> Drawing:

@@ -14,8 +14,8 @@ from PIL import Image
 from configs import celeba
 from scops_jax.data.builder import encode_png
 from scops_jax.data.collection import ExampleSource
-from scops_jax.data.face_drawing import draw_face
 from scops_jax.data.pipeline import train_batches
+from scops_jax.data.toy_faces.drawing import draw_face
 
 _EDGE = 448  # pixels; the photographs of CelebA have about as many
 _NUM_FILES, _NUM_BATCHES, _BATCH_SIZE = 12, 8, 12

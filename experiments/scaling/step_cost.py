@@ -2,7 +2,7 @@
 
 python -m experiments.scaling.step_cost --images_per_device=6 --out=costs.jsonl
 
-The step is configs/celeba.py's, sharded as scops_jax.parallel shards it for parallelism="jit", from shapes
+The step is configs/celeba.py's, sharded as runs.parallel shards it for parallelism="jit", from shapes
 alone: it needs no weights and no images. On a CPU it is compiled for two virtual devices.
 """
 

@@ -15,14 +15,14 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scops_jax.data.aflw import Aflw
 from scops_jax.data.builder import CollectionBuilder, describe
-from scops_jax.data.celeba_wild import CelebaWild
-from scops_jax.data.cub_parts import CubParts
-from scops_jax.data.image_folder import ImageFolder
-from scops_jax.data.pascal_parts import PascalParts
+from scops_jax.data.folder.collection import ImageFolder
+from scops_jax.data.published.aflw import Aflw
+from scops_jax.data.published.celeba_wild import CelebaWild
+from scops_jax.data.published.cub_parts import CubParts
+from scops_jax.data.published.pascal_parts import PascalParts
 from scops_jax.data.saliency_maps import map_path, read_map
-from scops_jax.data.toy_faces import ToyFaces
+from scops_jax.data.toy_faces.collection import ToyFaces
 from scops_jax.errors import UserError
 
 BUILDERS: dict[str, type[CollectionBuilder]] = {

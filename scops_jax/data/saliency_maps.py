@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from scops_jax.data.image_files import SUFFIXES
 from scops_jax.errors import UserError
-from scops_jax.files import replacing
+from scops_jax.storage.files import replacing
 
 _IMAGE_KEY, _PIXELS_KEY = "scops_jax image", "scops_jax pixels"
 

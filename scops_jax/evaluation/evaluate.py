@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
 from scops_jax.evaluation import factorization, segmentation_metrics
-from scops_jax.evaluation.gallery import Gallery, GalleryBuilder
 from scops_jax.evaluation.landmark_regression import LandmarkErrors, mean_shape_error, regress_landmarks
-from scops_jax.files import replacing
+from scops_jax.report.gallery import Gallery, GalleryBuilder
+from scops_jax.storage.files import replacing
 
 Batch = Mapping[str, np.ndarray]
 Batches = Callable[[str], Iterable[Batch]]  # split name → its batches, in a fixed order

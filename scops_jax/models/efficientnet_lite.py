@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax import geometry
+from scops_jax.kernels.convolution import conv
+from scops_jax.kernels.depthwise import depthwise_conv, same_padding
+from scops_jax.kernels.reductions import add_bias
 from scops_jax.models.base import Reference, Segmenter, normalize_features
-from scops_jax.models.convolution import conv
-from scops_jax.models.depthwise import depthwise_conv, same_padding
 from scops_jax.models.layers import Dense
-from scops_jax.models.reductions import add_bias
 
 _BATCH_NORM_EPSILON = 1e-3
 _STEM_CHANNELS, _HEAD_CHANNELS, _NUM_CLASSES = 32, 1280, 1000

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from scops_jax.models.convolution import conv
-from scops_jax.models.reductions import add_bias, channel_sum
+from scops_jax.kernels.convolution import conv
+from scops_jax.kernels.reductions import add_bias, channel_sum
 
 STATISTICS = "statistics"  # name of a BatchNorm's mean and variance where gradients choose what to keep
 _BATCH_NORM_EPSILON = 1e-5

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from scops_jax.evaluation.gallery import Gallery
+from scops_jax.report.gallery import Gallery
 from scops_jax.report.markup import bar, data_uri, number, png_uri
 
 # A part with less of the foreground is nearly unused; one with more crowds out the others.

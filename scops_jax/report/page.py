@@ -10,11 +10,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scops_jax.evaluation.gallery import Gallery
-from scops_jax.files import replacing
-from scops_jax.palette import part_colors
 from scops_jax.report import charts, images
+from scops_jax.report.gallery import Gallery
 from scops_jax.report.markup import bar, number
+from scops_jax.report.palette import part_colors
+from scops_jax.storage.files import replacing
 
 # What landmark errors are fractions of, by config.data.landmark_normalizer.
 _LENGTHS = {

@@ -12,7 +12,8 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from scops_jax import cli, runs, weights
+from scops_jax import cli, weights
+from scops_jax.runs import setup
 from scops_jax.weights import formats, inspection, names, published
 
 _MODEL = flags.DEFINE_enum("model", None, names.MODELS, "The network the file is for; found if not given.")
@@ -27,7 +28,7 @@ def main(argument: str) -> None:
   source = pathlib.Path(argument)
   basis, model_name = None, _MODEL.value
   if source.is_dir():
-    segmenter = runs.load_segmenter(source)
+    segmenter = setup.load_segmenter(source)
     basis, model_name = segmenter.part_basis, segmenter.config.segmenter
     variables = {"params": segmenter.params, "batch_stats": segmenter.batch_stats}
     state_dict = weights.to_state_dict(variables, model_name=model_name)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from scops_jax.files import replacing
+from scops_jax.storage.files import replacing
 from scops_jax.weights import torch_pickle
 from scops_jax.weights.conversion import WeightsError
 

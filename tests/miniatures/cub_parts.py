@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scops_jax.data.cub_parts import CubParts
+from scops_jax.data.published.cub_parts import CubParts
 from tests import miniatures
 
 CLASSES = {"1": "001.Black_footed_Albatross", "2": "002.Laysan_Albatross"}

@@ -1,0 +1,1 @@
+"""Collections that others published, read from their files."""

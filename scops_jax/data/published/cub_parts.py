@@ -1,0 +1,181 @@
+"""CUB-200-2011 as it is published: birds of one category, or all, cut out around their boxes.
+
+`data.dir` holds
+
+  CUB_200_2011/classes.txt             class CLASS
+  CUB_200_2011/images.txt              image CLASS/NAME.jpg
+  CUB_200_2011/train_test_split.txt    image 1 (training) or 0 (test)
+  CUB_200_2011/bounding_boxes.txt      image x y width height
+  CUB_200_2011/parts/parts.txt         part name
+  CUB_200_2011/parts/part_locs.txt     image part x y visible
+  CUB_200_2011/images/CLASS/NAME.jpg
+  segmentations/CLASS/NAME.png         here or in CUB_200_2011, or in data.saliency_dir
+
+where class, image and part are numbers from 1, and coordinates are in pixels. `image_class_labels.txt` says
+again what an image's folder says, and is not read.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+
+from scops_jax.data.builder import CollectionBuilder, Example, encode_png
+from scops_jax.data.published.files import (
+  Line,
+  by_key,
+  find_saliency_folder,
+  list_files,
+  read_lines,
+  read_picture,
+  read_saliency,
+  source_digest,
+  square_around,
+)
+from scops_jax.errors import UserError
+
+_ENLARGE = 1.1  # side of the cut-out square over the box's longer edge: a margin of 5 % on each side
+
+# parts/parts.txt, in its order.
+_PARTS = (
+  "back",
+  "beak",
+  "belly",
+  "breast",
+  "crown",
+  "forehead",
+  "left eye",
+  "left leg",
+  "left wing",
+  "nape",
+  "right eye",
+  "right leg",
+  "right wing",
+  "tail",
+  "throat",
+)
+
+
+class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+  """Birds with 15 landmarks, some of them hidden, and silhouettes for saliency (section 4.2).
+
+  An image is cut to the square about the bird's box, enlarged to 1.1 of the box's longer edge; the square is
+  moved into the image where it reaches over the edge, and cut off where it does not fit. The cut-out is kept
+  as PNG, so nothing is compressed twice. The silhouettes are the means of several annotators, kept soft.
+  Coordinates are taken with 0 for the first pixel.
+  """
+
+  landmark_names = tuple(name.replace(" ", "_") for name in _PARTS)
+
+  @classmethod
+  def variant(cls, config: ConfigDict) -> str:
+    category = config.cub.category
+    return f"{f'category{category:03d}' if category else 'all'}-{source_digest(config)}"
+
+  def list_records(self, split: str) -> Sequence["_Bird"]:
+    return self._published.splits[split]
+
+  def read_example(self, record: "_Bird") -> Example:
+    if record.problem:
+      raise ValueError(f"{record.name}: {record.problem}")
+    published = self._published
+    box = _read_box(record, published.boxes)
+    landmarks, visible = _read_landmarks(record, published.parts)
+    pixels = read_picture(published.images / record.name, record.name)
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = square_around(box, height, width, enlarge=_ENLARGE)
+    saliency = read_saliency(published.saliency, record.name, (height, width))
+    offset = np.asarray((left, top), np.float32)
+    return Example(
+      name=record.name,
+      image=encode_png(np.ascontiguousarray(pixels[top:bottom, left:right])),
+      landmarks=np.where(visible[:, None], landmarks - offset, 0),
+      visible=visible,
+      saliency=None if saliency is None else saliency[top:bottom, left:right],
+      box=box - np.tile(offset, 2),
+    )
+
+  @functools.cached_property
+  def _published(self) -> "_Published":
+    return _read_published(self.settings)
+
+
+class _Bird(NamedTuple):
+  name: str  # CLASS/NAME.jpg
+  number: str
+  problem: str  # why it can't be used; "": it can
+
+
+class _Published(NamedTuple):
+  """What the files beside the images say; the keys of dicts are image numbers."""
+
+  images: Path
+  saliency: Path | None
+  boxes: dict[str, Line]
+  parts: dict[str, list[Line]]
+  splits: dict[str, list[_Bird]]
+
+
+def _read_published(config: ConfigDict) -> _Published:
+  root = Path(config.data.dir) / "CUB_200_2011"
+  names = tuple(line.words(1)[0].strip() for line in read_lines(root / "parts" / "parts.txt"))
+  if names != _PARTS:
+    raise UserError(f"{root / 'parts' / 'parts.txt'} names {', '.join(names)}; expected {', '.join(_PARTS)}")
+  parts: dict[str, list[Line]] = defaultdict(list)
+  for line in read_lines(root / "parts" / "part_locs.txt"):
+    parts[line.key].append(line)
+  return _Published(
+    images=root / "images",
+    saliency=find_saliency_folder(config, root.parent / "segmentations", root / "segmentations"),
+    boxes=by_key(read_lines(root / "bounding_boxes.txt")),
+    parts=dict(parts),
+    splits=_read_splits(root, config.cub.category),
+  )
+
+
+def _read_splits(root: Path, category: int) -> dict[str, list[_Bird]]:
+  """The birds of a category, or of all if it is 0; those in no published split are bad training birds."""
+  folder = "*"
+  if category:
+    classes = by_key(read_lines(root / "classes.txt"))
+    if str(category) not in classes:
+      raise UserError(f"cub.category={category}, but {root / 'classes.txt'} has no such class")
+    folder = classes[str(category)].words(1)[0].strip()
+  is_training = {line.key: line.text.split()[1:] for line in read_lines(root / "train_test_split.txt")}
+  splits: dict[str, list[_Bird]] = {"train": [], "test": []}
+  unlisted = dict.fromkeys(list_files(root / "images", f"{folder}/*"))
+  for number, line in by_key(read_lines(root / "images.txt")).items():
+    name = line.words(1)[0].strip()
+    if folder not in ("*", Path(name).parent.name):
+      continue
+    unlisted.pop(name, None)
+    split = {"1": "train", "0": "test"}.get(" ".join(is_training.get(number, ())))
+    problem = "" if split else f"train_test_split.txt does not say 0 or 1 for image {number}"
+    splits[split or "train"].append(_Bird(name, number, problem))
+  splits["train"] += [_Bird(name, "", "images.txt does not list it") for name in unlisted]
+  return splits
+
+
+def _read_box(bird: _Bird, lines: dict[str, Line]) -> NDArray[np.float32]:
+  if bird.number not in lines:
+    raise ValueError(f"{bird.name}: bounding_boxes.txt has no line for image {bird.number}")
+  x, y, width, height = lines[bird.number].numbers(4)
+  if min(width, height) <= 0:
+    raise ValueError(f"{bird.name}: its box is {width} × {height} pixels")
+  return np.asarray((x, y, x + width - 1, y + height - 1), np.float32)
+
+
+def _read_landmarks(
+  bird: _Bird, lines: dict[str, list[Line]]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+  """The parts' places [15, 2] and whether they can be seen [15]."""
+  rows = np.asarray([line.numbers(4) for line in lines.get(bird.number, [])]).reshape(-1, 4)
+  rows = rows[np.argsort(rows[:, 0])]
+  if not np.array_equal(rows[:, 0], 1 + np.arange(len(_PARTS))):
+    raise ValueError(f"{bird.name}: part_locs.txt should have each of {len(_PARTS)} parts once for it")
+  return rows[:, 1:3].astype(np.float32), rows[:, 3] == 1

@@ -1,0 +1,1 @@
+"""The embedded collection of drawn faces."""

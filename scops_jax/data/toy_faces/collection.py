@@ -1,0 +1,63 @@
+"""The embedded collection: cartoon faces drawn from a seed, with landmarks and ground-truth parts."""
+
+import multiprocessing
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from scops_jax.data.builder import CollectionBuilder, Example, encode_png
+from scops_jax.data.toy_faces.canvas import PART_NAMES
+from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_numbered_face
+
+
+class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+  """128 × 128 drawings; the seed, the split and the index determine each of them."""
+
+  landmark_names = LANDMARK_NAMES
+  part_names = PART_NAMES
+
+  @classmethod
+  def variant(cls, config: ConfigDict) -> str:
+    faces = config.toy_faces
+    return f"train{faces.num_train}-test{faces.num_test}-seed{faces.seed}"
+
+  def list_records(self, split: str) -> Sequence[tuple[str, int]]:
+    count = self.settings.toy_faces[f"num_{split}"]
+    return [(split, index) for index in range(count)]
+
+  def read_example(self, record: tuple[str, int]) -> Example:
+    split, index = record
+    key = (self.settings.toy_faces.seed, self.splits.index(split), index)
+    face = self._artists.submit(draw_numbered_face, key).result()
+    return Example(
+      name=f"{split}/{index:06d}",
+      image=encode_png(face.image),
+      landmarks=face.landmarks,
+      visible=face.visible,
+      saliency=face.saliency,
+      parts=face.parts,
+    )
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Drawing holds Python's lock, so the base's threads wait for processes that draw.
+    count = self.settings.data.num_threads
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as self._artists:
+      with _without_main_module():
+        list(self._artists.map(abs, range(count)))  # starts them
+      yield from super()._generate_examples(split)
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+  """Keeps processes that start meanwhile from importing the main module, which may be slow or a pipe."""
+  main = sys.modules["__main__"]
+  sys.modules["__main__"] = types.ModuleType("__main__")
+  try:
+    yield
+  finally:
+    sys.modules["__main__"] = main

@@ -1,0 +1,1 @@
+"""Parts of any images from a finished run."""

@@ -1,0 +1,146 @@
+"""The files of `python -m scops_jax.predict`: an image read for the network, and what is written for it."""
+
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from scops_jax.data.image_files import pad_batch, read_image, resize_image
+from scops_jax.errors import UserError
+from scops_jax.prediction.labels import label_pixels
+from scops_jax.report.palette import part_colors
+from scops_jax.storage.files import replacing
+
+# Larger originals are not kept while they wait for their maps but read again, so that memory is bounded.
+_KEPT_PIXELS = 1 << 20
+_OPACITIES = bytes([0] + [round(255 * 0.55)] * 255)  # of part colours in overlays; the background stays
+_JPEG_QUALITY = 90
+_PNG_LEVEL = 1  # of compression: four times as fast as the default, and label maps are small anyway
+_PALETTE = np.concatenate([np.zeros((1, 3), np.uint8), part_colors(255)]).tobytes()
+
+
+class ImageFile(NamedTuple):
+  """An image to do."""
+
+  name: str
+  path: pathlib.Path
+  stem: str  # of the files that are written for it
+
+
+class LoadedImage(NamedTuple):
+  """An image on its way."""
+
+  file: ImageFile
+  source: dict[str, Any]
+  network_pixels: NDArray[np.uint8]  # [S, S, 3]
+  image: Image.Image | None  # RGB; None: read again for the overlay
+
+
+class ImageMaps(NamedTuple):
+  """What the network says of one image."""
+
+  labels: NDArray[np.uint8]  # [S, S]
+  probs: NDArray[np.float32]  # [S, S, K+1]
+  centers: NDArray[np.float32]  # [K, 2] in [-1, 1]
+
+
+class DoneImage(NamedTuple):
+  """An image whose files are written."""
+
+  stem: str
+  source: dict[str, Any]
+  rows: list[list[Any]]  # of parts.csv, without the image's name
+
+
+class OutputFiles(NamedTuple):
+  """Where the files of images go."""
+
+  path: pathlib.Path
+  probabilities: bool  # whether soft maps are kept
+
+  def of(self, stem: str) -> dict[str, pathlib.Path]:
+    """Returns the files of an image by kind."""
+    files = {
+      "labels": self.path / "labels" / f"{stem}.png",
+      "overlays": self.path / "overlays" / f"{stem}.jpg",
+    }
+    if self.probabilities:
+      files["probabilities"] = self.path / "probabilities" / f"{stem}.npz"
+    return files
+
+
+def load_image(file: ImageFile, *, image_size: int) -> LoadedImage | UserError:
+  """Reads an image and resizes it to image_size²; returns what is wrong with it if it can't be read."""
+  try:
+    source = describe_source(file.name, file.path)  # before it is read: if it changes now, it is done again
+    image = read_image(file.path).image
+  except UserError as error:
+    return error
+  except OSError as error:
+    return UserError(f"{file.path} can't be read: {error.strerror}")
+  kept = image if image.width * image.height <= _KEPT_PIXELS else None
+  return LoadedImage(file, source, resize_image(image, image_size), kept)
+
+
+def stack_pixels(images: Sequence[LoadedImage], size: int) -> NDArray[np.uint8]:
+  """Returns a batch of `size` `[size, S, S, 3]`; the last image fills what is missing."""
+  return pad_batch(np.stack([image.network_pixels for image in images]), size)
+
+
+def pair_maps(images: Sequence[LoadedImage], prediction: Any) -> Iterator[tuple[LoadedImage, ImageMaps]]:
+  """Yields the images with their maps of a batch's labels, probs and centers, which are waited for here."""
+  labels, probs, centers = jax.device_get(prediction)
+  for i, image in enumerate(images):
+    yield image, ImageMaps(labels[i], probs[i], centers[i])
+
+
+def describe_source(name: str, path: pathlib.Path) -> dict[str, Any]:
+  """Returns what tells an image file from another of the same name."""
+  status = path.stat()
+  return {"image": name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def write_image(predicted: tuple[LoadedImage, ImageMaps], *, out: OutputFiles) -> DoneImage | UserError:
+  """Writes the files of an image; returns what is wrong if the original can't be read again.
+
+  Raises:
+    OSError: a file can't be written.
+  """
+  loaded, maps = predicted
+  try:
+    image = read_image(loaded.file.path).image if loaded.image is None else loaded.image
+  except UserError as error:
+    return error
+  width, height = image.size
+  found = label_pixels(maps.probs, maps.labels, height=height, width=width)
+  files = out.of(loaded.file.stem)
+  labels = Image.fromarray(found.labels)
+  labels.putpalette(_PALETTE)
+  with replacing(files["labels"]) as temporary:
+    labels.save(temporary, format="PNG", compress_level=_PNG_LEVEL)
+  with replacing(files["overlays"]) as temporary:
+    _overlay(image, labels).save(temporary, format="JPEG", quality=_JPEG_QUALITY)
+  if out.probabilities:
+    with replacing(files["probabilities"]) as temporary, temporary.open("wb") as file:
+      np.savez_compressed(file, probs=maps.probs.astype(np.float16), centers=maps.centers)
+  last = np.array([width - 1, height - 1])
+  points = (maps.centers.astype(np.float64) + 1) / 2 * last
+  rows = [
+    [k, round(float(x), 3), round(float(y), 3), int(found.areas[k]), _rounded(found.mean_probs[k])]
+    for k, (x, y) in enumerate(points, 1)
+  ]
+  return DoneImage(loaded.file.stem, loaded.source, rows)
+
+
+def _overlay(image: Image.Image, labels: Image.Image) -> Image.Image:
+  mask = Image.frombytes("L", labels.size, labels.tobytes().translate(_OPACITIES))
+  return Image.composite(labels.convert("RGB"), image, mask)
+
+
+def _rounded(value: float) -> float | None:
+  return None if math.isnan(value) else round(float(value), 4)

@@ -1,0 +1,163 @@
+"""A run's network as a function of images: scops_jax.load_predictor(workdir)(images)."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from scops_jax import geometry
+from scops_jax.data.image_files import pad_batch, resize_pixels
+from scops_jax.dense_crf import dense_crf
+from scops_jax.kernels.compilation import jit
+from scops_jax.runs.setup import Segmenter, load_segmenter
+from scops_jax.train_step import predict_step
+
+
+class PartPrediction(NamedTuple):
+  """Parts of a batch of images; K parts, 0 is the background."""
+
+  labels: chex.Array  # uint8 [B, H, W], the likeliest channel
+  probs: chex.Array  # float32 [B, H, W, K+1], sums to 1 over the channels
+  centers: chex.Array  # float32 [B, K, 2], soft part centres (x, y) in [-1, 1], the outer pixels' centres
+
+
+def load_predictor(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> "Predictor":
+  """Loads the newest checkpoint of a run.
+
+  Args:
+    workdir: the run's directory.
+    batch_size: images that go through the network at once; None: as many as are fast (`fast_batch_size`).
+
+  Returns:
+    A function of images, see Predictor.
+
+  Raises:
+    UserError: no run, or no checkpoint yet.
+  """
+  return Predictor(load_segmenter(workdir), batch_size=batch_size)
+
+
+class Predictor:
+  """Finds the parts in images of any one size.
+
+  The network sees each image resized to image_size² pixels, as in training; its soft maps are resized back
+  (bilinear, aligned corners) before the likeliest channel is taken, while the centres are those of the maps
+  at the network's size. Images go through in batches of `batch_size`, fewer than that in the next power of
+  two; what is missing is padded, so that few programs are compiled whatever the numbers of images are.
+  """
+
+  def __init__(self, segmenter: Segmenter, *, batch_size: int | None = None) -> None:
+    if batch_size is not None and batch_size < 1:
+      raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    self._batch_size = batch_size or fast_batch_size()
+    self._predict = compile_segmenter(segmenter)
+    self.image_size: int = segmenter.config.image_size
+    self.num_parts: int = segmenter.config.num_parts
+
+  def __call__(self, images: NDArray[np.uint8]) -> PartPrediction:
+    """Predicts.
+
+    Args:
+      images: uint8 `[B, H, W, 3]` RGB, B at least 1.
+
+    Returns:
+      Labels uint8 `[B, H, W]`, probs float32 `[B, H, W, K+1]` and centers float32 `[B, K, 2]`, NumPy arrays.
+
+    Raises:
+      TypeError, ValueError: `images` has another dtype or shape.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+      raise TypeError(f"expected images of dtype uint8, RGB 0..255, got {images.dtype}")
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+      raise ValueError(f"expected images [B, H, W, 3] with B, H, W >= 1, got shape {images.shape}")
+    size = padded_batch_size(len(images), self._batch_size)
+    found = [self._predict_batch(images[i : i + size], size) for i in range(0, len(images), size)]
+    return PartPrediction(*map(np.concatenate, zip(*found, strict=True)))
+
+  def _predict_batch(self, images: NDArray[np.uint8], size: int) -> PartPrediction:
+    height, width = images.shape[1:3]
+    pixels = np.stack([resize_pixels(image, self.image_size) for image in images])
+    maps = self._predict(pad_batch(pixels, size))
+    if (height, width) != pixels.shape[1:3]:
+      probs = _resize(maps.probs, height, width)
+      maps = maps._replace(probs=probs, labels=jnp.argmax(probs, axis=-1).astype(jnp.uint8))
+    return PartPrediction(*(array[: len(images)] for array in jax.device_get(maps)))
+
+
+def fast_batch_size() -> int:
+  """Returns how many images are best seen at once: on a CPU few, whose maps stay in its caches."""
+  return 8 if jax.default_backend() == "cpu" else 32
+
+
+def padded_batch_size(count: int, limit: int) -> int:
+  """Returns the batch size for `count` images: the next power of two, or `limit` if that is smaller."""
+  return min(limit, 1 << (count - 1).bit_length())
+
+
+def compile_segmenter(segmenter: Segmenter, *, crf: bool = False) -> Callable[[chex.Array], PartPrediction]:
+  """Returns a function of images uint8 `[B, S, S, 3]`, S = image_size, compiled once for each B.
+
+  Its arrays are on the device, and it returns before they are computed. With `crf`, the maps are refined by
+  dense_crf at S² pixels as the run's config has it, and labels and centres are those of the refined maps.
+  """
+  compiled = jit(functools.partial(_predict, segmenter, crf=crf))
+  weights = jax.device_put((segmenter.params, segmenter.batch_stats))
+  return lambda images: compiled(images, weights)
+
+
+def portable_segmenter(segmenter: Segmenter, *, crf: bool, batch_size: int) -> tuple[bytes, chex.ArrayTree]:
+  """Returns what compile_segmenter compiles as a program for other processes, and its weights.
+
+  `jax.export` reads the program: a function of images uint8 `[batch_size, S, S, 3]` and of the weights, which
+  returns a tuple of PartPrediction's fields.
+  """
+  weights = jax.device_get((segmenter.params, segmenter.batch_stats))
+  size = segmenter.config.image_size
+  images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
+  function = jax.jit(lambda images, weights: tuple(_predict(segmenter, images, weights, crf=crf)))
+  return bytes(jax.export.export(function)(images, weights).serialize()), weights
+
+
+def predict_parts(segmenter: Segmenter, images: chex.Array, weights: chex.ArrayTree) -> PartPrediction:
+  """Predicts at the network's own size; a pure function.
+
+  Args:
+    segmenter: the networks and config; its own parameters are not used.
+    images: uint8 `[B, S, S, 3]` RGB, S = config.image_size.
+    weights: the segmenter's (params, batch_stats).
+
+  Returns:
+    The parts at S² pixels.
+  """
+  params, batch_stats = weights
+  maps = predict_step(params, batch_stats, images, networks=segmenter.networks, config=segmenter.config)
+  return PartPrediction(maps["labels"], maps["probs"], maps["centers"])
+
+
+def _predict(
+  segmenter: Segmenter, images: chex.Array, weights: chex.ArrayTree, *, crf: bool
+) -> PartPrediction:
+  prediction = predict_parts(segmenter, images, weights)
+  if not crf:
+    return prediction
+  options = segmenter.config.crf.to_dict()
+  if not options["num_iterations"]:  # an evaluation without a CRF: its default serves here
+    del options["num_iterations"]
+  return _refine(prediction, images, options)
+
+
+def _refine(prediction: PartPrediction, images: chex.Array, options: dict[str, Any]) -> PartPrediction:
+  probs = dense_crf(prediction.probs, images, **options)
+  labels = jnp.argmax(probs, axis=-1).astype(jnp.uint8)
+  return PartPrediction(labels, probs, geometry.part_centers(probs, epsilon=0.0))
+
+
+_resize = jax.jit(geometry.resize_bilinear, static_argnums=(1, 2))

@@ -1,0 +1,149 @@
+"""The reference's features of the training images, computed once and kept (data.cache_reference_features).
+
+A training step uses the features of the plain images only: they are the same every time an image comes. They
+are kept as bfloat16 beside the prepared data set, a record an image, with the pixels that the network sees,
+which need no decoding and resizing then. The file's name is a digest of what they were computed with.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from scops_jax.data.collection import Collection
+from scops_jax.data.pipeline import Kept, evaluation_batches
+from scops_jax.errors import UserError
+from scops_jax.storage.files import replacing
+
+_FORMAT = 2  # of the records; other files are not read
+_DTYPE = np.dtype(jnp.bfloat16)
+# Each record on its own, as they are read in any order. Many features are 0, so that fast compression halves
+# the file for less time than reading it takes.
+_OPTIONS = "group_size:1,zstd:1"
+# What decides the features besides the images and the weights.
+_KEYS = (
+  "image_size",
+  "reference",
+  "reference_layers",
+  "reference_image_size",
+  "reference_mirror",
+  "reference_dtype",
+  "reference_l2_normalize",
+)
+
+Features = Callable[[NDArray[np.uint8]], Sequence[jax.Array]]  # images [B, S, S, 3] → maps [B, h, w, C]
+Shapes = Sequence[tuple[int, ...]]  # (h, w, C) of each map
+
+
+class CachedFeatures(Sequence):
+  """`features[i]`: what is kept of training image i; its maps are bfloat16."""
+
+  def __init__(self, path: Path, shapes: Shapes, image_size: int) -> None:
+    """Opens what `cache_features` wrote."""
+    self._records = ArrayRecordDataSource(str(path))
+    self._shapes = tuple(shapes)
+    self._ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    self._image_shape = (image_size, image_size, 3)
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Kept:  # type: ignore[override]
+    record = self._records[int(index)]
+    values = np.frombuffer(record, _DTYPE, count=self._ends[-1])
+    pieces = np.split(values, self._ends[:-1])
+    return Kept(
+      np.frombuffer(record, np.uint8, offset=values.nbytes).reshape(self._image_shape),
+      tuple(piece.reshape(shape) for piece, shape in zip(pieces, self._shapes, strict=True)),
+    )
+
+
+def cache_features(
+  collection: Collection, features: jax.stages.Wrapped, config: ConfigDict, *, variables: Any
+) -> CachedFeatures:
+  """Opens the features of the training images, computed first where they are missing.
+
+  Args:
+    collection: opened.
+    features: what computes them, under jax.jit: variables, images `[B, S, S, 3]` → maps `[B, h, w, C]`.
+    config: the run's.
+    variables: of the reference; other weights have another file.
+
+  Returns:
+    The features.
+
+  Raises:
+    UserError: they do not fit on the disk, or can't be written or read.
+  """
+  images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
+  shapes = [tuple(maps.shape[1:]) for maps in features.trace(variables, images).out_info]
+  path = _path(collection, config, variables)
+  if not path.exists():
+    _check_space(collection, path, images.size + _DTYPE.itemsize * sum(map(math.prod, shapes)))
+    try:
+      _write(path, collection, functools.partial(features, variables), config)
+    except OSError as error:
+      raise UserError(
+        f"the reference's features can't be written to {path}: {error} (data.cache_reference_features=False "
+        "does without)"
+      ) from error
+    print(f"kept the reference's features of {len(collection.train)} images: {path}")
+  cached = CachedFeatures(path, shapes, config.image_size)
+  if len(cached) != len(collection.train):
+    raise UserError(
+      f"{path} holds the features of {len(cached)} images, expected {len(collection.train)}: delete it"
+    )
+  return cached
+
+
+def _path(collection: Collection, config: ConfigDict, variables: Any) -> Path:
+  settings = [_FORMAT, collection.fingerprint, *(config[key] for key in _KEYS)]
+  digest = hashlib.sha256(json.dumps(settings).encode())
+  for name, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    digest.update(jax.tree_util.keystr(name).encode())
+    digest.update(np.asarray(leaf).tobytes())
+  return collection.folder / "reference_features" / f"{digest.hexdigest()[:16]}.array_record"
+
+
+def _check_space(collection: Collection, path: Path, record_bytes: int) -> None:
+  needed = len(collection.train) * record_bytes
+  free = shutil.disk_usage(collection.folder).free
+  if needed > free:
+    raise UserError(
+      f"the reference's features may take {needed / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB "
+      "are free: make room, or set data.cache_reference_features=False"
+    )
+
+
+def _write(path: Path, collection: Collection, features: Features, config: ConfigDict) -> None:
+  batches = evaluation_batches(
+    collection.train,
+    batch_size=config.batch_size,
+    image_size=config.image_size,
+    num_threads=config.data.num_threads,
+    fields=("image",),
+  )
+  progress = tqdm(total=len(collection.train), desc="reference features", unit="image", disable=None)
+  with replacing(path) as temporary, progress:
+    writer = ArrayRecordWriter(str(temporary), _OPTIONS)
+    for batch in batches:
+      maps = [np.asarray(values.astype(_DTYPE)) for values in features(batch["image"])]
+      count = int(batch["valid"].sum())
+      for i in range(count):
+        writer.write(b"".join(values[i].tobytes() for values in (*maps, batch["image"])))
+      progress.update(count)
+    writer.close()

@@ -1,0 +1,1 @@
+"""Saliency maps computed from the features of a collection, without labels."""
