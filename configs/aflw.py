@@ -5,8 +5,8 @@ python -m scops_jax.main --config=configs/aflw.py --workdir=runs/aflw \
 
 Needs AFLW in data/aflw with saliency maps (scops_jax/data/published/aflw.py says where) and a GPU. Neither
 its time nor its result has been measured here, for lack of the images. The paper's landmark error is 16.5 %
-of the eyes' distance, from 4 198 images and a split that is not published; `python -m scops_jax.prepare` ends with the
-counts of your copy.
+of the eyes' distance, from 4 198 images and a split that is not published; `python -m scops_jax.prepare` ends
+with the counts of your copy.
 """
 
 from ml_collections import ConfigDict
