@@ -3,45 +3,21 @@
 python -m scops_jax.main --config=configs/celeba.py --workdir=runs/celeba \
   --config.segmenter_weights=resnet50_caffe-788b5fa3.pth --config.reference_weights=vgg19-dcbb9e9d.pth
 
-configs/celeba.py:4 gives K = 4. Needs CelebA in data/celeba with MAFL's lists and saliency maps
-(scops_jax/data/published/celeba_wild.py says where) and a GPU: a step takes 35 s on 2 CPU cores
-(experiments/celeba).
-Its result has not been measured here, for lack of the images. The paper's landmark error on MAFL is 15.0 % of
-the distance of the eyes, 21.8 % with K = 4, after training on 45 609 images; `python -m scops_jax.prepare`
-ends with the counts of your copy.
+configs/celeba.py:4 gives K = 4, as --config.num_parts=4 does. Needs CelebA in data/celeba with MAFL's lists
+and saliency maps (scops_jax/data/published/celeba_wild.py says where) and a GPU: a step takes 35 s on 2 CPU
+cores (experiments/celeba). The result has not been measured here, because the images are not available. The
+paper's landmark error on MAFL is 15.0 % of the distance between the eyes, 21.8 % with K = 4, after training
+on 45 609 images; `python -m scops_jax.prepare` ends with the counts of your copy.
 """
 
 from ml_collections import ConfigDict
 
-from scops_jax.config import default_config
+from scops_jax.config import release_config
 
 
 def get_config(num_parts: str = "8") -> ConfigDict:
-  config = default_config()
-
+  config = release_config()
   config.num_parts = int(num_parts)
-  config.num_steps = 100_000
-  config.batch_size = 6
-  config.image_size = 256
-
-  config.segmenter = "deeplab50_2branch"
-  config.segmenter_weights = "resnet50_caffe-788b5fa3.pth"
-  config.reference = "vgg19"
-  config.reference_weights = "vgg19-dcbb9e9d.pth"
-  config.reference_layers = ("relu5_2", "relu5_4")
-  config.reference_image_size = 256
-
-  # The release's weights over this project's reductions: B images and K + 1 classes.
-  config.loss.concentration = 10.0 / config.batch_size
-  config.loss.equivariance = 1000.0 / (config.num_parts + 1)
-  config.loss.landmark_equivariance = 100.0
-  config.loss.semantic_consistency = 1e4
-  config.loss.orthonormality = 0.1
-
-  # Its optimizer visits most of the backbone's tensors several times a step.
-  config.optimizer.repeat_updates = True
-
   config.data.name = "celeba_wild"
   config.data.dir = "data/celeba"
-  config.data.landmark_normalizer = "inter_ocular"
   return config

@@ -109,12 +109,10 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
 def _batches(run: Run, split: str, **options: Any) -> Iterator[dict[str, Any]]:
   """All hosts' batches of a split, "train", "regression" or "test", of which each host reads its piece."""
   config = run.config
-  limit = config.eval_num_train if split == "regression" else 0
   pieces = evaluation_batches(
     getattr(run.collection, split),
     batch_size=config.eval_batch_size // jax.process_count(),
     image_size=config.image_size,
-    limit=limit,
     num_threads=config.data.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),

@@ -4,6 +4,7 @@ The rules start from what 1 000 images, nine in ten of them to train on, were fo
 (experiments/own_images), and give less or more of it for fewer or more images.
 """
 
+import copy
 import io
 import json
 import math
@@ -45,11 +46,11 @@ def choose_sizes(
     collection = open_collection()
     edges = _shorter_edges(collection.train)
     chosen = suitable_sizes(config, num_images=len(collection.train), edge=float(np.median(edges)))
-  resolved = config.copy_and_resolve_references()
+  resolved = copy.deepcopy(config)  # with its references: loss weights may follow num_parts
   resolved.update({key: chosen[key] for key in missing})
   if collection is not None:
     print("chosen for this collection: " + ", ".join(f"{key}={resolved[key]}" for key in missing))
-  return resolved.lock(), collection
+  return resolved.copy_and_resolve_references().lock(), collection
 
 
 def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[str, int]:
