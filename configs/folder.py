@@ -2,13 +2,13 @@
 
 python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --workdir=runs/mine
 
-DIR holds images/ and, where there are any, saliency/, landmarks.csv, parts/ and train.txt, test.txt; README,
-"Your own images", says more. The settings hold for objects of any shape that are seen from both sides and
-move their limbs. On 1 000 drawn quadrupeds and birds each (experiments/own_images) they give landmark
-errors 0.42 and 0.51 of DFF's and foreground IoU 0.86 and 0.89 in 11 minutes on 2 CPU cores.
+DIR holds images/ and, if you have them, saliency/, landmarks.csv, parts/, train.txt and test.txt; see README,
+"Your own images". The settings suit objects of any shape that are seen from both sides and move their limbs.
+On 1 000 drawn quadrupeds their landmark error is 0.42 of DFF's and their foreground IoU 0.86, on 1 000 drawn
+birds 0.51 and 0.89, each in 11 minutes on 2 CPU cores (experiments/own_images).
 
-What is 0 here is chosen by the collection (scops_jax/runs/sizes.py has the rules): for 1 000 images 8
-parts and 1 000 steps. --config.num_parts=… and the like choose otherwise.
+The collection's size decides the settings that are 0 here (scops_jax/runs/sizes.py has the rules): 8 parts
+and 1 000 steps for 1 000 images. A flag such as --config.num_parts=6 overrides them.
 """
 
 from ml_collections import ConfigDict
@@ -27,29 +27,30 @@ def get_config() -> ConfigDict:
   config.batch_size = 8
   config.image_size = 0
   config.reference_image_size = 0
-  # Each image comes several times; takes up to 0.4 MB an image on the disk, half of it as a rule.
+  # The run sees each image several times. On disk this takes up to 0.4 MB per image, usually half of that.
   config.data.cache_reference_features = True
 
   config.log_every = 10
   config.eval_every = 0
-  config.eval_batch_size = 8  # on a CPU the fastest
+  config.eval_batch_size = 8  # the fastest on a CPU
   config.checkpoint_every = 50
 
-  # The left view of an animal mirrored is a right view, with the same parts.
+  # The mirror image of an animal's left view is a right view with the same parts.
   config.spatial.mirror_probability = 0.5
   config.reference_mirror = True
   config.spatial.rotation_degrees = 35.0
   config.spatial.scale_low = 0.8
   config.spatial.scale_high = 1.4
 
-  # With less concentration parts stay strips along the body; balance keeps the small ones alive then.
+  # With less concentration, parts remain strips along the body. With this much, small parts need balance to
+  # survive.
   config.loss.concentration = 40.0
   config.loss.equivariance = 100.0
   config.loss.landmark_equivariance = 500.0
   config.loss.semantic_consistency = 2000.0
   config.loss.orthonormality = 1.0
   config.loss.balance = 100.0
-  # Thin limbs are lost at the features' resolution: the background channel learns from the masks.
+  # The features are too coarse for thin limbs, so the background channel learns from the masks.
   config.loss.background = 300.0
 
   config.optimizer.name = "adam"

@@ -17,32 +17,32 @@ def get_config() -> ConfigDict:
   config.num_steps = 750
   config.batch_size = 8
   config.image_size = 128
-  # Twice the image and one pixel more: the 17 × 17 cells of stride 16 then lie on the align-corners lattice.
+  # Twice the image's size plus 1: the 17 × 17 cells of stride 16 then lie on the align-corners lattice.
   config.reference_image_size = 257
-  # Each image comes several times, and the DFF baseline needs the features of all anyway.
+  # The run sees each image several times, and the DFF baseline needs the features anyway.
   config.data.cache_reference_features = True
 
   config.log_every = 10
-  config.eval_every = 750  # at the end alone: an evaluation takes as long as a hundred steps
-  config.eval_batch_size = 8  # on a CPU the fastest
+  config.eval_every = 750  # only at the end: an evaluation takes as long as a hundred steps
+  config.eval_batch_size = 8  # the fastest on a CPU
   config.checkpoint_every = 50
 
-  # Beside the semantic term the geometry counts for more than in the paper: with its weights parts with two
-  # centres (eyes and mouth in one) stay.
+  # Relative to the semantic term, the geometric terms weigh more than in the paper, whose weights leave parts
+  # with two centres (eyes and mouth in one).
   config.loss.concentration = 15.0
   config.loss.equivariance = 100.0
   config.loss.landmark_equivariance = 500.0
   config.loss.semantic_consistency = 2000.0
   config.loss.orthonormality = 1.0
-  # Every face shows every part; without this term one of them dies in some seeds.
+  # Every face shows every part; without this term a part dies with some seeds.
   config.loss.balance = 20.0
 
-  # The faces are within ±30° and alike in size; a few hundred steps are better spent near that.
+  # The faces are turned by at most 30° and similar in size: in a short run, transforms near that do better.
   config.spatial.rotation_degrees = 35.0
   config.spatial.scale_low = 0.8
   config.spatial.scale_high = 1.4
 
-  # The backbone down to stride 8 stays as published: as good here, and a step takes two thirds of the time.
+  # The backbone keeps its published weights down to stride 8: as good here, in two thirds of a step's time.
   config.optimizer.frozen_modules = ("stem", "block0_", "block1_", "block2_", "block3_", "block4_")
   config.optimizer.name = "adam"
   config.optimizer.schedule = "cosine"
