@@ -1,4 +1,4 @@
-"""Measures contestants in turn: each waits in its own process while another computes."""
+"""Measures contestants in turns: each has its own process, and waits while another computes."""
 
 import contextlib
 import functools
@@ -14,22 +14,22 @@ from typing import Any, NamedTuple
 
 from scops_jax.errors import UserError
 
-_TURN_SECONDS = 0.5  # of calls a turn; longer ones are called once
+_TURN_SECONDS = 0.5  # a turn's calls take about this long; a slower call is made once
 _MOST_CALLS = 200
 
 
 class Timing(NamedTuple):
-  """Seconds of a call, one number a round."""
+  """Seconds per call, one number per round."""
 
   seconds: tuple[float, ...]
 
   @property
   def median(self) -> float:
-    """The middle round's."""
+    """The median round."""
     return statistics.median(self.seconds)
 
   def __str__(self) -> str:
-    """Milliseconds: the median, the least and the most."""
+    """Milliseconds: the median, and in brackets the shortest and the longest."""
     middle, low, high = (1e3 * s for s in (self.median, min(self.seconds), max(self.seconds)))
     return f"{rounded(middle)} ({rounded(low)}–{rounded(high)})"
 
@@ -38,17 +38,17 @@ class Timing(NamedTuple):
     return Timing(tuple(a - b for a, b in zip(self.seconds, other.seconds, strict=True)))
 
   def speedup(self, baseline: "Timing") -> float:
-    """Returns how many times faster than the baseline: the median over the rounds."""
+    """Returns how many times as fast as the baseline this is: the median of the rounds' ratios."""
     return statistics.median(b / a for a, b in zip(self.seconds, baseline.seconds, strict=True))
 
 
 def rounded(value: float) -> str:
-  """Returns three digits, or all in front of the point."""
+  """Returns the value with three significant digits, or all digits before the decimal point."""
   return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 class Worker:
-  """A contestant's process; see `worker`."""
+  """A contestant's process, which runs `experiments.benchmarks.worker`."""
 
   def __init__(self, contestant: str, folder: pathlib.Path) -> None:
     """Starts it."""
@@ -59,10 +59,10 @@ class Worker:
     )
 
   def ask(self, do: str, *arguments: Any) -> Any:
-    """Returns the answer to a request, once it is there.
+    """Sends a request and waits for the reply.
 
     Raises:
-      UserError: the process has ended; it has said why on standard error.
+      UserError: the process has ended; standard error says why.
     """
     reply = ""
     with contextlib.suppress(BrokenPipeError):
@@ -82,7 +82,7 @@ class Worker:
 def environment() -> dict[str, str]:
   """Returns the environment of all contestants.
 
-  Huge pages as `make demo` has them, and memory of a GPU taken as it is needed, so that several fit.
+  It sets huge pages, as `make demo` does, and lets JAX take GPU memory only as needed, so that several fit.
   """
   defaults = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
   return {**defaults, **os.environ}
@@ -90,7 +90,7 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def open_workers(contestants: Sequence[str], folder: pathlib.Path) -> Iterator[dict[str, Worker]]:
-  """Starts a process for each contestant, and ends them all."""
+  """Starts a process for each contestant, and ends them all on leaving."""
   workers: dict[str, Worker] = {}
   try:
     for contestant in contestants:
@@ -102,17 +102,17 @@ def open_workers(contestants: Sequence[str], folder: pathlib.Path) -> Iterator[d
 
 
 def measure(workers: Mapping[str, Worker], piece: str, *, rounds: int) -> dict[str, Timing]:
-  """Times a piece of each contestant, in turns."""
+  """Times one piece for all contestants, in turns."""
   turns = {name: functools.partial(worker.ask, "time", piece) for name, worker in workers.items()}
   return in_turn(turns, rounds)
 
 
 def in_turn(turns: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, Timing]:
-  """Times contestants in rounds in which each has a turn, after two calls of each to warm up.
+  """Times contestants in rounds; each has one turn per round, after two calls to warm up.
 
   Args:
-    turns: functions that call what is timed a number of times, and return the mean seconds of a call.
-    rounds: how many.
+    turns: functions that make the given number of calls and return the mean seconds per call.
+    rounds: the number of rounds.
   """
   calls = {}
   for name, turn in turns.items():
@@ -126,5 +126,5 @@ def in_turn(turns: Mapping[str, Callable[[int], float]], rounds: int) -> dict[st
 
 
 def calls_per_turn(estimate: float) -> int:
-  """Returns how often to call what takes so many seconds."""
+  """Returns the number of calls in a turn, if one takes `estimate` seconds."""
   return min(max(math.ceil(_TURN_SECONDS / max(estimate, 1e-9)), 1), _MOST_CALLS)

@@ -1,6 +1,6 @@
-"""The input pipeline: batches from JPEG files of photographs' size, through tfds's array_record and Grain.
+"""The input pipeline: batches from JPEG files as large as photographs, through tfds's array_record and Grain.
 
-The files are drawn anew, into a temporary folder: cartoon faces of EDGE pixels with the noise of a camera.
+The files are drawn into a temporary folder: cartoon faces of EDGE × EDGE pixels.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from scops_jax.data.collection import ExampleSource
 from scops_jax.data.pipeline import train_batches
 from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_face
 
-EDGE = 448  # pixels; the photographs of CelebA have about as many
+EDGE = 448  # pixels; CelebA's photographs are about this large
 _NUM_IMAGES = 24
 _QUALITY = 92  # of the JPEGs
-_BUFFERED = 8  # batches: more than are read ahead
+_BUFFERED = 8  # batches; more than the pipeline reads ahead
 
 
 class JpegFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -36,17 +36,17 @@ class JpegFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call
 
   @classmethod
   def variant(cls, config: ConfigDict) -> str:
-    """One variant."""
+    """All configs share one variant."""
     del config
     return "benchmark"
 
   def list_records(self, split: str) -> Sequence[int]:
-    """Indices."""
+    """A record is the drawing's seed."""
     del split
     return range(_NUM_IMAGES)
 
   def read_example(self, record: int) -> Example:
-    """Draws one."""
+    """Draws one image."""
     face = draw_face(np.random.default_rng(record), EDGE)
     stream = io.BytesIO()
     Image.fromarray(face.image).save(stream, "JPEG", quality=_QUALITY)
@@ -60,17 +60,17 @@ class JpegFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call
 
 
 class InputPipeline:
-  """Batches for a workload's training step; calling it takes the next one."""
+  """Batches for a workload's training step; a call takes the next one."""
 
   def __init__(self, folder: pathlib.Path) -> None:
-    """Prepares the files."""
+    """Draws the files and opens the pipeline."""
     config = workload.read_config(folder)
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()
-    # Kept until the process ends: the records are read from it.
+    # The records are read from it until the process ends.
     self._cache = tempfile.TemporaryDirectory()
     config.data.cache_dir = self._cache.name
-    with contextlib.redirect_stdout(io.StringIO()):  # tfds says that it downloads, which it does not
+    with contextlib.redirect_stdout(io.StringIO()):  # tfds claims to download something
       JpegFaces(config).download_and_prepare(file_format="array_record")
     undecoded = {picture: tfds.decode.SkipDecoding() for picture in ("image", "saliency", "parts")}
     records = JpegFaces(config).as_data_source("train", decoders=undecoded)
@@ -88,6 +88,6 @@ class InputPipeline:
     return next(self._batches)
 
   def empty_buffer(self) -> None:
-    """Takes what was read ahead while nobody asked."""
+    """Takes the batches that were read ahead while nothing was timed."""
     for _ in range(_BUFFERED):
       next(self._batches)

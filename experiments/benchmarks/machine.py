@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""Describes the machine and the software that a measurement ran on."""
 
 import datetime
 import os
@@ -13,7 +13,7 @@ _VARIABLES = ("GLIBC_TUNABLES", "XLA_FLAGS", "OMP_NUM_THREADS")
 
 
 def describe(environment: Mapping[str, str]) -> list[str]:
-  """Returns lines of Markdown: date and commit, processor and load, versions, environment variables."""
+  """Returns Markdown lines: date and commit, processor and load, versions, environment variables."""
   commit = subprocess.run(
     ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
   ).stdout.strip()

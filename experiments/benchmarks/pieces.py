@@ -1,4 +1,4 @@
-"""The JAX training step and its pieces, each compiled as it is in the step, ready to be called and timed."""
+"""The JAX training step and its pieces, compiled with the options of the step, ready to be timed."""
 
 import ast
 import functools
@@ -23,10 +23,10 @@ Piece = Callable[[], Any]
 
 
 class Step:
-  """A training step on a workload, as a run compiles it; calling it does the next one."""
+  """The training step on a workload, compiled as in a run; a call does the next step."""
 
   def __init__(self, folder: pathlib.Path, options: Sequence[str] = ()) -> None:
-    """Reads a workload; options are config keys to change, "KEY=VALUE"."""
+    """Reads the workload; options "KEY=VALUE" change config keys."""
     compute_in_calling_thread()
     map_large_blocks()  # as a run does
     self.config = config = workload.read_config(folder)
@@ -40,7 +40,7 @@ class Step:
     params = {"segmenter": segmenter["params"], "basis": {"raw": jnp.asarray(self.arrays.basis)}}
     visits = train_step.segmenter_visits(self.networks, params["segmenter"], config)
     self.optimizer = make_optimizer(config, params, visits)
-    config.eval_batch_size = config.batch_size  # of no run here, but it is checked
+    config.eval_batch_size = config.batch_size  # unused here, but compile_steps checks it
     self.compiled = parallel.compile_steps(self.networks, self.optimizer, config)
     state = train_step.TrainState(
       jnp.zeros((), jnp.int32), params, segmenter.get("batch_stats", {}), self.optimizer.init(params)
@@ -55,7 +55,7 @@ class Step:
     return weights.apply_state_dict(abstract, state_dict, model_name=model_name, require_head=True)
 
   def __call__(self) -> dict[str, jax.Array]:
-    """Does one update; returns each term, their weighted sum "loss" and "gradient_norm"."""
+    """Does one update; returns every loss term, their weighted sum "loss", and "gradient_norm"."""
     batch = self.compiled.put_batch({"image": self.arrays.images, "saliency": self.arrays.saliency})
     self.state, metrics = self.compiled.train(self.state, batch, self.reference)
     return jax.block_until_ready(metrics)
@@ -69,7 +69,7 @@ def _parse(value: str) -> Any:
 
 
 def build(step: Step) -> dict[str, Piece]:
-  """Returns the pieces of a step by name; each returns when its result is there."""
+  """Returns the pieces of a step by name; a call of a piece waits for its result."""
   return {**_network_pieces(step), **_transform_pieces(step), **_loss_pieces(step)}
 
 
@@ -143,7 +143,7 @@ def _transform_pieces(step: Step) -> dict[str, Piece]:
 
 
 def _loss_pieces(step: Step) -> dict[str, Piece]:
-  """Value and gradient of each term, from logits and the basis's free matrix."""
+  """Value and gradient of each term, as functions of the logits and the raw basis (W = relu of it)."""
   config = step.config
   logits, target = (workload.random_logits(config, seed) for seed in (0, 1))
   saliency = step.arrays.saliency.astype(np.float32) / 255
@@ -162,7 +162,7 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
     return losses.semantic_consistency_loss(geometry.part_probabilities(logits), basis, features, saliency)
 
   def gradient(function: Callable, count: int, *arguments: Any) -> Piece:
-    """Value and gradient in the first `count` arguments."""
+    """Returns the value and the gradients with respect to the first `count` arguments."""
     return _compiled(jax.value_and_grad(function, tuple(range(count))), *arguments)
 
   basis = step.arrays.basis
@@ -181,6 +181,6 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
 
 
 def device_memory() -> int | None:
-  """Returns the peak bytes of device memory; None where the device is the CPU."""
+  """Returns the peak bytes of device memory; None on a CPU."""
   statistics = jax.devices()[0].memory_stats()
   return statistics["peak_bytes_in_use"] if statistics and jax.default_backend() != "cpu" else None

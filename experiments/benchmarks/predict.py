@@ -1,10 +1,10 @@
-"""What `python -m scops_jax.predict` costs beside the network, on many images, and whether its memory grows.
+"""What `python -m scops_jax.predict` costs in addition to the network, and whether its memory grows.
 
 python -m experiments.benchmarks.predict --workdir=runs/mine --images=data/my_faces/images --num=10000
 
-The folder's images are given as often as it takes, each time under another name (hard links). The network
-alone, before and after, labels a batch that is in memory over and over: in one process, which has all cores,
-as `load_predictor` does, and on a CPU in the processes that predict starts.
+The folder's images are repeated under new names (hard links) until there are --num of them. Before and after,
+the network alone labels the same batch in memory repeatedly: in one process with all cores, as
+`load_predictor` does, and on a CPU also in as many processes as predict starts.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from scops_jax.prediction.processes import Job, open_program, shares_of_cores
 from scops_jax.prediction.stream import fast_process_count, make_job, predict_images
 from scops_jax.runs.setup import Segmenter, load_segmenter
 
-_FEW = 32  # images of the call that the start is measured with
+_FEW = 32  # images of the short call that measures the start-up time
 _SAMPLE_SECONDS = 0.5
-_NOWHERE = OutputFiles(pathlib.Path(os.devnull), probabilities=False)  # of jobs that write nothing
+_NOWHERE = OutputFiles(pathlib.Path(os.devnull), probabilities=False)  # for jobs that write nothing
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--workdir", required=True, help="a run")
   parser.add_argument("--images", required=True, type=pathlib.Path, help="a folder")
-  parser.add_argument("--num", type=int, default=10_000, help="images in all; 10000")
+  parser.add_argument("--num", type=int, default=10_000, help="number of images; 10000")
   options = parser.parse_args()
   segmenter = load_segmenter(options.workdir)
   found = list(find_images(str(options.images)).values())
@@ -65,16 +65,16 @@ def main() -> None:
     with _sampled_memory() as memory:
       whole = (_seconds(segmenter, images, root / "out", processes) - fixed) / (options.num - _FEW)
     measure_networks()
-  print("| | ms an image | images/s | input and output of predict |\n|---|---:|---:|---:|")
+  print("| | ms per image | images/s | input and output of predict |\n|---|---:|---:|---:|")
   for name, seconds in alone.items():
     mean = statistics.mean(seconds)
     print(f"| {name} | {1e3 * mean:.2f} | {1 / mean:.0f} | {100 * (1 - mean / whole):.0f} % |")
   print(f"| predict, {processes} processes | {1e3 * whole:.2f} | {1 / whole:.0f} | |")
-  print(f"\n{options.num} images. Starting, {fixed:.1f} s to compile and for a first batch, is not counted.")
+  print(f"\n{options.num} images. The start-up of {fixed:.1f} s (compiling, first batch) is not counted.")
   for name, seconds in alone.items():
-    print(f"{name}, before and after: {', '.join(f'{1e3 * s:.2f}' for s in seconds)} ms an image.")
+    print(f"{name}, before and after: {', '.join(f'{1e3 * s:.2f}' for s in seconds)} ms per image.")
   tenths = np.array_split(memory, 10)
-  print(f"Memory over the run, tenth by tenth: {', '.join(f'{max(t):.0f}' for t in tenths)} MB.\n")
+  print(f"Peak memory in each tenth of the run: {', '.join(f'{max(t):.0f}' for t in tenths)} MB.\n")
   print("\n".join(machine.describe(os.environ)))
 
 
@@ -88,7 +88,7 @@ def _seconds(
 
 @contextlib.contextmanager
 def _sampled_memory() -> Iterator[list[float]]:
-  """Yields a list that grows while the context lasts: resident memory in MB with the children's (Linux)."""
+  """Yields a list that fills during the context: MB resident in this process and its children (Linux)."""
   samples: list[float] = []
   ended = threading.Event()
 
@@ -118,7 +118,7 @@ def _links(files: list[pathlib.Path], folder: pathlib.Path, count: int) -> dict[
 
 
 class _Network:
-  """The network on a batch that is in memory."""
+  """The network alone, in this process, on a batch in memory."""
 
   def __init__(self, segmenter: Segmenter, files: list[pathlib.Path]) -> None:
     self._batch = _batch(segmenter, files)
@@ -126,12 +126,12 @@ class _Network:
     self.seconds(1)  # compiles
 
   def seconds(self, count: int) -> float:
-    """Returns the time an image."""
+    """Returns seconds per image."""
     return _label(self._predict, self._batch, count)
 
 
 class _Processes:
-  """The same in several processes at once, each with its share of the cores."""
+  """The network alone, in several processes at once, each with its share of the cores."""
 
   def __init__(self, segmenter: Segmenter, files: list[pathlib.Path], count: int) -> None:
     self._job = make_job(segmenter, _NOWHERE, crf=False, batch_size=fast_batch_size())
@@ -139,7 +139,7 @@ class _Processes:
     self._shares = shares_of_cores(count)
 
   def seconds(self, count: int) -> float:
-    """Returns the time an image, the processes' start not counted."""
+    """Returns seconds per image, without the start of the processes."""
     context = multiprocessing.get_context("spawn")
     shared = -(-count // len(self._shares))
     with context.Manager() as manager, ProcessPoolExecutor(len(self._shares), context) as pool:
@@ -164,7 +164,7 @@ def _batch(segmenter: Segmenter, files: list[pathlib.Path]) -> np.ndarray:
 
 
 def _label(predict: Callable[[np.ndarray], Any], batch: np.ndarray, count: int) -> float:
-  """Returns the time an image of at least `count`; a batch is under way while the one before is fetched."""
+  """Labels at least `count` images and returns seconds per image; fetching overlaps with the next batch."""
   began = time.perf_counter()
   before = None
   batches = -(-count // len(batch))

@@ -1,6 +1,6 @@
-"""Makes a workload: draws images, initialises the networks, and draws what a training step draws.
+"""Makes a workload: images, initial networks, and the random draws of training steps.
 
-Run by `step` in a process of its own, python -m experiments.benchmarks.prepare FOLDER, where
+`step` runs it in a process of its own, python -m experiments.benchmarks.prepare FOLDER, where
 FOLDER/request.json holds the arguments of `workload.load_config`.
 """
 
@@ -25,7 +25,7 @@ from scops_jax.errors import UserError
 def prepare(folder: pathlib.Path, config: ConfigDict) -> None:
   """Writes the workload of a config.
 
-  Weights are random unless the config's are there: they do not change how long a step takes.
+  Weights are random if the config's files are missing; a step takes as long with them.
 
   Raises:
     UserError: a value of the config can't serve.
@@ -64,7 +64,7 @@ def draw_images(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_transforms(config: ConfigDict, steps: int) -> workload.Draws:
-  """Draws what train_step draws in the first steps of a run: its keys, split as in compute_losses."""
+  """Draws what train_step draws in a run's first steps, with keys split as in compute_losses."""
 
   def draw(key: jax.Array) -> tuple[jax.Array, appearance.ColorJitter]:
     spatial_key, appearance_key = jax.random.split(key)
@@ -81,7 +81,7 @@ def draw_transforms(config: ConfigDict, steps: int) -> workload.Draws:
 
 
 def main(arguments: list[str]) -> None:
-  """Writes the workload that FOLDER/request.json asks for, and there devices.json: what JAX runs on."""
+  """Writes the workload that FOLDER/request.json asks for, and FOLDER/devices.json: what JAX runs on."""
   folder = pathlib.Path(arguments[0])
   request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
   try:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from experiments.benchmarks.workload import StateDict
 from scops_jax.errors import UserError
 
-# Mean and deviation of RGB 0..255 that each network was trained with.
+# Mean and standard deviation of RGB 0..255 with which each network was trained.
 _NORMALIZATION = {
   "deeplab": ((122.67891434, 116.66876762, 104.00698793), (1.0, 1.0, 1.0)),
   "vgg19": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -38,7 +38,7 @@ def create_segmenter(config: ConfigDict) -> nn.Module:
   """Returns the segmenter that the config names, with random weights.
 
   Raises:
-    UserError: it is not written here.
+    UserError: the network has no PyTorch version here.
   """
   if config.segmenter == "efficientnet_lite0":
     return EfficientNetLite0Segmenter(config.num_parts)
@@ -52,7 +52,7 @@ def create_reference(config: ConfigDict) -> nn.Module:
   """Returns the frozen reference that the config names, with random weights.
 
   Raises:
-    UserError: it is not written here.
+    UserError: the network has no PyTorch version here.
   """
   layers = tuple(config.reference_layers)
   if config.reference == "vgg19":
@@ -65,7 +65,7 @@ def create_reference(config: ConfigDict) -> nn.Module:
 
 
 def load(network: nn.Module, state_dict: StateDict) -> nn.Module:
-  """Fills every parameter and buffer; a linear layer's weight may fill a 1×1 convolution."""
+  """Sets every parameter and buffer; a linear layer's weight may set a 1×1 convolution's."""
   own = network.state_dict()
   filled = {name: torch.tensor(value).reshape(own[name].shape) for name, value in state_dict.items()}
   network.load_state_dict(filled)
@@ -82,14 +82,14 @@ def freeze(segmenter: nn.Module, modules: Sequence[str]) -> None:
     block = re.fullmatch(r"block(\d+)_", name)
     beginnings = (f"_blocks.{block[1]}.",) if block else ("_conv_stem.", "_bn0.")
     if not block and name != "stem":
-      raise UserError(f"optimizer.frozen_modules={name!r} is not written here: stem, block0_, … are")
+      raise UserError(f"optimizer.frozen_modules={name!r} has no PyTorch version here: stem, block0_, … have")
     for key, parameter in segmenter.named_parameters():
       if key.startswith(beginnings):
         parameter.requires_grad_(False)
 
 
 class Bottleneck(nn.Module):
-  """Caffe's: the first 1×1 convolution carries the stride."""
+  """Caffe's bottleneck block: the first 1×1 convolution has the stride."""
 
   def __init__(self, in_channels: int, channels: int, *, stride: int, dilation: int, projects: bool) -> None:
     super().__init__()
@@ -150,7 +150,7 @@ class DeepLab(nn.Module):
 
 
 class Vgg19Reference(nn.Module):
-  """Maps after the relu of the wanted convolutions."""
+  """Returns the maps after the relu of the given convolutions."""
 
   def __init__(self, layers: Sequence[str]) -> None:
     super().__init__()
@@ -193,7 +193,7 @@ _LITE0_STRIDE = 16
 
 
 class InvertedResidual(nn.Module):
-  """1×1 expansion, depthwise convolution, and 1×1 projection to `channels` (None: it ends before)."""
+  """1×1 expansion, depthwise convolution, and 1×1 projection to `channels` (None: no projection)."""
 
   def __init__(
     self, in_channels: int, channels: int | None, *, kernel_size: int, stride: int, expansion: int
@@ -240,7 +240,7 @@ class EfficientNetLite0Trunk(nn.Module):
       self.stride *= stride
 
   def train(self, mode: bool = True) -> nn.Module:
-    """Stays in evaluation mode: the statistics are frozen."""
+    """Stays in evaluation mode, because the statistics are frozen."""
     del mode
     return super().train(False)
 
@@ -256,7 +256,7 @@ class EfficientNetLite0Trunk(nn.Module):
 
 
 class EfficientNetLite0Reference(EfficientNetLite0Trunk):
-  """Maps after the depthwise convolutions of blocks."""
+  """Returns the maps after the depthwise convolutions of the given blocks."""
 
   def __init__(self, layers: Sequence[str]) -> None:
     blocks = [int(layer.removeprefix("block").removesuffix("_depthwise")) for layer in layers]

@@ -1,4 +1,4 @@
-"""The pieces of the PyTorch step, computing what those of `pieces` compute on the same numbers."""
+"""The pieces of the PyTorch step; each computes the same as its namesake in `pieces`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ Piece = Callable[[], Any]
 
 
 def build(step: Step) -> dict[str, Piece]:
-  """Returns the pieces of a step by name; each returns when its result is there."""
+  """Returns the pieces of a step by name; a call of a piece waits for its result."""
   pieces = {**_network_pieces(step), **_transform_pieces(step), **_loss_pieces(step)}
   return {name: _waiting(piece, step.device) for name, piece in pieces.items()}
 
@@ -103,7 +103,7 @@ def _transform_pieces(step: Step) -> dict[str, Piece]:
 
 
 def _loss_pieces(step: Step) -> dict[str, Piece]:
-  """Value and gradient of each term, from logits and the basis's free matrix."""
+  """Value and gradient of each term, as functions of the logits and the raw basis (W = relu of it)."""
   logits, target = (_logits(step, seed).requires_grad_() for seed in (0, 1))
   images, saliency = step.put_batch()
   features, raw = step.features(images), step.basis.detach().clone().requires_grad_()
@@ -129,5 +129,5 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
 
 
 def device_memory() -> int | None:
-  """Returns the peak bytes of device memory; None where the device is the CPU."""
+  """Returns the peak bytes of device memory; None on a CPU."""
   return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

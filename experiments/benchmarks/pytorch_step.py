@@ -1,7 +1,7 @@
 """The training step written plainly in PyTorch, from the paper's equations in this project's reductions.
 
-Same networks, weights, images and random draws as the JAX step, so that the losses agree; the terms are
-computed as the equations stand there, semantic consistency at the images' resolution as in the release.
+It has the networks, weights, images and random draws of the JAX step, so that the losses agree. The terms are
+computed as the equations are written; semantic consistency at the images' resolution, as in the release.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ def balance_loss(probs: Tensor) -> Tensor:
 
 
 def learning_rate(config: ConfigDict, peak: float, step: int) -> float:
-  """Returns the rate of a step, counted from 0, under the config's schedule."""
+  """Returns the learning rate at a step (the first is 0) of the config's schedule."""
   optimizer = config.optimizer
   if step < optimizer.warmup_steps:
     return peak * (step + 1) / optimizer.warmup_steps
@@ -131,7 +131,7 @@ class Update:
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=optimizer.weight_decay)
 
   def _visits(self, name: str) -> int:
-    """How often the release's optimizer updates a parameter within one step."""
+    """Returns how often the release's optimizer updates a parameter within one step."""
     if not self.config.optimizer.repeat_updates or not name.startswith(_RESNET_STAGES):
       return 1
     return 4 if "downsample" in name else 3
@@ -145,7 +145,7 @@ class Update:
     return {"backbone": rate, "head": rate * optimizer.head_multiplier, "basis": basis}
 
   def __call__(self) -> Tensor:
-    """Updates from the parameters' gradients; returns the norm of the segmenter's, before clipping."""
+    """Updates the parameters; returns the norm of the segmenter's gradient before clipping."""
     config = self.config.optimizer
     norm, _ = [nn.utils.clip_grad_norm_(owned, config.clip_norm) for owned in self.clipped]
     rates = self._rates()
@@ -156,7 +156,8 @@ class Update:
         parameters += group["params"]
       for _ in range(visits):
         if config.name == "sgd":
-          # In place on the gradient, so that the decay adds up over the visits as in the release.
+          # The decay is added to the gradient in place, so that it accumulates over the visits as in the
+          # release.
           torch._foreach_add_([p.grad for p in parameters], parameters, alpha=config.weight_decay)
         optimizer.step()
     self.step += 1
@@ -164,17 +165,17 @@ class Update:
 
 
 class Step:
-  """A training step on a workload; calling it does the next one.
+  """The training step on a workload; a call does the next step.
 
   Attributes:
-    segmenter, reference, basis, update, draws: what the step consists of, for the benchmark of its pieces.
+    segmenter, reference, basis, update, draws: parts of the step that `pytorch_pieces` measures.
   """
 
   def __init__(self, folder: pathlib.Path, options: Sequence[str] = ()) -> None:
     """Reads a workload.
 
     Raises:
-      UserError: an option is not among OPTIONS, or a network is not written here.
+      UserError: an option is not among OPTIONS, or a network has no PyTorch version here.
     """
     for option in options:
       if option not in OPTIONS:
@@ -219,7 +220,7 @@ class Step:
     return resize(logits.float(), *images.shape[2:])
 
   def segment_pair(self, images: Tensor, warped: Tensor) -> tuple[Tensor, Tensor]:
-    """Segments both; in one pass unless each batch has statistics of its own."""
+    """Segments both, in one pass unless the network normalises with the batch's statistics."""
     if self.config.segmenter.startswith("deeplab"):
       return self.segment(images), self.segment(warped)
     both = torch.cat([images, warped]).contiguous(memory_format=self.layout)
@@ -258,7 +259,7 @@ class Step:
     return terms
 
   def __call__(self) -> dict[str, Tensor]:
-    """Does one update; returns each term, their weighted sum "loss" and "gradient_norm"."""
+    """Does one update; returns every loss term, their weighted sum "loss", and "gradient_norm"."""
     config, draw = self.config, self.update.step % workload.DRAWN_STEPS
     self.segmenter.train()
     images, saliency = self.put_batch()

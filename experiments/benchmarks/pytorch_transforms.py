@@ -37,14 +37,14 @@ def _blend_target(image: Tensor, operation: int) -> Tensor | float:
 
 
 def _shift_hue(image: Tensor, turns: float) -> Tensor:
-  """Turns the hue of RGB [3, H, W] in [0, 1], through HSV."""
+  """Shifts the hue of RGB [3, H, W] in [0, 1] by a number of turns, through HSV."""
   red, green, blue = image
   value, brightest = image.max(0)
   chroma = value - image.min(0).values
   safe = torch.where(chroma > 0, chroma, 1)
   sixths = torch.stack([(green - blue) / safe, (blue - red) / safe + 2, (red - green) / safe + 4])
   hue = sixths.gather(0, brightest[None])[0] / 6 + turns
-  # Each primary is a trapezoid over the hue, a third of a turn apart.
+  # Over the hue, each primary is a trapezoid; the three are a third of a turn apart.
   offsets = image.new_tensor([5.0, 3.0, 1.0]).view(3, 1, 1)
   k = (offsets + hue * 6) % 6
   return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

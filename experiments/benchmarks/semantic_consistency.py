@@ -1,8 +1,8 @@
-"""Measures the semantic consistency term against the formula as it is written, value and gradient.
+"""Compares this package's semantic-consistency loss with the paper's formula, value and gradient.
 
 python -m experiments.benchmarks.semantic_consistency
 
-Both are compiled by XLA; the formula as written upsamples the features to the images' size.
+Both are compiled by XLA. "As written" upsamples the features to the images' size, as the formula does.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FORMS = {"as written": direct_loss, "here": losses.semantic_consistency_loss}
 
 
 def draw_inputs(seed: int, *, batch_size: int, image_size: int, num_parts: int, channels: int) -> tuple:
-  """Returns probs, basis, two feature maps and saliency, at random."""
+  """Returns random probs, basis, two feature maps and saliency."""
   rng = np.random.default_rng(seed)
   pixels, cells = (batch_size, image_size, image_size), (batch_size, image_size // 16, image_size // 16)
   probs = jax.nn.softmax(rng.normal(size=(*pixels, num_parts + 1)).astype(np.float32))
@@ -46,7 +46,7 @@ def draw_inputs(seed: int, *, batch_size: int, image_size: int, num_parts: int, 
 
 
 def compile_form(form: Callable, inputs: tuple) -> Any:
-  """Returns value and both gradients of a form of the loss, compiled."""
+  """Returns a compiled function for the loss and its gradients with respect to probs and basis."""
   return jax.jit(jax.value_and_grad(form, (0, 1))).lower(*inputs).compile()
 
 
@@ -61,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   for name, default, meaning in (
     ("batch_size", 4, "images"),
-    ("image_size", 256, "pixels a side"),
+    ("image_size", 256, "pixels per side"),
     ("num_parts", 8, "K"),
-    ("channels", 1024, "C, in two maps of a sixteenth of the size"),
-    ("rounds", 7, "turns of either form"),
+    ("channels", 1024, "C, split over two maps of stride 16"),
+    ("rounds", 7, "turns of each form"),
   ):
     parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning}; {default}")
   sizes = vars(parser.parse_args(arguments))

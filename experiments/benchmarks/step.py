@@ -1,9 +1,9 @@
-"""Measures a training step and its pieces against the same step written plainly in PyTorch.
+"""Compares a training step and its pieces with the same step written plainly in PyTorch.
 
 python -m experiments.benchmarks.step --config=celeba --batch_size=2
 
-Prints Markdown: the agreement of the first losses, speed and peak memory of the step, its pieces, the input
-pipeline, the machine. Needs the parity extra (torch). README.md says what is compared and how.
+Prints Markdown: how well the first losses agree, the step's speed and peak memory, its pieces, the input
+pipeline and the machine. Needs the parity extra (torch). README.md says what is compared and how.
 """
 
 import argparse
@@ -25,18 +25,18 @@ _GPU_CONTESTANTS = ("jax", "pytorch", "pytorch:compile", "pytorch:bfloat16", "py
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Parses the arguments and runs; a mistake in them ends with one line."""
+  """Parses the arguments and runs; a wrong argument ends with a one-line error."""
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--config", default="toy_faces", help="configs/NAME.py: celeba, toy_faces, …")
-  parser.add_argument("--batch_size", type=int, help="images a step; the config's if not given")
-  parser.add_argument("--image_size", type=int, help="pixels a side; the config's if not given")
-  parser.add_argument("--rounds", type=int, default=7, help="turns of every contestant; 7")
+  parser.add_argument("--batch_size", type=int, help="images per step; default: the config's")
+  parser.add_argument("--image_size", type=int, help="pixels per side; default: the config's")
+  parser.add_argument("--rounds", type=int, default=7, help="turns of each contestant; 7")
   parser.add_argument(
     "--contestants",
     type=lambda names: tuple(names.split(",")),
-    help="among jax, jax:KEY=VALUE (another value of a config key), pytorch, pytorch:compile, "
-    "pytorch:bfloat16, pytorch:channels_last; options add up: pytorch:compile:bfloat16. Default: "
-    "jax,pytorch, and on a GPU the compiled and the bfloat16 versions of pytorch",
+    help="a list of jax, jax:KEY=VALUE (another value of a config key), pytorch, pytorch:compile, "
+    "pytorch:bfloat16 and pytorch:channels_last; options combine: pytorch:compile:bfloat16. Default: "
+    "jax,pytorch, and on a GPU also pytorch compiled and in bfloat16",
   )
   try:
     run(parser.parse_args(arguments))
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _prepare(folder: pathlib.Path, request: Mapping[str, Any]) -> dict[str, Any]:
-  """Makes the workload in a process of its own: this one stays small, and out of the others' way."""
+  """Makes the workload in a process of its own, so that this one holds no JAX and little memory."""
   (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
   command = [sys.executable, "-m", "experiments.benchmarks.prepare", str(folder)]
   if code := subprocess.run(command, env=environment(), check=False).returncode:
@@ -84,7 +84,7 @@ def _prepare(folder: pathlib.Path, request: Mapping[str, Any]) -> dict[str, Any]
 def _measure_step(
   contestants: Sequence[str], folder: pathlib.Path, *, rounds: int, on_cpu: bool
 ) -> dict[str, Timing]:
-  """Compares the first losses, times the step, and prints peak memory, of processes that do nothing else."""
+  """Compares the first losses, times the step and prints peak memory, in processes that do only steps."""
   with open_workers(contestants, folder) as workers:
     losses = _ask_all(workers, "losses")
     print(losses_table(losses), flush=True)
@@ -120,13 +120,13 @@ def _measure_pieces(
 def _measure_input(
   folder: pathlib.Path, steps: Mapping[str, Timing], *, batch_size: int, rounds: int
 ) -> None:
-  """Prints the input pipeline's speed against what the fastest step consumes."""
+  """Prints the input pipeline's speed, and its ratio to what the fastest step consumes."""
   with open_workers(["input"], folder) as workers:
     timing = measure(workers, "input pipeline", rounds=rounds)["input"]
     image_bytes = workers["input"].ask("image_bytes")
   fastest = min(steps.values(), key=lambda step: step.median)
   print(
-    f"Input pipeline (JPEG, {image_bytes / 1e3:.0f} kB an image): {batch_size / timing.median:.0f} images/s "
+    f"Input pipeline (JPEG, {image_bytes / 1e3:.0f} kB per image): {batch_size / timing.median:.0f} images/s "
     f"({batch_size / max(timing.seconds):.0f}–{batch_size / min(timing.seconds):.0f}), "
     f"{fastest.median / timing.median:.1f} × what the fastest step here consumes.\n",
     flush=True,

@@ -1,4 +1,4 @@
-"""Measurements as Markdown tables, and the check that they measured the same."""
+"""Formats measurements as Markdown tables, and checks that the contestants compute the same."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,13 @@ from scops_jax.errors import UserError
 
 BASELINE = "pytorch"
 TOLERANCE = 1e-4  # relative, of the first losses on a CPU
-# Of the gradient's norm: in float32, that of 50 layers normalised by their batch is 1e-3 from its float64
-# value with random weights, in either framework.
+# Relative, of the gradient's norm. With 50 layers of batch statistics and random weights, the float32 norm is
+# 1e-3 off its float64 value in either framework.
 GRADIENT_TOLERANCE = 1e-2
 
 
 def losses_table(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-  """Returns a table of the first step's metrics, and how far they are from the baseline's."""
+  """Returns a table of the first step's metrics and their relative differences from the baseline's."""
   others = [name for name in losses if name != BASELINE]
   compared = BASELINE in losses
   header = ["first step", *losses, *(f"{name} to {BASELINE}" for name in others if compared)]
@@ -28,7 +28,7 @@ def losses_table(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def check_losses(losses: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-  """Checks that the float32 contestants compute the same.
+  """Checks that the float32 contestants compute the same values.
 
   Raises:
     UserError: a loss of the first step differs from the baseline's by more than TOLERANCE, or the gradient's
@@ -52,7 +52,7 @@ def memory_table(peaks: Mapping[str, Mapping[str, int | None]]) -> str:
   """Returns a table of peak memory in GB.
 
   Args:
-    peaks: bytes of each contestant, by what they are the peak of; None where it is not known.
+    peaks: for each kind of peak, the bytes of each contestant; None if unknown.
   """
   contestants = list(next(iter(peaks.values())))
   rows = [["peak memory, GB", *contestants], ["---", *["---:"] * len(contestants)]]
@@ -64,11 +64,11 @@ def memory_table(peaks: Mapping[str, Mapping[str, int | None]]) -> str:
 
 
 def speed_table(timings: Mapping[str, Mapping[str, Timing]], images: Mapping[str, int]) -> str:
-  """Returns a table with a row a piece: milliseconds (least to most), images/s and speed over the baseline's.
+  """Returns a table with one row per piece: milliseconds, images/s, and speed relative to the baseline.
 
   Args:
-    timings: of each contestant, by piece.
-    images: that a call of each piece takes.
+    timings: for each piece, the timing of each contestant.
+    images: for each piece, the number of images that a call processes.
   """
   contestants = list(next(iter(timings.values())))
   compared = [name for name in contestants if name != BASELINE and BASELINE in contestants]

@@ -1,10 +1,11 @@
-"""Compares runs of two or more checkouts of this project: each trains while the others are stopped.
+"""Compares the training speed of two or more checkouts of this project.
 
 git worktree add ../first f901e06
 python -m experiments.benchmarks.versions . ../first
 
-Runs in turns see the same spells of a machine whose speed changes, which runs one after the other do not. All
-use this Python and its packages. Linux and macOS.
+Each checkout has a training run, and the runs take turns: one trains while the others are stopped. Changes in
+the machine's speed thus affect all of them, which they would not if one run followed another. All use this
+Python and its packages. Linux and macOS.
 """
 
 import argparse
@@ -25,7 +26,7 @@ _WARM_STEPS = 10
 
 
 class Run:
-  """A training run of a checkout, which goes on only within `images_per_second`."""
+  """A checkout's training run, which is stopped except inside `warm_up` and `images_per_second`."""
 
   def __init__(
     self, checkout: pathlib.Path, config: str, workdir: pathlib.Path, *, cache: pathlib.Path
@@ -44,7 +45,7 @@ class Run:
       )
 
   def warm_up(self) -> None:
-    """Lets it do some steps.
+    """Lets the run do its first steps, then stops it.
 
     Raises:
       UserError: it ended.
@@ -53,7 +54,7 @@ class Run:
     self._process.send_signal(signal.SIGSTOP)
 
   def images_per_second(self, seconds: float, batch_size: int) -> float:
-    """Lets it train for a while, from the end of a step to the end of a step."""
+    """Lets the run train for about `seconds`, measured from the end of a step to the end of a step."""
     self._process.send_signal(signal.SIGCONT)
     began_at = self._wait_for(self._steps() + 1)
     began = time.perf_counter()
@@ -69,7 +70,7 @@ class Run:
     self._process.wait()
 
   def _steps(self) -> int:
-    """Returns how many lines of metrics there are, one a step."""
+    """Returns the number of lines in metrics.jsonl, one per step."""
     return self._metrics.read_bytes().count(b"\n") if self._metrics.exists() else 0
 
   def _wait_for(self, steps: int) -> int:
@@ -81,11 +82,11 @@ class Run:
 
 
 def table(names: Sequence[str], speeds: Sequence[Sequence[float]]) -> str:
-  """Returns a Markdown table of medians and extremes of images/s, and of the ratios of the first to each.
+  """Returns a Markdown table: median, least and most of images/s, and of the first checkout's ratio to each.
 
   Args:
-    names: of the checkouts.
-    speeds: images/s, a row a round.
+    names: the checkouts.
+    speeds: images/s, one row per round, one column per checkout.
   """
   lines = ["| checkout | images/s | the first over it |", "|---|---:|---:|"]
   for n, name in enumerate(names):
@@ -103,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "checkouts", nargs="+", type=pathlib.Path, help="folders; each has scops_jax/ and configs/"
   )
-  parser.add_argument("--config", default="configs/toy_faces.py", help="in each of them; toy_faces")
+  parser.add_argument(
+    "--config", default="configs/toy_faces.py", help="path in each checkout; configs/toy_faces.py"
+  )
   parser.add_argument("--batch_size", type=int, default=8, help="of that config; 8")
   parser.add_argument("--rounds", type=int, default=7, help="turns of each; 7")
   parser.add_argument("--seconds", type=float, default=7.0, help="of a turn; 7")
@@ -113,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = pathlib.Path(name)
     try:
       for n, checkout in enumerate(options.checkouts):
-        cache = folder / f"cache{n}"  # each its own: prepared data and features change with the version
+        cache = folder / f"cache{n}"  # one each: prepared data and features depend on the version
         runs.append(Run(checkout.resolve(), options.config, folder / f"run{n}", cache=cache))
         runs[-1].warm_up()
       speeds = [

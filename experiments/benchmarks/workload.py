@@ -1,6 +1,6 @@
-"""What every contestant of a benchmark works on: config, images, weights and random draws, kept in a folder.
+"""The workload of a benchmark's contestants: config, images, weights and random draws, kept in a folder.
 
-`prepare` makes it with JAX; reading it needs NumPy only, so that PyTorch's process holds no JAX.
+`prepare` makes it with JAX. Reading it needs only NumPy, so that PyTorch's process holds no JAX.
 """
 
 import importlib
@@ -26,7 +26,7 @@ StateDict = dict[str, NDArray]
 
 
 class Draws(NamedTuple):
-  """The random draws of training steps 0 … DRAWN_STEPS - 1, one row a step."""
+  """The random draws of training steps 0 … DRAWN_STEPS - 1, one row per step."""
 
   source_points: NDArray[np.float32]  # [steps, B, 25, 2]
   factors: NDArray[np.float32]  # [steps, B, 3], of brightness, contrast and saturation
@@ -35,15 +35,15 @@ class Draws(NamedTuple):
 
 
 class Arrays(NamedTuple):
-  """The inputs of a step, and where the part basis starts."""
+  """The inputs of a step, and the part basis before the first one."""
 
   images: NDArray[np.uint8]  # [B, S, S, 3]
   saliency: NDArray[np.uint8]  # [B, S, S]
-  basis: NDArray[np.float32]  # [K, C], the free matrix whose relu is W
+  basis: NDArray[np.float32]  # [K, C], unconstrained; W is its relu
 
 
 def load_config(name: str, *, batch_size: int | None = None, image_size: int | None = None) -> ConfigDict:
-  """Returns configs/NAME.py with another batch or image size.
+  """Returns the config of configs/NAME.py, if asked with another batch or image size.
 
   The reference's input keeps its relation to the image: 2 × 128 + 1 becomes 2 × 64 + 1.
 

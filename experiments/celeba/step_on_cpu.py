@@ -1,8 +1,8 @@
-"""Takes real steps of configs/celeba.py at full size, from random weights, on drawn faces in CelebA's layout.
+"""Does real steps of configs/celeba.py at full size, from random weights, on drawn faces in CelebA's layout.
 
 python -m experiments.celeba.step_on_cpu --steps=4
 
-Prints the seconds of each step and the process's peak memory. It says what a step costs, not what it learns.
+Prints the seconds of each step and the process's peak memory: what a step costs, not what is learned.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LISTS = {"MAFL/training.txt": range(12, 18), "MAFL/testing.txt": range(18, 24)}
 
 
 def write_faces(folder: pathlib.Path, count: int = 24) -> None:
-  """Writes `count` drawn faces as CelebA publishes its own: images, saliency maps, lists."""
+  """Writes `count` drawn faces in CelebA's published layout: images, saliency maps, lists."""
   landmarks, boxes = [str(count), "lefteye_x … rightmouth_y"], [str(count), "image_id x_1 y_1 width height"]
   for name in ("img_celeba", "Saliency_Wild", "MAFL"):
     (folder / name).mkdir(parents=True)
@@ -41,7 +41,7 @@ def write_faces(folder: pathlib.Path, count: int = 24) -> None:
 
 
 def main() -> None:
-  """Trains in a process of its own and reads its log."""
+  """Trains in another process and reads its log."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--steps", type=int, default=4)
   arguments = parser.parse_args()

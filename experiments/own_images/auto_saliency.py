@@ -17,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configurati
 
 
 def measure(source: ExampleSource) -> np.ndarray:
-  """Returns each image's intersection and union of map and parts, [N, 2] pixels."""
+  """Returns for each image the intersection and the union of map and parts, [N, 2], pixels."""
   counts = []
   for index in range(len(source)):
     example = source.read(index, ("saliency", "parts"))
@@ -27,7 +27,7 @@ def measure(source: ExampleSource) -> np.ndarray:
 
 
 def main() -> None:
-  """Computes what is missing, then compares all images that have parts."""
+  """Computes missing maps, then compares all of them with the parts."""
   config = _CONFIG.value
   preparation = prepare_collection(config)
   began = time.perf_counter()
@@ -40,7 +40,7 @@ def main() -> None:
     pooled = counts[:, 0].sum() / counts[:, 1].sum()
     print(
       f"{split}: {len(counts)} images, IoU {pooled:.3f} pooled, {each.mean():.3f} mean, "
-      f"{np.quantile(each, 0.1):.3f} worst tenth"
+      f"{np.quantile(each, 0.1):.3f} tenth percentile"
     )
   print(f"{seconds:.0f} s for the maps")
 

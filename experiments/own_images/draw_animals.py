@@ -2,8 +2,8 @@
 
 python -m experiments.own_images.draw_animals --kind=quadrupeds --out=data/quadrupeds --num=1000
 
-Made to choose defaults on: articulated, thin-limbed, turned about the vertical and seen from both sides,
-with landmarks that are hidden at times. Same seed, same drawings.
+The defaults of configs/folder.py were chosen on them: articulated, thin limbs, turned about the vertical,
+seen from both sides, some landmarks hidden. The same seed gives the same drawings.
 """
 
 import argparse
@@ -37,11 +37,11 @@ class View:
     self._shift = size * (0.5 + rng.uniform(-0.07, 0.07, 2))
 
   def depth(self, point: ArrayLike) -> float:
-    """Grows away from the camera."""
+    """Returns the distance from the camera, up to a constant."""
     return float((self._yaw @ np.asarray(point))[2])
 
   def project(self, points: ArrayLike) -> NDArray[np.float64]:
-    """[N, 3] to pixels [N, 2]."""
+    """Maps points [N, 3] to pixels [N, 2]."""
     flat = (np.atleast_2d(points) @ self._yaw.T)[:, :2]
     return flat @ self._roll.T * self._scale + self._shift
 
@@ -53,7 +53,7 @@ class View:
 def _chain(
   canvas: Canvas, view: View, joints: list, radii: list[float], *, colour: Colour, part: int
 ) -> None:
-  """A limb or body: discs along the joints, their radii interpolated."""
+  """Draws a limb or body as discs along the joints, with interpolated radii."""
   at = np.linspace(0, len(joints) - 1, 12 * (len(joints) - 1) + 1)
   known = np.arange(len(joints))
   centres = np.stack([np.interp(at, known, axis) for axis in np.asarray(joints, float).T], axis=1)
@@ -62,7 +62,7 @@ def _chain(
 
 
 def _coat(canvas: Canvas, rng: np.random.Generator, colour: Colour, kind: str) -> None:
-  """Spots, patches or stripes, only where the animal is."""
+  """Draws spots, patches or stripes on the animal only."""
   if kind == "plain":
     return
   before, size = canvas.image.copy(), canvas.size
@@ -197,7 +197,7 @@ def draw_bird(rng: np.random.Generator, size: int) -> Drawing:
 
 
 def _finish(canvas: Canvas, rng: np.random.Generator, points: dict[str, NDArray]) -> Drawing:
-  """Lights the picture, blurs the mask's edge, and hides a landmark outside the picture."""
+  """Adds light and noise to the picture, and marks landmarks outside it as hidden."""
   size, y = canvas.size, np.linspace(-1, 1, canvas.size)[:, None, None]
   light = (
     1 - rng.uniform(0, 0.25) * y + 0.08 * smooth_noise(rng, size, 6) + 0.04 * smooth_noise(rng, size, 40)

@@ -13,7 +13,7 @@ from scops_jax.data.builder import encode_png
 
 
 class Drawing(NamedTuple):
-  """One object; landmarks are (x, y, visible) by name, in pixels."""
+  """One object; landmarks maps a name to (x, y, visible), in pixels."""
 
   image: NDArray[np.uint8]
   saliency: NDArray[np.uint8]
@@ -22,7 +22,7 @@ class Drawing(NamedTuple):
 
 
 def write_folder(out: pathlib.Path, drawings: Iterable[Drawing]) -> None:
-  """Writes images/ (JPEG), saliency/, parts/ and landmarks.csv; the drawings are numbered."""
+  """Writes images/ (JPEG), saliency/, parts/ and landmarks.csv; files are named by their number."""
   for folder in ("images", "saliency", "parts"):
     (out / folder).mkdir(parents=True, exist_ok=True)
   with (out / "landmarks.csv").open("w", newline="", encoding="utf-8") as file:

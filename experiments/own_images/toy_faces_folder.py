@@ -11,7 +11,7 @@ from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_numbered_face
 
 
 def draw(index: int) -> Drawing:
-  """Returns the face of a number."""
+  """Returns the face number `index`."""
   face = draw_numbered_face((0, 0, index))
   points = zip(face.landmarks.tolist(), face.visible.tolist(), strict=True)
   landmarks = {name: (x, y, seen) for name, ((x, y), seen) in zip(LANDMARK_NAMES, points, strict=True)}

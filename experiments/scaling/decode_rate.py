@@ -1,8 +1,8 @@
-"""Host time of an image of a batch: from JPEG and PNG files in memory to arrays of the network's size.
+"""Host time per image of a batch: from JPEG and PNG files in memory to arrays of the network's size.
 
 python -m experiments.scaling.decode_rate
 
-It is the processor's time of one thread, so that other work on the machine does not count.
+It is the CPU time of one thread, so that other work on the machine does not count.
 """
 
 import io
@@ -17,7 +17,7 @@ from scops_jax.data.collection import ExampleSource
 from scops_jax.data.pipeline import train_batches
 from scops_jax.data.toy_faces.drawing import draw_face
 
-_EDGE = 448  # pixels; the photographs of CelebA have about as many
+_EDGE = 448  # pixels; CelebA's photographs are about this large
 _NUM_FILES, _NUM_BATCHES, _BATCH_SIZE = 12, 8, 12
 
 
@@ -40,7 +40,7 @@ def main() -> None:
   seconds = (time.process_time() - began) / (_NUM_BATCHES * _BATCH_SIZE)
   kilobytes = np.mean([len(record["image"]) for record in records]) / 1024
   print(f"{_EDGE} × {_EDGE} JPEG of {kilobytes:.0f} KiB and PNG map → {size} × {size}")
-  print(f"{1e3 * seconds:.2f} ms an image, {1 / seconds:.0f} images/s a core")
+  print(f"{1e3 * seconds:.2f} ms per image, {1 / seconds:.0f} images/s per core")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables of how training scales over chips: the compiler's costs over the chips' published figures.
+"""Projects how training scales over chips, from the compiler's costs and the chips' published figures.
 
 python -m experiments.scaling.projection experiments/scaling/costs.jsonl
 """
@@ -11,35 +11,35 @@ import pathlib
 from typing import Any
 
 # TPU v5e, published figures.
-FLOPS = 197e12  # bfloat16, a second and chip
-HBM = 819e9  # bytes a second and chip
-ICI = 1600e9 / 8  # bytes a second and chip, both directions of four links together
-CHIPS_A_HOST = {8: 8}  # a slice of 8 chips is one host's; larger slices have hosts of four
-_CORES_A_CHIP = 28  # 112 or 224 virtual CPUs a host
+FLOPS = 197e12  # per second and chip, in bfloat16
+HBM = 819e9  # bytes per second and chip
+ICI = 1600e9 / 8  # bytes per second and chip, over four links in both directions
+CHIPS_A_HOST = {8: 8}  # a slice of 8 chips has one host; larger slices have hosts of 4
+_CORES_A_CHIP = 28  # 112 or 224 virtual CPUs per host
 
 # Assumptions; README.md says why.
-MXU_SHARE = 0.4  # of FLOPS that convolutions of these shapes reach
-ICI_SHARE = 0.5  # of ICI that an all-reduce of large buffers gets: it sends and receives
-HOP = 1e-6  # seconds from a chip to its neighbour, each way of a small all-reduce
-LAUNCH = 5e-6  # seconds a collective costs however small it is
+MXU_SHARE = 0.4  # share of FLOPS that convolutions of these shapes reach
+ICI_SHARE = 0.5  # share of ICI for a large all-reduce, which sends and receives
+HOP = 1e-6  # seconds from a chip to its neighbour, in each direction of a small all-reduce
+LAUNCH = 5e-6  # seconds that even the smallest collective takes
 
 CHIPS = (8, 16, 32, 64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """A step's cost for a chip, by its number of images: fixed + each · images."""
+  """A step's cost for a chip with n images: fixed + each · n."""
 
   flops: tuple[float, float]  # (fixed, each)
   bytes_accessed: tuple[float, float]
-  reduced_bytes: float  # of all-reduces, whatever the batch
+  reduced_bytes: float  # of all-reduces, independent of the batch
   num_reductions: int
-  batch_bytes: float  # of an image and its map, as they cross from host to chip
+  batch_bytes: float  # of an image and its map, sent from host to chip
   memory: tuple[float, float]  # bytes that a step holds, arguments and temporaries
 
   @classmethod
   def from_lines(cls, lines: list[dict[str, Any]]) -> "Cost":
-    """Takes what step_cost wrote for two numbers of images a chip."""
+    """Fits the lines of step_cost for two numbers of images per chip."""
     low, high = sorted(lines, key=lambda line: line["images_per_device"])
     images = low["images_per_device"], high["images_per_device"]
 
@@ -62,7 +62,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """Where the time of a step goes, in seconds."""
+  """The time of a step by cause, in seconds."""
 
   arithmetic: float
   memory: float
@@ -71,15 +71,15 @@ class Step:
 
   @property
   def total(self) -> float:
-    """Arithmetic and memory traffic overlap in a chip; communication is taken not to."""
+    """Assumes that arithmetic and memory traffic overlap in a chip, and communication does not."""
     return max(self.arithmetic, self.memory) + self.reduction + self.latency
 
 
 def project(cost: Cost, *, chips: int, images: float) -> Step:
-  """Returns the time of a step with so many images a chip."""
+  """Returns the time of a step with `images` images per chip."""
   fixed, each = cost.flops
   fixed_bytes, each_bytes = cost.bytes_accessed
-  hops = 2 * math.sqrt(chips)  # to the far corner of the square and back
+  hops = 2 * math.sqrt(chips)  # to the far corner of a square of chips and back
   return Step(
     arithmetic=(fixed + each * images) / (FLOPS * MXU_SHARE),
     memory=(fixed_bytes + each_bytes * images) / HBM,
@@ -89,10 +89,10 @@ def project(cost: Cost, *, chips: int, images: float) -> Step:
 
 
 def rows(cost: Cost, batches: dict[int, int], *, cores_each: float) -> list[str]:
-  """Returns a Markdown table: chips → global batch; `cores_each` is the host's seconds an image."""
+  """Returns a Markdown table for {chips: global batch}; `cores_each` is host CPU seconds per image."""
   table = [
-    "| chips | hosts | batch | a chip | GB a chip | arithmetic ms | memory ms | all-reduce ms | latency ms "
-    "| step ms | images/s | efficiency | MB/s a host | cores a host |",
+    "| chips | hosts | batch | per chip | GB/chip | arithmetic ms | memory ms | all-reduce ms | latency ms "
+    "| step ms | images/s | efficiency | MB/s per host | cores per host |",
     "|" + "---:|" * 14,
   ]
   single = None
@@ -114,14 +114,16 @@ def rows(cost: Cost, batches: dict[int, int], *, cores_each: float) -> list[str]
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("costs", type=pathlib.Path, help="two lines of step_cost, of different batches a chip")
+  parser.add_argument(
+    "costs", type=pathlib.Path, help="two lines of step_cost, with different batches per chip"
+  )
   parser.add_argument("--decode_ms", type=float, required=True, help="as decode_rate prints it")
   arguments = parser.parse_args()
   lines = [json.loads(line) for line in arguments.costs.read_text(encoding="utf-8").splitlines()]
   cost = Cost.from_lines(lines)
   print(cost)
   series = {
-    "6 images a chip": {chips: 6 * chips for chips in CHIPS},
+    "6 images per chip": {chips: 6 * chips for chips in CHIPS},
     "batch 48": {chips: 48 for chips in CHIPS if chips <= 48 and 48 % chips == 0},
     "batch 384": {chips: 384 for chips in CHIPS if 384 % chips == 0},
     "batch 1536": {chips: 1536 for chips in CHIPS},

@@ -1,9 +1,9 @@
-"""What a training step costs one device, by the compiler's own analysis of the compiled step; nothing runs.
+"""What a training step costs one device, from the compiler's analysis of the compiled step; nothing runs.
 
 python -m experiments.scaling.step_cost --images_per_device=6 --out=costs.jsonl
 
-The step is configs/celeba.py's, sharded as runs.parallel shards it for parallelism="jit", from shapes
-alone: it needs no weights and no images. On a CPU it is compiled for two virtual devices.
+The step is that of configs/celeba.py, sharded as in runs.parallel for parallelism="jit". Shapes suffice: it
+needs no weights and no images. On a CPU it is compiled for two virtual devices.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from configs import celeba
 from scops_jax.optimizer import make_optimizer
 from scops_jax.train_step import Networks, TrainState, create_networks, segmenter_visits, train_step
 
-# Such as "%x = f32[64]{0} all-reduce(" and "%y = (f32[64]{0}, /*index=1*/f32[]) all-reduce-start("; results
-# count.
+# Matches "%x = f32[64]{0} all-reduce(" and "%y = (f32[64]{0}, /*index=1*/f32[]) all-reduce-start(": the
+# shapes are those of the results.
 _COLLECTIVE = re.compile(
   r" = (?P<shapes>\S+|\(.*?\)) (?P<name>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
   r"(?:-start)?\("
 )
-# The analysis is of the program, not of the machine code: that need not be good.
+# The program is analysed, not the machine code, so that need not be optimised.
 _COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 _SHAPE = re.compile(r"([a-z]+\d+|pred)\[([\d,]*)\]")
 
@@ -55,7 +55,7 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
 
 
 def abstract_arguments(networks: Networks, config: Any) -> tuple[Any, Any, Any, Any]:
-  """Returns (optimizer, state, batch, reference variables), the last three as shapes."""
+  """Returns (optimizer, state, batch, reference variables); all but the optimizer are shapes."""
   image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
   enlarged = jax.ShapeDtypeStruct((1, *[config.reference_image_size] * 2, 3), jnp.float32)
   key = jax.random.key(0)

@@ -1,8 +1,8 @@
-"""Trains configs/toy_faces.py once a seed and prints a table.
+"""Trains configs/toy_faces.py once per seed and prints a table.
 
 python -m experiments.toy_faces.seeds --seeds=0,1,2
 
-Runs that are there already are only read. Other settings go behind: --seeds=0 --config.num_steps=2000.
+Finished runs are not trained again. Other settings follow --seeds: --seeds=0 --config.num_steps=2000.
 """
 
 import json
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def run(seed: str, overrides: list[str]) -> dict:
-  """Trains one seed, in a process of its own, and returns its evaluation with the minutes it took."""
+  """Trains one seed in another process, and returns its evaluation and the minutes it took."""
   name = "_".join(["toy_faces", f"seed{seed}", *(item.removeprefix("--config.") for item in overrides)])
   workdir = pathlib.Path("runs") / name
   command = [sys.executable, "-m", "scops_jax.main", f"--config={CONFIG}", f"--workdir={workdir}"]
@@ -35,7 +35,7 @@ def run(seed: str, overrides: list[str]) -> dict:
 
 
 def main(arguments: list[str]) -> None:
-  """Prints a row a seed."""
+  """Prints one row per seed."""
   seeds, overrides = arguments[0].removeprefix("--seeds=").split(","), arguments[1:]
   rows = {seed: run(seed, overrides) for seed in seeds}
   print("| seed | steps | " + " | ".join(COLUMNS) + " | smallest, largest part | minutes |")
