@@ -68,7 +68,7 @@ def main() -> None:
     seconds = batch_size / record["images_per_second"]
     print(f"step {record['step']}: {seconds:.1f} s, loss {record['loss']:.4g}")
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-  print(f"{batch_size} images of 256 × 256 a step; peak memory {peak:.1f} GiB (step 1 includes compiling)")
+  print(f"{batch_size} images of 256 × 256 per step; peak memory {peak:.1f} GiB (step 1 includes compiling)")
 
 
 if __name__ == "__main__":
