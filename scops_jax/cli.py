@@ -50,7 +50,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
       # A config file that can't be loaded shows itself only when its value is read.
-      flags.FLAGS["config"].value.keys()
+      flags.FLAGS.config.keys()
   except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
   return positional
