@@ -23,9 +23,7 @@ def default_config() -> ConfigDict:
   config = ConfigDict()
 
   config.seed = 0  # ≥ 0; every random draw of the run derives from it
-  config.num_parts = (
-    8  # K, foreground parts, 1 to 255; the background is an extra channel; 0 = by the collection
-  )
+  config.num_parts = 8  # K, foreground parts without the background, 1 to 255; 0 = by the collection
   config.num_steps = 100_000  # optimizer updates, ≥ 1; 0 = by the collection
   config.batch_size = 6  # B, images per update over all devices and hosts, ≥ 1
   config.image_size = 256  # pixels per side, ≥ 1; images are resized to this square; 0 = by the collection
