@@ -52,7 +52,7 @@ def default_config() -> ConfigDict:
   config.checkpoint_every = 1_000  # steps between checkpoints, ≥ 1; the run ends with one
   config.eval_batch_size = 32  # images, ≥ 1; the last batch is padded and masked, never dropped
 
-  # Weights λ of the loss terms (section 3, equation 7), ≥ 0, 0 = off: the release's, in this project's
+  # Weights λ of the loss terms (section 3, equation 7), ≥ 0; 0 = off. The release's values in this project's
   # reductions.
   config.loss = ConfigDict()
   config.loss.concentration = 10.0 / 6.0  # 10 / B
@@ -65,8 +65,7 @@ def default_config() -> ConfigDict:
   # Beyond the paper: keeps each part's share of the foreground from vanishing.
   config.loss.balance = 0.0
 
-  # The spatial transform T_s (section 3.2); it maps target to source coordinates, in half-image units, [-1,
-  # 1].
+  # The spatial transform T_s (section 3.2); it maps target to source coordinates, both in [-1, 1].
   config.spatial = ConfigDict()
   config.spatial.mode = "similarity"  # "similarity", "projective" or "thin_plate" (the jitter only)
   config.spatial.control_jitter = 0.01  # uniform ± on each of 5 × 5 control points, half-image units, ≥ 0
@@ -125,7 +124,7 @@ def default_config() -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.name = "toy_faces"  # the collection, a name of data/collection.py
-  config.data.dir = "data"  # folder of the published files (toy_faces draws its own)
+  config.data.dir = "data"  # folder of the published files or your own images; unused by toy_faces
   config.data.cache_dir = "data/tfds"  # folder of the prepared data sets
   config.data.num_threads = 2  # host threads that decode images, ≥ 1
   # "collection": the collection's maps; "ones": every pixel is foreground; "auto": computed without labels
@@ -140,8 +139,7 @@ def default_config() -> ConfigDict:
   # What an unreadable image or annotation does: "error" stops, "skip" leaves the image out and lists it.
   config.data.on_bad_example = "error"
   # Compute the reference's features of the training images once, not in every step, and keep them with the
-  # resized images beside the prepared data set, as bfloat16: worthwhile if the run sees each image more than
-  # once.
+  # resized images beside the prepared data set, as bfloat16. Worthwhile if the run sees images repeatedly.
   config.data.cache_reference_features = False
 
   config.cub = ConfigDict()
@@ -153,9 +151,7 @@ def default_config() -> ConfigDict:
   config.toy_faces.seed = 0  # of the drawings, ≥ 0
 
   config.auto_saliency = ConfigDict()  # of data.saliency = "auto"
-  config.auto_saliency.num_images = (
-    200  # training images that foreground and background are learned from, ≥ 1
-  )
+  config.auto_saliency.num_images = 200  # training images that the maps' model is learned from, ≥ 1
 
   config.folder = ConfigDict()
   config.folder.max_edge = 512  # pixels, ≥ 1; image_folder reduces larger images to this longer edge
