@@ -33,13 +33,13 @@ class ColorJitter(NamedTuple):
   order: chex.Array
 
 
-def jitter_colors(key: chex.PRNGKey, images: chex.Array, config: ConfigDict) -> jax.Array:
+def jitter_colors(key: chex.PRNGKey, images: chex.Array, appearance: ConfigDict) -> jax.Array:
   """Changes the images' colours at random: the appearance transform T_a (paper, section 3.2).
 
   Args:
     key: a PRNG key.
     images: [B, H, W, 3], RGB in 0..255.
-    config: the run's configuration; `config.appearance` is read.
+    appearance: `config.appearance`.
 
   Returns:
     [B, H, W, 3] of the images' dtype, in 0..255.
@@ -50,12 +50,11 @@ def jitter_colors(key: chex.PRNGKey, images: chex.Array, config: ConfigDict) -> 
   Differs from the release: images stay floats, where the release rounds down to 8 bits before and after.
   """
   check_array("images", images, "[B, H, W, 3]", (None, None, None, 3))
-  return apply_jitter(images, sample_jitter(key, images.shape[0], config))
+  return apply_jitter(images, sample_jitter(key, images.shape[0], appearance))
 
 
-def sample_jitter(key: chex.PRNGKey, batch_size: int, config: ConfigDict) -> ColorJitter:
+def sample_jitter(key: chex.PRNGKey, batch_size: int, appearance: ConfigDict) -> ColorJitter:
   """Draws factors uniform in 1 ± value (at least 0), hue shifts uniform in ± value turns, and orders."""
-  appearance = config.appearance
   factor_key, hue_key, order_key = jax.random.split(key, 3)
   spread = jnp.array([appearance.brightness, appearance.contrast, appearance.saturation], jnp.float32)
   draws = jax.random.uniform(factor_key, (batch_size, 3), jnp.float32, -1.0, 1.0)

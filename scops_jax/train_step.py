@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from scops_jax import appearance, dense_crf, geometry, losses, models, warp
 from scops_jax.models.base import segment_pair
 from scops_jax.models.part_basis import PartBasis
-from scops_jax.optimizer import freeze_modules, stop_frozen
+from scops_jax.optimizer import freeze_modules, make_optimizer, stop_frozen
 
 Batch = Mapping[str, Any]
 
@@ -52,13 +52,35 @@ def create_networks(config: ConfigDict) -> Networks:
   return Networks(models.create_segmenter(config.segmenter, config.num_parts), reference, basis)
 
 
-def segmenter_visits(networks: Networks, params: chex.ArrayTree, config: ConfigDict) -> chex.ArrayTree:
-  """Returns how often a step updates each of the segmenter's parameters, or shapes; 0 = frozen.
+def trainable_parameters(networks: Networks, params: chex.ArrayTree, config: ConfigDict) -> chex.ArrayTree:
+  """Returns which of the segmenter's parameters, or of their shapes, a step changes: a tree of bool.
 
   Raises:
     ValueError: config.optimizer.frozen_modules names none of its modules.
   """
-  return freeze_modules(networks.segmenter.parameter_visits(params), config.optimizer.frozen_modules)
+  return freeze_modules(networks.segmenter.trainable_parameters(params), config.optimizer.frozen_modules)
+
+
+def create_optimizer(
+  networks: Networks, params: chex.ArrayTree, config: ConfigDict
+) -> optax.GradientTransformation:
+  """Returns the optimizer that the config asks for.
+
+  Args:
+    networks: the modules.
+    params: {"segmenter": tree, "basis": tree}, arrays or shapes.
+    config: the run's.
+
+  Raises:
+    ValueError: the segmenter has no head, or config.optimizer.frozen_modules names none of its modules.
+  """
+  return make_optimizer(
+    config.optimizer,
+    params,
+    num_steps=config.num_steps,
+    trainable=trainable_parameters(networks, params["segmenter"], config),
+    update_counts=networks.segmenter.release_update_counts(params["segmenter"]),
+  )
 
 
 def reference_features(
@@ -126,8 +148,8 @@ def compute_losses(
 
   def transform(key: chex.PRNGKey, image: chex.Array) -> tuple[chex.Array, chex.Array]:
     spatial_key, appearance_key = jax.random.split(key)
-    points = warp.sample_spatial_transform(spatial_key, 1, config)[0]
-    return points, appearance.jitter_colors(appearance_key, image[None], config)[0]
+    points = warp.sample_spatial_transform(spatial_key, 1, config.spatial)[0]
+    return points, appearance.jitter_colors(appearance_key, image[None], config.appearance)[0]
 
   source_points, jittered = jax.vmap(transform)(keys, images)
   grid = warp.thin_plate_grid(source_points, height, width)
@@ -181,7 +203,7 @@ def train_step(
       the reference's maps `[B, h, w, C]`; B is the batch of this device under pmap, else the global batch.
     reference_variables: of the frozen reference.
     networks: the modules.
-    optimizer: as optimizer.make_optimizer builds it.
+    optimizer: as create_optimizer builds it.
     config: the run's.
     axis_name: of the pmap this runs under, over which gradients, terms and batch statistics are averaged.
 
@@ -201,10 +223,10 @@ def train_step(
     "axis_name": axis_name if config.sync_batch_norm else None,
   }
 
-  visits = segmenter_visits(networks, state.params["segmenter"], config)
+  trainable = trainable_parameters(networks, state.params["segmenter"], config)
 
   def objective(params: chex.ArrayTree) -> tuple[chex.Array, Any]:
-    trained = {**params, "segmenter": stop_frozen(params["segmenter"], visits)}
+    trained = {**params, "segmenter": stop_frozen(params["segmenter"], trainable)}
     terms, batch_stats = compute_losses(trained, state.batch_stats, batch, **options)
     total = sum(config.loss[name] * value for name, value in terms.items())
     return total, (terms, batch_stats)

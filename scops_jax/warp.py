@@ -5,17 +5,14 @@ given by where it sends a 5 × 5 lattice of control points.
 """
 
 import functools
-from typing import TYPE_CHECKING
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from scops_jax.geometry import HIGHEST, accumulation_dtype, axis_coordinates, check_array
-
-if TYPE_CHECKING:
-  from ml_collections import ConfigDict
 
 NUM_CONTROL_POINTS = 25
 
@@ -30,7 +27,7 @@ def _lattice() -> np.ndarray:
   return np.stack([x, y], axis=-1).reshape(NUM_CONTROL_POINTS, 2)
 
 
-def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, config: "ConfigDict") -> jax.Array:
+def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, spatial: ConfigDict) -> jax.Array:
   """Draws one spatial transform T_s per image (paper, section 3.2, and the release's ranges).
 
   Every control point is jittered, then the lattice is moved as a whole ("similarity", "projective" or not at
@@ -40,17 +37,16 @@ def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, config: "Config
   Args:
     key: a PRNG key.
     batch_size: B.
-    config: the run's configuration; `config.spatial` is read.
+    spatial: `config.spatial`.
 
   Returns:
     Source control points [B, 25, 2], float32, for `thin_plate_grid`.
 
   Raises:
-    ValueError: `config.spatial.mode` is unknown.
+    ValueError: `spatial.mode` is unknown.
 
   Differs from the release: the mirror is drawn for each image, not once a batch.
   """
-  spatial = config.spatial
   jitter_key, angle_key, tilt_key, scale_key, shift_key, mirror_key = jax.random.split(key, 6)
 
   def symmetric(draw_key: chex.PRNGKey, shape: tuple[int, ...], limit: float) -> jax.Array:
@@ -69,7 +65,7 @@ def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, config: "Config
     points = projective_transform(points, angle=angle, tilt=tilt, scale=scale)
   elif spatial.mode != "thin_plate":
     raise ValueError(
-      f'config.spatial.mode must be "similarity", "projective" or "thin_plate", got {spatial.mode!r}.'
+      f'spatial.mode must be "similarity", "projective" or "thin_plate", got {spatial.mode!r}.'
     )
   return mirror_points(points, jax.random.bernoulli(mirror_key, spatial.mirror_probability, (batch_size,)))
 

@@ -25,15 +25,13 @@ class Segmenter(nn.Module):
   uses_batch_statistics: ClassVar[bool] = False
 
   @nn.nowrap
-  def parameter_visits(self, params: chex.ArrayTree) -> chex.ArrayTree:
-    """Returns how often the release's optimizer updates each of the parameters in one step; 0 = frozen.
+  def trainable_parameters(self, params: chex.ArrayTree) -> chex.ArrayTree:
+    """Returns which of the parameters, or of their shapes, are trained: a tree of bool like `params`."""
+    return jax.tree.map(lambda _: True, params)
 
-    Args:
-      params: this network's, or their shapes.
-
-    Returns:
-      A tree of int like `params`.
-    """
+  @nn.nowrap
+  def release_update_counts(self, params: chex.ArrayTree) -> chex.ArrayTree:
+    """Returns how often the release's optimizer updates each parameter in one step: a tree of int."""
     return jax.tree.map(lambda _: 1, params)
 
 

@@ -28,9 +28,9 @@ _MEAN_COLOR = (122.67891434, 116.66876762, 104.00698793)  # RGB, of ImageNet
 _STAGES = ((1, 1), (2, 1), (1, 2), (1, 4))  # stride of the first block, dilation of every block
 _NORMAL = nn.initializers.normal(0.01)
 
-# How often the release's optimizer lists a parameter, by where it stands. Its generator walks the modules
-# recursively and yields at each one all parameters below it, so that deeper ones come more often.
-_BLOCK_VISITS, _SHORTCUT_VISITS = 3, 4
+# How often the release's optimizer lists a parameter of a block and of its shortcut. It walks the modules
+# recursively and lists at each of them all parameters below it, so that deeper ones come more often.
+_BLOCK_UPDATES, _SHORTCUT_UPDATES = 3, 4
 
 
 class DeepLab(Segmenter):
@@ -97,21 +97,26 @@ class DeepLab(Segmenter):
     return sum(branches[1:], start=branches[0])
 
   @nn.nowrap
-  def parameter_visits(self, params: chex.ArrayTree) -> chex.ArrayTree:
-    """As in Segmenter; where the release lists a tensor v times, PyTorch 0.4 updated it v times a step."""
+  def trainable_parameters(self, params: chex.ArrayTree) -> chex.ArrayTree:
+    """As in Segmenter: BatchNorm's scale and bias are frozen, but for the two-branch variant's shortcuts."""
 
-    def visits(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> int:
+    def trained(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> bool:
+      layer = path[-2].key
+      return self.two_branch if layer == "downsample_bn" else not layer.startswith("bn")
+
+    return jax.tree_util.tree_map_with_path(trained, params)
+
+  @nn.nowrap
+  def release_update_counts(self, params: chex.ArrayTree) -> chex.ArrayTree:
+    """As in Segmenter: as often as the release lists a tensor, as PyTorch 0.4 did."""
+
+    def count(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> int:
       *modules, _ = (entry.key for entry in path)
-      layer = modules[-1]
-      if layer == "downsample_bn":
-        return _SHORTCUT_VISITS if self.two_branch else 0
-      if layer.startswith("bn"):
-        return 0
-      if layer == "downsample_conv":
-        return _SHORTCUT_VISITS
-      return _BLOCK_VISITS if len(modules) > 1 else 1
+      if modules[-1].startswith("downsample_"):
+        return _SHORTCUT_UPDATES
+      return _BLOCK_UPDATES if len(modules) > 1 else 1
 
-    return jax.tree_util.tree_map_with_path(visits, params)
+    return jax.tree_util.tree_map_with_path(count, params)
 
 
 def normalize(images: jax.Array) -> jax.Array:
