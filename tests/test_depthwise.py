@@ -57,7 +57,21 @@ def test_value_and_gradients_are_the_grouped_convolutions(function, batch, heigh
 
 def test_gradients_are_those_of_finite_differences(x64):
   x, kernel = (a.astype(np.float64) for a in inputs(2, 5, 6, 3))
-  check_grads(lambda *a: shifted_sum(*a, 2), (x, kernel), order=1, modes=["rev"])
+  check_grads(lambda *a: shifted_sum(*a, 2), (x, kernel), order=1, modes=["fwd", "rev"])
+
+
+def test_jacobians_and_second_derivatives_of_both_modes_agree(x64):
+  x, kernel = (jnp.asarray(a, jnp.float64) for a in inputs(1, 2, 3, 3, channels=2))
+
+  def cubes(x, kernel):
+    return jnp.sum(shifted_sum(x, kernel, 2) ** 3)
+
+  for argument in (0, 1):
+    forward, reverse = (mode(shifted_sum, argument)(x, kernel, 2) for mode in (jax.jacfwd, jax.jacrev))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-12, atol=1e-12)
+    gradient = jax.grad(cubes, argument)
+    forward, reverse = (mode(gradient, 1 - argument)(x, kernel) for mode in (jax.jacfwd, jax.jacrev))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-12, atol=1e-12)
 
 
 def test_by_hand():

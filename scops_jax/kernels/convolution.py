@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.kernels import platforms, winograd
+from scops_jax.kernels.transposition import Arrays, linear_call
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # of rows and columns, (before, after)
 
@@ -72,7 +73,7 @@ def _conv(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilati
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _conv_on_cpu(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> jax.Array:
   if _in_tiles(x, kernel, padding, stride, dilation):
     return winograd.conv_3x3(x, kernel, dilation=dilation)
@@ -81,27 +82,28 @@ def _conv_on_cpu(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int,
   return _conv(x, kernel, padding, stride, dilation)
 
 
-def _forward(
-  x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _conv_on_cpu(x, kernel, padding, stride, dilation), (x, kernel)
-
-
-def _backward(
-  padding: Padding, stride: int, dilation: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+@_conv_on_cpu.defjvp
+def _jvp(
+  padding: Padding, stride: int, dilation: int, primals: Arrays, tangents: Arrays
 ) -> tuple[jax.Array, jax.Array]:
-  x, kernel = residuals
-  if _in_tiles(x, kernel, padding, stride, dilation):
-    x_gradient = winograd.input_gradient(gradient, kernel, dilation=dilation)
-    kernel_gradient = winograd.kernel_gradient(x, gradient, dilation=dilation)
-  else:
-    transposed = jax.linear_transpose(lambda x: _conv(x, kernel, padding, stride, dilation), x)
-    (x_gradient,) = transposed(gradient)
-    kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
-  return lax.optimization_barrier((x_gradient, kernel_gradient))
+  def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _conv(x, kernel, padding, stride, dilation)
 
+  def tangent(primals: Arrays, tangents: Arrays) -> Arrays:
+    return (convolve(tangents[0], primals[1]) + convolve(primals[0], tangents[1]),)
 
-_conv_on_cpu.defvjp(_forward, _backward)
+  def transposed(primals: Arrays, gradients: Arrays) -> Arrays:
+    (x, kernel), (gradient,) = primals, gradients
+    if _in_tiles(x, kernel, padding, stride, dilation):
+      x_gradient = winograd.input_gradient(gradient, kernel, dilation=dilation)
+      kernel_gradient = winograd.kernel_gradient(x, gradient, dilation=dilation)
+    else:
+      (x_gradient,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(gradient)
+      kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
+    return lax.optimization_barrier((x_gradient, kernel_gradient))
+
+  value = _conv_on_cpu(*primals, padding, stride, dilation)
+  return value, *linear_call(tangent, transposed, primals, tangents)
 
 
 def _in_tiles(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> bool:

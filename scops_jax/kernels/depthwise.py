@@ -13,6 +13,7 @@ from jax import lax
 from scops_jax.kernels import platforms
 from scops_jax.kernels.convolution import Padding, window
 from scops_jax.kernels.reductions import channel_sum
+from scops_jax.kernels.transposition import Arrays, linear_call
 
 _UNROLLED_IMAGES = 16  # of a batch, in the kernel's gradient; more take longer to compile
 
@@ -55,7 +56,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.A
   return platforms.call(x, kernel, on_cpu=on_cpu, elsewhere=elsewhere)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def shifted_sum(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
   """Computes a depthwise convolution as k² shifted slices times weights; its gradients are such sums too."""
   return _sum_windows(_pad(x, padding), kernel, stride)
@@ -66,26 +67,27 @@ def _sum_windows(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
   return _sum([window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel)])
 
 
-def _forward(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+@shifted_sum.defjvp
+def _jvp(stride: int, padding: Padding, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+  x, kernel = primals
   padded = _pad(x, padding)
+
+  def tangent(residuals: Arrays, tangents: Arrays) -> Arrays:
+    padded, kernel = residuals
+    of_input = _sum_windows(_pad(tangents[0], padding), kernel, stride)
+    return (of_input + _sum_windows(padded, tangents[1], stride),)
+
+  def transposed(residuals: Arrays, gradients: Arrays) -> Arrays:
+    (padded, kernel), (gradient,) = residuals, gradients
+    wide = jnp.promote_types(padded.dtype, jnp.float32)  # of sums over all pixels
+    return (
+      _input_gradient(gradient, kernel, stride, padding, padded.shape),
+      _kernel_gradient(padded.astype(wide), kernel, gradient.astype(wide), stride).astype(kernel.dtype),
+    )
+
   # Kept in memory, or XLA would compute it again for the gradient of the activation that follows.
-  return lax.optimization_barrier(_sum_windows(padded, kernel, stride)), (padded, kernel)
-
-
-def _backward(
-  stride: int, padding: Padding, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  padded, kernel = residuals
-  wide = jnp.promote_types(padded.dtype, jnp.float32)  # of sums over all pixels
-  return (
-    _input_gradient(gradient, kernel, stride, padding, padded.shape),
-    _kernel_gradient(padded.astype(wide), kernel, gradient.astype(wide), stride).astype(kernel.dtype),
-  )
-
-
-shifted_sum.defvjp(_forward, _backward)
+  value = lax.optimization_barrier(_sum_windows(padded, kernel, stride))
+  return value, *linear_call(tangent, transposed, (padded, kernel), tangents)
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:

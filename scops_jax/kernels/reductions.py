@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.kernels.compilation import is_traced_for_training
+from scops_jax.kernels.transposition import Arrays, linear_call
 
 
 def channel_sum(x: jax.Array) -> jax.Array:
@@ -32,7 +33,7 @@ def channel_sum(x: jax.Array) -> jax.Array:
   return sums.astype(x.dtype)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   """Adds to each channel; the bias's gradient is a `channel_sum`.
 
@@ -46,13 +47,16 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   return x + bias
 
 
-def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
-  return x + bias, None
+@add_bias.defjvp
+def _add_bias_jvp(
+  primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  def add(_: Arrays, tangents: Arrays) -> Arrays:
+    return (tangents[0] + tangents[1],)
 
+  def transposed(_: Arrays, gradients: Arrays) -> Arrays:
+    gradient = lax.optimization_barrier(gradients[0])  # both read it: not to be computed for each of them
+    return gradient, channel_sum(gradient)
 
-def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-  gradient = lax.optimization_barrier(gradient)  # both read it: not to be computed for each of them
-  return gradient, channel_sum(gradient)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+  (tangent,) = linear_call(add, transposed, (), tangents)
+  return add_bias(*primals), tangent
