@@ -1,8 +1,8 @@
 """The appearance transform: brightness, contrast, saturation and hue changed at random, in a random order.
 
-The first three are one formula, a blend of the image with black, with its mean grey level or with its grey
-version. So any order of the four is up to three blends, one hue shift and up to three blends, whatever each
-image's order: no branches, and the costly hue conversion runs once.
+The first three are blends of the image with black, with its mean grey level or with its grey version. So
+every order of the four is three blends, a hue shift and three more blends; blends that an image's order does
+not have change nothing. There are no branches, and the costly hue conversion runs once.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class ColorJitter(NamedTuple):
-  """One draw per image of a batch.
+  """The colour changes drawn for each image of a batch.
 
   Attributes:
     factors: [B, 3], of brightness, contrast and saturation; 1 changes nothing.
@@ -88,13 +88,13 @@ def apply_jitter(images: chex.Array, jitter: ColorJitter) -> jax.Array:
 
 
 def _blend(planes: jax.Array, jitter: ColorJitter, slot: int, *, active: jax.Array) -> jax.Array:
-  """Applies the operation at `slot` of each image's order, in those images where `active` [B] is set.
+  """Applies the operation at `slot` of each image's order to the images whose `active` is set.
 
   Args:
     planes: [3, B, H, W], RGB in [0, 1].
     jitter: the changes of each image.
     slot: 0..3, a position in the order.
-    active: [B]; an active slot holds brightness, contrast or saturation.
+    active: [B], set only where the slot holds brightness, contrast or saturation.
   """
   operation = jnp.where(active, jitter.order[:, slot], HUE)
   factor = jnp.take_along_axis(jitter.factors, jnp.minimum(operation, SATURATION)[:, None], axis=1)[:, 0]

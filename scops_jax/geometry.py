@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-HIGHEST = jax.lax.Precision.HIGHEST  # keeps float32 products in float32 where a device would round them
+HIGHEST = jax.lax.Precision.HIGHEST  # float32 products in float32; GPUs and TPUs would round the factors
 
 
 def check_array(name: str, array: chex.Array, layout: str, shape: tuple[int | None, ...]) -> None:
@@ -70,8 +70,8 @@ def check_part_maps(name: str, maps: chex.Array) -> None:
 def channels_first(maps: chex.Array) -> jax.Array:
   """Returns maps [B, H, W, C] as [B, C, H, W].
 
-  So the losses compute: the pixels lie side by side, which vectors need where the channels are few. Under jit
-  the transpositions of one function and the next cancel.
+  Losses compute in this layout: a CPU's vectors then hold neighbouring pixels, of which there are more than
+  channels. Under jit the transpositions of one function and the next cancel.
   """
   return jnp.moveaxis(maps, -1, 1)
 
@@ -85,8 +85,8 @@ def part_probabilities(logits: chex.Array) -> jax.Array:
 def part_marginals(probs: chex.Array, *, epsilon: float) -> tuple[jax.Array, jax.Array]:
   """Sums each part's normalised density over the rows and over the columns.
 
-  r_k = (R_k + epsilon) / Σ_p (R_k(p) + epsilon) for the parts k = 1..K. All moments of r_k in x or in y alone
-  follow from these, at no cost in pixels.
+  r_k = (R_k + epsilon) / Σ_p (R_k(p) + epsilon) for the parts k = 1..K. The sums give all moments of r_k in x
+  or in y alone.
 
   Args:
     probs: [B, H, W, K+1], softmax probabilities, background at channel 0.

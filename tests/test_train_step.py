@@ -13,9 +13,8 @@ import pytest
 
 from scops_jax import geometry, models
 from scops_jax.errors import UserError
-from scops_jax.models.base import segment_pair
 from scops_jax.runs.parallel import compile_steps
-from scops_jax.train_step import create_optimizer, predict_step, reference_features, train_step
+from scops_jax.train_step import create_optimizer, predict_step, reference_features, segment_pair, train_step
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -15,7 +15,6 @@ from experiments.benchmarks import workload
 from scops_jax import appearance, geometry, losses, models, train_step, warp, weights
 from scops_jax.kernels.compilation import jit
 from scops_jax.kernels.memory import compute_in_calling_thread, map_large_blocks
-from scops_jax.models.base import segment_pair
 from scops_jax.optimizer import stop_frozen
 from scops_jax.runs import parallel
 
@@ -90,7 +89,7 @@ def _network_pieces(step: Step) -> dict[str, Piece]:
 
   def forward(params: Any, batch_stats: Any, images: jax.Array) -> Any:
     variables = {"params": params, "batch_stats": batch_stats}
-    return segment_pair(networks.segmenter, variables, images, images[:, ::-1])
+    return train_step.segment_pair(networks.segmenter, variables, images, images[:, ::-1])
 
   def forward_and_backward(params: Any, batch_stats: Any, images: jax.Array, cotangents: Any) -> Any:
     def product(params: Any) -> tuple[jax.Array, Any]:

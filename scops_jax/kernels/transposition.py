@@ -1,8 +1,8 @@
 """Linear functions whose transpose is written out, for gradients that are faster than those JAX derives.
 
-A jax.custom_jvp function whose tangents come from `linear_call` has such a gradient and works in forward mode
-(jax.jvp, jax.jacfwd) too, where jax.custom_vjp does not. jax.custom_derivatives.linear_call does the same but
-can't be vmapped, so not used with jax.jacfwd.
+A jax.custom_jvp function whose tangents come from `linear_call` has such a gradient and also works in forward
+mode (jax.jvp, jax.jacfwd); a jax.custom_vjp function does not. jax.custom_derivatives.linear_call is the same
+without support for jax.vmap, which jax.jacfwd needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ def linear_call(function: Function, transposed: Function, residuals: Arrays, arg
   """Returns function(residuals, arguments), a linear function of the arguments.
 
   Args:
-    function: must not use traced values other than what it is given.
+    function: uses no traced values but those that it is given.
     transposed: its transpose: (residuals, cotangents of the results) → cotangents of the arguments.
     residuals: arrays that both functions read.
     arguments: arrays.
