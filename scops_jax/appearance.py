@@ -1,8 +1,8 @@
 """The appearance transform: brightness, contrast, saturation and hue changed at random, in a random order.
 
-The first three are one formula, a blend of the image with black, with its mean grey level or with its grey
-version. So any order of the four is up to three blends, one hue shift and up to three blends, whatever each
-image's order: no branches, and the costly hue conversion runs once.
+The first three are blends of the image with black, with its mean grey level or with its grey version. So
+every order of the four is three blends, a hue shift and three more blends; blends that an image's order does
+not have change nothing. There are no branches, and the costly hue conversion runs once.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class ColorJitter(NamedTuple):
-  """One draw per image of a batch.
+  """The colour changes drawn for each image of a batch.
 
   Attributes:
     factors: [B, 3], of brightness, contrast and saturation; 1 changes nothing.
@@ -33,13 +33,13 @@ class ColorJitter(NamedTuple):
   order: chex.Array
 
 
-def jitter_colors(key: chex.PRNGKey, images: chex.Array, config: ConfigDict) -> jax.Array:
+def jitter_colors(key: chex.PRNGKey, images: chex.Array, appearance: ConfigDict) -> jax.Array:
   """Changes the images' colours at random: the appearance transform T_a (paper, section 3.2).
 
   Args:
     key: a PRNG key.
     images: [B, H, W, 3], RGB in 0..255.
-    config: the run's configuration; `config.appearance` is read.
+    appearance: `config.appearance`.
 
   Returns:
     [B, H, W, 3] of the images' dtype, in 0..255.
@@ -50,12 +50,11 @@ def jitter_colors(key: chex.PRNGKey, images: chex.Array, config: ConfigDict) -> 
   Differs from the release: images stay floats, where the release rounds down to 8 bits before and after.
   """
   check_array("images", images, "[B, H, W, 3]", (None, None, None, 3))
-  return apply_jitter(images, sample_jitter(key, images.shape[0], config))
+  return apply_jitter(images, sample_jitter(key, images.shape[0], appearance))
 
 
-def sample_jitter(key: chex.PRNGKey, batch_size: int, config: ConfigDict) -> ColorJitter:
+def sample_jitter(key: chex.PRNGKey, batch_size: int, appearance: ConfigDict) -> ColorJitter:
   """Draws factors uniform in 1 ± value (at least 0), hue shifts uniform in ± value turns, and orders."""
-  appearance = config.appearance
   factor_key, hue_key, order_key = jax.random.split(key, 3)
   spread = jnp.array([appearance.brightness, appearance.contrast, appearance.saturation], jnp.float32)
   draws = jax.random.uniform(factor_key, (batch_size, 3), jnp.float32, -1.0, 1.0)
@@ -89,13 +88,13 @@ def apply_jitter(images: chex.Array, jitter: ColorJitter) -> jax.Array:
 
 
 def _blend(planes: jax.Array, jitter: ColorJitter, slot: int, *, active: jax.Array) -> jax.Array:
-  """Applies the operation at `slot` of each image's order, in those images where `active` [B] is set.
+  """Applies the operation at `slot` of each image's order to the images whose `active` is set.
 
   Args:
     planes: [3, B, H, W], RGB in [0, 1].
     jitter: the changes of each image.
     slot: 0..3, a position in the order.
-    active: [B]; an active slot holds brightness, contrast or saturation.
+    active: [B], set only where the slot holds brightness, contrast or saturation.
   """
   operation = jnp.where(active, jitter.order[:, slot], HUE)
   factor = jnp.take_along_axis(jitter.factors, jnp.minimum(operation, SATURATION)[:, None], axis=1)[:, 0]

@@ -12,12 +12,12 @@ the product of a spatial and a colour part, both of low rank:
 * the spatial part sums over tiles of at most 0.4 σ_a and interpolates bilinearly between their corners, with
   the least-squares fit to the Gaussian in between;
 * the colour part is a Nyström approximation from `num_colors` of the image's own colours, picked by randomly
-  pivoted Cholesky (Chen, Epperly, Tropp & Webber, arXiv 2207.06503), and completed so that every k_a(i, i) is
-  1: a pixel whose colour is not represented keeps its unary and the smoothness term.
+  pivoted Cholesky (Chen, Epperly, Tropp & Webber, arXiv 2207.06503). Then every k_a(i, i) is raised to 1: a
+  pixel whose colour is not represented keeps its unary and the smoothness term.
 
-Splatting to and slicing from the (corner, colour) nodes are then batched matrix products of fixed shapes, as
-fit CPUs and accelerators; the paper's permutohedral lattice needs a hash table. No well-kept library installs
-as a wheel: pydensecrf and its forks compile C++, the others are PyTorch.
+Splatting to and slicing from the (corner, colour) nodes are then batched matrix products of fixed shapes,
+which are fast on CPUs and accelerators; the paper's permutohedral lattice needs a hash table. No maintained
+library installs as a wheel: pydensecrf and its forks compile C++, the others need PyTorch.
 """
 
 import functools
@@ -30,15 +30,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scops_jax.geometry import HIGHEST, accumulation_dtype, check_part_maps
+from scops_jax.geometry import HIGHEST, accumulation_dtype, check_part_maps, interpolation_weights
 
 # The spatial standard deviations are pixels of an image whose longer side is this, as in PASCAL VOC.
 REFERENCE_SIZE = 500
-# Probabilities are not taken to be smaller, as by pydensecrf's unary_from_softmax.
-_MIN_PROBABILITY = 1e-5
-_TRUNCATION = 4.0  # standard deviations; what lies beyond weighs less than e^-8
+_MIN_PROBABILITY = 1e-5  # smaller ones are raised to it, as in pydensecrf's unary_from_softmax
+_TRUNCATION = 4.0  # standard deviations; pixels farther away weigh less than e^-8
 _TILE = 0.4  # largest side of a tile, standard deviations
-_NUM_CANDIDATES = 1024  # pixels, at most about, among which representative colours are looked for
+_NUM_CANDIDATES = 1024  # about the most pixels from which representative colours are picked
 _MIN_RESIDUAL = 1e-2  # a colour that is represented better than this is not picked
 _CHUNK = 4  # images at a time, at most
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # of a tile, (row, column)
@@ -121,10 +120,10 @@ def dense_crf(
 
     return jax.lax.fori_loop(0, num_iterations, update, jax.nn.softmax(unary, axis=1))
 
-  # Channels first inside: the last axis is what a CPU vectorises over.
+  # Channels first, because a CPU vectorises over the last axis.
   unary = jnp.moveaxis(jnp.log(jnp.maximum(probs.astype(dtype), _MIN_PROBABILITY)), -1, 1)
   colors = jnp.moveaxis(images.astype(dtype) / color_sigma, -1, 1)
-  # A few images at a time stay in a CPU's cache and bound the memory; the number divides the batch.
+  # A few images at a time stay in a CPU's cache and limit the memory; their number divides the batch.
   chunk = next(size for size in range(_CHUNK, 0, -1) if len(probs) % size == 0)
   chunks = [x.reshape(-1, chunk, *x.shape[1:]) for x in (unary, colors)]
   marginals = jax.lax.map(lambda arrays: infer(*arrays), chunks).reshape(unary.shape)
@@ -188,7 +187,7 @@ def _tiled_axis(size: int, sigma: float) -> _Axis:
   tiles = math.ceil(size / side)
   pixels = np.arange(size)
   positions = (pixels + 0.5) / side  # tile t spans t .. t + 1
-  interpolation = np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(tiles + 1)))
+  interpolation = interpolation_weights(positions, tiles + 1)
   membership = (np.floor(positions)[:, None] == np.arange(tiles)).astype(np.float64)
   gaussian = np.exp(-0.5 * ((pixels[:, None] - pixels) / sigma) ** 2)
   # A corner with hardly any pixels would otherwise get a huge coefficient.
@@ -203,12 +202,12 @@ def _appearance_kernel(colors: chex.Array, *, sigma: float, num_colors: int) -> 
   batch, _, height, width = colors.shape
   rows, columns = _tiled_axis(height, sigma), _tiled_axis(width, sigma)
   dtype = colors.dtype
-  # The barrier keeps XLA from repeating the reordering for each of the num_colors.
+  # Written to memory, or XLA would reorder again for each of the num_colors.
   tiled = jax.lax.optimization_barrier(jnp.swapaxes(_to_tiles(colors, rows, columns), -1, -2))
   stride = math.ceil(math.sqrt(height * width / _NUM_CANDIDATES))
   candidates = colors[:, :, ::stride, ::stride].reshape(batch, 3, -1)
   basis = _color_basis(tiled.reshape(batch, -1, 3), jnp.swapaxes(candidates, 1, 2), num_colors)
-  # In both orders, so that neither product below transposes it.
+  # In both orders, so that no product below has to transpose it.
   pixels_first = basis.reshape(*tiled.shape[:-1], -1)
   colors_first = jnp.swapaxes(pixels_first, -1, -2)
   squares = _from_tiles(jnp.sum(pixels_first**2, axis=-1)[:, :, :, None], rows, columns)
@@ -217,7 +216,7 @@ def _appearance_kernel(colors: chex.Array, *, sigma: float, num_colors: int) -> 
   # [four corners, pixels of a tile], the corners in the order of _CORNERS.
   weights = np.einsum("ay,bx->abyx", rows.corner_weights, columns.corner_weights)
   weights = jnp.asarray(weights.reshape(len(_CORNERS), -1), dtype)
-  # Repeated along what they are independent of: products with these as batch axes transpose nothing.
+  # Repeated along the axes they do not depend on: with these as batch axes the products transpose nothing.
   row_kernel = jnp.broadcast_to(jnp.asarray(rows.kernel, dtype), (batch, *rows.kernel.shape))
   column_kernel = jnp.broadcast_to(
     jnp.asarray(columns.kernel, dtype), (batch, rows.tiles + 1, *columns.kernel.shape)
@@ -263,7 +262,7 @@ def _from_tiles(x: chex.Array, rows: _Axis, columns: _Axis) -> jax.Array:
 
 def _color_kernel(colors: chex.Array, others: chex.Array) -> jax.Array:
   """Returns exp(-|I_i - I_j|² / 2), [..., i, j] of colours [..., i, 3] and [..., j, 3]."""
-  # Not by the expanded square, which cancels in float32.
+  # The expanded square would lose digits to cancellation in float32.
   squared = sum((colors[..., :, None, i] - others[..., None, :, i]) ** 2 for i in range(3))
   return jnp.exp(-0.5 * squared)
 
@@ -285,11 +284,11 @@ def _pick_colors(colors: chex.Array, *, count: int) -> tuple[jax.Array, jax.Arra
     count: M.
 
   Returns:
-    The colours [M, 3], the lower Cholesky factor [M, M] of their kernel, and which of them are in use [M]:
-    the first ones, until every candidate is represented; the factor's other rows have diagonal 1.
+    The colours [M, 3], the lower Cholesky factor [M, M] of their kernel, and which of them are in use [M].
+    Colours are picked until every candidate is represented; the factor's rows after that have diagonal 1.
   """
   size, dtype = len(colors), colors.dtype
-  # The same draws for every image: its result does not depend on the batch.
+  # The same draws for every image, so that its result does not depend on the batch.
   noise = jax.random.gumbel(jax.random.key(0), (count, size), dtype)
 
   def pick(m: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

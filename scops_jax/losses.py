@@ -1,7 +1,7 @@
 """The loss terms of SCOPS (arXiv 1905.01298, section 3) and two beyond the paper, as pure functions.
 
-B images of H × W pixels, K parts and a background at channel 0. All terms are means over the batch, so their
-weights do not depend on its size. Sums are taken in float32 (or wider) whatever the inputs' dtype.
+B images of H × W pixels, K parts, and a background at channel 0. All terms are means over the batch, so their
+weights do not depend on its size. Sums are taken in float32 (or wider) for every dtype of the inputs.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,8 @@ def equivariance_loss(logits: chex.Array, target_logits: chex.Array) -> jax.Arra
     Scalar in nats: summed over the classes, mean over B, H and W.
 
   Raises:
-    TypeError, ValueError: a dtype is not floating point, `logits` has not four axes, or the shapes differ.
+    TypeError, ValueError: a dtype is not floating point, `logits` does not have four axes, or the shapes
+      differ.
 
   Differs from the release: it takes the mean over the classes too.
   """
@@ -132,14 +133,14 @@ def semantic_consistency_loss(
     values = jax.lax.stop_gradient(feature_map).astype(dtype)
     rows = jnp.asarray(interpolation_matrix(values.shape[1], height), dtype)
     columns = jnp.asarray(interpolation_matrix(values.shape[2], width), dtype)
-    # Columns first: they lie side by side in memory.
+    # Columns first, because neighbours in a row are neighbours in memory.
     pooled = jnp.einsum("Ww,bkHW->bkHw", columns, salient_parts, precision=HIGHEST)
     pooled = jnp.einsum("Hh,bkHw->bkhw", rows, pooled, precision=HIGHEST)
     response = jnp.einsum("bkhw,bhwc->kc", pooled, values, precision=HIGHEST)
     part_basis = basis[:, first_channel : first_channel + values.shape[-1]]
     total += _upsampled_energy(values, rows, columns, saliency**2) - 2.0 * jnp.sum(part_basis * response)
     first_channel += values.shape[-1]
-  # A float: from 33 images of 256² and 1024 channels on, the count is no int32.
+  # A float, because 33 images of 256² pixels and 1024 channels are more than an int32 counts.
   return total / float(batch * height * width * basis.shape[1])
 
 
@@ -162,9 +163,9 @@ def _check_semantic_inputs(
 def _upsampled_energy(values: jax.Array, rows: jax.Array, columns: jax.Array, weight: jax.Array) -> jax.Array:
   """Returns Σ_p weight(p) ‖(UV)(p)‖², summed over the batch, without upsampling V.
 
-  A pixel sees the cells i and i + 1 on each axis, so the quadratic form pairs a cell with its neighbours
-  only: Σ_n Σ_δ ⟨V_n, V_n+δ⟩ (Σ_p weight u_n u_n+δ). Each coefficient is a product of separable matrices, and
-  both diagonals of four cells have the same one.
+  A pixel reads the cells i and i + 1 on each axis, so the quadratic form pairs a cell only with itself and
+  its neighbours: Σ_n Σ_δ ⟨V_n, V_n+δ⟩ (Σ_p weight u_n u_n+δ). Each coefficient is a product of separable
+  matrices, and both diagonals of four cells have the same one.
 
   Args:
     values: V [B, h, w, C].
@@ -215,8 +216,8 @@ def orthonormality_loss(basis: chex.Array, *, epsilon: float = 1e-6) -> jax.Arra
 def background_loss(logits: chex.Array, saliency: chex.Array) -> jax.Array:
   """Cross-entropy of background and saliency map: -mean[(1 - D) log p_0 + D log(1 - p_0)].
 
-  Not in the paper, and off in its configs: it ties the union of the parts to the saliency map where the
-  semantic term alone lets parts spill over thin structures.
+  Not in the paper, and off in its configs. It ties the union of the parts to the saliency map; with the
+  semantic term alone parts spill over thin structures.
 
   Args:
     logits: [B, H, W, K+1], background at channel 0.
@@ -241,14 +242,14 @@ def background_loss(logits: chex.Array, saliency: chex.Array) -> jax.Array:
 def balance_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
   """Balance of the parts' areas: KL(uniform ‖ a) = -mean_k log(K a_k), a_k a part's share of the foreground.
 
-  a_k = Σ_p (R_k(p) + ε) / Σ_j Σ_p (R_j(p) + ε), for each image. Nearly flat while all parts are seen, and
-  steep for one that vanishes, which no other term brings back.
+  a_k = Σ_p (R_k(p) + ε) / Σ_j Σ_p (R_j(p) + ε), for each image. Its gradient is small while all parts are
+  visible and large for a part that vanishes, which no other term brings back.
 
-  Not in the paper, and off in its configs: it suits collections whose images show all parts.
+  Not in the paper, and off in its configs. It suits collections whose images show all parts.
 
   Args:
     probs: [B, H, W, K+1], softmax probabilities, background at channel 0.
-    epsilon: added to every pixel, so that an absent part costs no more than about log(1 / ε).
+    epsilon: added to every pixel, which limits an absent part's cost to about log(1 / ε).
 
   Returns:
     Scalar in nats, 0 for equal areas: mean over the parts and the batch.

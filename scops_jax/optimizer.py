@@ -15,31 +15,31 @@ import optax
 from ml_collections import ConfigDict
 
 
-def make_schedule(config: ConfigDict) -> optax.Schedule:
+def make_schedule(options: ConfigDict, *, num_steps: int) -> optax.Schedule:
   """Returns the backbone's learning rate as a function of the step.
 
   Linear warm-up to the peak over `warmup_steps`, then over the remaining T steps "poly",
   peak (1 - t/T)^power, or "cosine", peak (1 + cos(πt/T)) / 2.
 
   Args:
-    config: the run's configuration; `config.optimizer` and `config.num_steps` are read.
+    options: `config.optimizer`.
+    num_steps: of the run, warm-up included.
 
   Raises:
-    ValueError: `config.optimizer.schedule` is unknown.
+    ValueError: `options.schedule` is unknown.
   """
-  return _schedule(config, config.optimizer.learning_rate)
+  return _schedule(options, options.learning_rate, num_steps)
 
 
-def _schedule(config: ConfigDict, peak: float) -> optax.Schedule:
-  optimizer = config.optimizer
-  warmup = optimizer.warmup_steps
-  decay_steps = max(config.num_steps - warmup, 1)
-  if optimizer.schedule == "poly":
-    decay = optax.polynomial_schedule(peak, 0.0, optimizer.power, decay_steps)
-  elif optimizer.schedule == "cosine":
+def _schedule(options: ConfigDict, peak: float, num_steps: int) -> optax.Schedule:
+  warmup = options.warmup_steps
+  decay_steps = max(num_steps - warmup, 1)
+  if options.schedule == "poly":
+    decay = optax.polynomial_schedule(peak, 0.0, options.power, decay_steps)
+  elif options.schedule == "cosine":
     decay = optax.cosine_decay_schedule(peak, decay_steps)
   else:
-    raise ValueError(f'config.optimizer.schedule must be "poly" or "cosine", got {optimizer.schedule!r}.')
+    raise ValueError(f'optimizer.schedule must be "poly" or "cosine", got {options.schedule!r}.')
   if warmup == 0:
     return decay
   # Step 0 already learns: the rates are peak / warmup, 2 peak / warmup, ..., peak.
@@ -47,7 +47,12 @@ def _schedule(config: ConfigDict, peak: float) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: ConfigDict, params: chex.ArrayTree, visits: chex.ArrayTree | None = None
+  options: ConfigDict,
+  params: chex.ArrayTree,
+  *,
+  num_steps: int,
+  trainable: chex.ArrayTree | None = None,
+  update_counts: chex.ArrayTree | None = None,
 ) -> optax.GradientTransformation:
   """Builds the optimizer of the segmenter and the part basis.
 
@@ -57,51 +62,55 @@ def make_optimizer(
   "cosine".
 
   Args:
-    config: the run's configuration; `config.optimizer` and `config.num_steps` are read.
-    params: {"segmenter": tree, "basis": tree}; the head is every segmenter parameter inside a module whose
-      name starts with "head".
-    visits: tree of int like params["segmenter"], as its `parameter_visits` returns, or None for ones. A
-      parameter with 0 is frozen: it gets a zero update and does not count in the norm. More than 1 counts
-      under `repeat_updates` only: so often sgd updates it within one step (`repeated_sgd`).
+    options: `config.optimizer`.
+    params: {"segmenter": tree, "basis": tree}, arrays or shapes; the head is every segmenter parameter inside
+      a module whose name starts with "head".
+    num_steps: of the run, for the schedule.
+    trainable: tree of bool like params["segmenter"], or None if all are trained. The others get a zero update
+      and do not count in the norm.
+    update_counts: tree of int like params["segmenter"]: how often `repeated_sgd` updates each parameter in
+      one step. Needed under `options.repeat_updates`, and read only there.
 
   Raises:
-    ValueError: an unknown optimizer or schedule, no head, or `repeat_updates` without visits.
+    ValueError: an unknown optimizer or schedule, no head, or `repeat_updates` without update_counts.
   """
-  optimizer = config.optimizer
-  if optimizer.repeat_updates and visits is None:
-    raise ValueError("config.optimizer.repeat_updates needs the visits of the segmenter's parameters.")
-  basis_rate: optax.ScalarOrSchedule = optimizer.basis_learning_rate
-  if optimizer.schedule != "poly":
-    basis_rate = _schedule(config, optimizer.basis_learning_rate)
+  basis_rate: optax.ScalarOrSchedule = options.basis_learning_rate
+  if options.schedule != "poly":
+    basis_rate = _schedule(options, options.basis_learning_rate, num_steps)
   rates = {
-    "backbone": make_schedule(config),
-    "head": _schedule(config, optimizer.learning_rate * optimizer.head_multiplier),
+    "backbone": make_schedule(options, num_steps=num_steps),
+    "head": _schedule(options, options.learning_rate * options.head_multiplier, num_steps),
     "basis": basis_rate,
   }
-  groups = parameter_groups(params, visits)
+  groups = parameter_groups(params, trainable)
   counts = jax.tree.map(lambda _: 1, groups)
-  if optimizer.repeat_updates:
-    counts["segmenter"] = visits
-  labels = jax.tree.map(_label, groups, counts)
-  pairs = sorted(set(zip(jax.tree.leaves(groups), jax.tree.leaves(counts), strict=True)))
-  rules = {_label(*pair): _update_rule(config, rates[pair[0]], pair[1]) for pair in pairs if pair[0] in rates}
+  if options.repeat_updates:
+    if update_counts is None:
+      raise ValueError("optimizer.repeat_updates needs the update counts of the segmenter's parameters.")
+    counts["segmenter"] = update_counts
+  rules = {"frozen": optax.set_to_zero()}
+  for group, count in sorted(set(zip(jax.tree.leaves(groups), jax.tree.leaves(counts), strict=True))):
+    if group != "frozen":
+      rules[_label(group, count)] = _update_rule(options, rates[group], count)
   owners = jax.tree.map(lambda group: "segmenter" if group in ("backbone", "head") else group, groups)
-  clips = {owner: _clip_by_norm(optimizer.clip_norm) for owner in ("segmenter", "basis")}
-  frozen = {"frozen": optax.set_to_zero()}
-  return optax.chain(optax.partition(clips | frozen, owners), optax.partition(rules | frozen, labels))
+  clips = {owner: _clip_by_norm(options.clip_norm) for owner in ("segmenter", "basis")}
+  return optax.chain(
+    optax.partition(clips | {"frozen": optax.set_to_zero()}, owners),
+    optax.partition(rules, jax.tree.map(_label, groups, counts)),
+  )
 
 
 def _label(group: str, count: int) -> str:
-  """Names the parameters of a group that are updated so often in one step."""
-  return f"{group}_x{count}" if count > 1 else group
+  """Names those parameters of a group that are updated `count` times a step."""
+  return f"{group}_x{count}" if count > 1 and group != "frozen" else group
 
 
-def parameter_groups(params: chex.ArrayTree, visits: chex.ArrayTree | None = None) -> chex.ArrayTree:
+def parameter_groups(params: chex.ArrayTree, trainable: chex.ArrayTree | None = None) -> chex.ArrayTree:
   """Returns the group of every parameter, "backbone", "head", "basis" or "frozen", as a tree like `params`.
 
   Args:
     params: as in `make_optimizer`.
-    visits: as in `make_optimizer`.
+    trainable: as in `make_optimizer`.
 
   Raises:
     ValueError: no module of the segmenter has a name that starts with "head".
@@ -114,16 +123,16 @@ def parameter_groups(params: chex.ArrayTree, visits: chex.ArrayTree | None = Non
   segmenter = jax.tree_util.tree_map_with_path(group, params["segmenter"])
   if "head" not in jax.tree.leaves(segmenter):
     raise ValueError('The segmenter has no module whose name starts with "head", so it has no head group.')
-  if visits is not None:
-    segmenter = jax.tree.map(lambda name, count: name if count else "frozen", segmenter, visits)
+  if trainable is not None:
+    segmenter = jax.tree.map(lambda name, trained: name if trained else "frozen", segmenter, trainable)
   return {"segmenter": segmenter, "basis": jax.tree.map(lambda _: "basis", params["basis"])}
 
 
-def freeze_modules(visits: chex.ArrayTree, modules: Sequence[str]) -> chex.ArrayTree:
-  """Freezes modules of the segmenter: 0 in place of their parameters' visits.
+def freeze_modules(trainable: chex.ArrayTree, modules: Sequence[str]) -> chex.ArrayTree:
+  """Returns `trainable` with False for the parameters of the given modules.
 
   Args:
-    visits: tree of int like params["segmenter"], as its `parameter_visits` returns.
+    trainable: tree of bool like params["segmenter"].
     modules: beginnings of names of top-level modules: "block1" is "block1_expand", "block10_expand" too, and
       "block1_" the first alone.
 
@@ -131,26 +140,26 @@ def freeze_modules(visits: chex.ArrayTree, modules: Sequence[str]) -> chex.Array
     ValueError: a beginning fits no module.
   """
   for beginning in modules:
-    if not any(name.startswith(beginning) for name in visits):
+    if not any(name.startswith(beginning) for name in trainable):
       raise ValueError(
         f"optimizer.frozen_modules: no module of the segmenter begins with {beginning!r}; "
-        f"it has {', '.join(sorted(visits))}"
+        f"it has {', '.join(sorted(trainable))}"
       )
   frozen = tuple(modules)
   return {
-    name: jax.tree.map(lambda _: 0, counts) if name.startswith(frozen) else counts
-    for name, counts in visits.items()
+    name: jax.tree.map(lambda _: False, entries) if name.startswith(frozen) else entries
+    for name, entries in trainable.items()
   }
 
 
-def stop_frozen(params: chex.ArrayTree, visits: chex.ArrayTree) -> chex.ArrayTree:
-  """Stops the gradient to parameters without visits, so that what leads to them alone is not computed.
+def stop_frozen(params: chex.ArrayTree, trainable: chex.ArrayTree) -> chex.ArrayTree:
+  """Stops the gradient to frozen parameters, so that nothing is computed for their gradients alone.
 
   Args:
     params: the segmenter's.
-    visits: tree of int like `params`.
+    trainable: tree of bool like `params`.
   """
-  return jax.tree.map(lambda p, count: p if count else jax.lax.stop_gradient(p), params, visits)
+  return jax.tree.map(lambda p, trained: p if trained else jax.lax.stop_gradient(p), params, trainable)
 
 
 class RepeatedSgdState(NamedTuple):
@@ -161,19 +170,19 @@ class RepeatedSgdState(NamedTuple):
 
 
 def repeated_sgd(
-  rate: optax.ScalarOrSchedule, *, momentum: float, weight_decay: float, visits: int
+  rate: optax.ScalarOrSchedule, *, momentum: float, weight_decay: float, count: int
 ) -> optax.GradientTransformation:
   """Updates each parameter several times with one gradient, as the release's optimizer effectively does.
 
-  The release lists a parameter of the backbone several times in its group, and PyTorch 0.4 then visits it as
-  often in one step. Each visit computes g += weight_decay · p; m = momentum · m + g; p -= rate · m, where g
-  is changed in place, so that the decay adds up over the visits. With one visit this is sgd.
+  The release lists a parameter of the backbone several times in its group, and PyTorch 0.4 updates it as
+  often in one step. Each update computes g += weight_decay · p; m = momentum · m + g; p -= rate · m, where g
+  is changed in place, so that the decay adds up over the updates. One update is sgd's.
 
   Args:
     rate: learning rate, or schedule of it.
     momentum: factor of the last m.
     weight_decay: factor of the parameter in its gradient.
-    visits: updates a step, at least 1.
+    count: updates a step, at least 1.
   """
 
   def init(params: optax.Params) -> RepeatedSgdState:
@@ -184,7 +193,7 @@ def repeated_sgd(
   ) -> tuple[optax.Updates, RepeatedSgdState]:
     current_rate = rate(state.step) if callable(rate) else rate
     change, trace = jax.tree.map(jnp.zeros_like, updates), state.momentum
-    for _ in range(visits):
+    for _ in range(count):
       updates = jax.tree.map(lambda g, p, d: g + weight_decay * (p + d), updates, params, change)
       trace = jax.tree.map(lambda m, g: momentum * m + g, trace, updates)
       change = jax.tree.map(lambda d, m: d - current_rate * m, change, trace)
@@ -194,24 +203,23 @@ def repeated_sgd(
 
 
 def _update_rule(
-  config: ConfigDict, rate: optax.ScalarOrSchedule, visits: int
+  options: ConfigDict, rate: optax.ScalarOrSchedule, count: int
 ) -> optax.GradientTransformation:
-  optimizer = config.optimizer
-  if visits > 1:
-    options = {"momentum": optimizer.momentum, "weight_decay": optimizer.weight_decay}
-    return repeated_sgd(rate, visits=visits, **options)
-  if optimizer.name == "sgd":
-    decay = optax.add_decayed_weights(optimizer.weight_decay)
-    return optax.chain(decay, optax.sgd(rate, momentum=optimizer.momentum))
-  if optimizer.name == "adam":
-    return optax.adamw(rate, b1=optimizer.momentum, weight_decay=optimizer.weight_decay)
-  raise ValueError(f'config.optimizer.name must be "sgd" or "adam", got {optimizer.name!r}.')
+  if count > 1:
+    return repeated_sgd(rate, momentum=options.momentum, weight_decay=options.weight_decay, count=count)
+  if options.name == "sgd":
+    decay = optax.add_decayed_weights(options.weight_decay)
+    return optax.chain(decay, optax.sgd(rate, momentum=options.momentum))
+  if options.name == "adam":
+    return optax.adamw(rate, b1=options.momentum, weight_decay=options.weight_decay)
+  raise ValueError(f'optimizer.name must be "sgd" or "adam", got {options.name!r}.')
 
 
 def _clip_by_norm(limit: float) -> optax.GradientTransformation:
-  """Scales updates by min(1, limit / (norm + 1e-6)), as PyTorch does; optax's own has no 1e-6."""
+  """Scales updates by min(1, limit / (norm + 1e-6))."""
 
   def clip(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+    # PyTorch's 1e-6, which optax.clip_by_global_norm does not add: the steps recorded of the release have it.
     factor = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
     return jax.tree.map(lambda update: update * factor, updates)
 

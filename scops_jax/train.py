@@ -170,7 +170,7 @@ def _train(
 ) -> tuple[Any, dict[str, Any] | None]:
   """Runs steps start + 1 … num_steps; returns the placed state and, if there was a step, the results."""
   config = run.config
-  schedule = optimizer.make_schedule(config)
+  schedule = optimizer.make_schedule(config.optimizer, num_steps=config.num_steps)
   progress = {"total": config.num_steps, "initial": start, "unit": "step", "desc": "train"}
   bar = tqdm(**progress, dynamic_ncols=True, disable=not hosts.is_first())
   results = None

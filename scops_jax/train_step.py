@@ -1,7 +1,7 @@
-"""One training step and one prediction step, pure functions that parallel.py compiles for the devices.
+"""One training step and one prediction step, pure functions that `runs.parallel` compiles for the devices.
 
 Images enter as uint8 RGB `[B, H, W, 3]`, saliency maps as uint8 `[B, H, W]` (0..255 stands for [0, 1]).
-The step is the paper's (section 3): the network sees each image twice, as it is and as T_s(T_a(I)).
+The step is the paper's (section 3): the network sees each image I twice, as it is and as T_s(T_a(I)).
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,8 @@ import optax
 from ml_collections import ConfigDict
 
 from scops_jax import appearance, dense_crf, geometry, losses, models, warp
-from scops_jax.models.base import segment_pair
 from scops_jax.models.part_basis import PartBasis
-from scops_jax.optimizer import freeze_modules, stop_frozen
+from scops_jax.optimizer import freeze_modules, make_optimizer, stop_frozen
 
 Batch = Mapping[str, Any]
 
@@ -41,7 +40,7 @@ class TrainState:
 
 
 def create_networks(config: ConfigDict) -> Networks:
-  """Returns the modules that the config names; nothing is initialised."""
+  """Returns the modules that the config names, without variables."""
   reference = models.create_reference(
     config.reference, tuple(config.reference_layers), l2_normalize=config.reference_l2_normalize
   )
@@ -52,13 +51,35 @@ def create_networks(config: ConfigDict) -> Networks:
   return Networks(models.create_segmenter(config.segmenter, config.num_parts), reference, basis)
 
 
-def segmenter_visits(networks: Networks, params: chex.ArrayTree, config: ConfigDict) -> chex.ArrayTree:
-  """Returns how often a step updates each of the segmenter's parameters, or shapes; 0 = frozen.
+def trainable_parameters(networks: Networks, params: chex.ArrayTree, config: ConfigDict) -> chex.ArrayTree:
+  """Returns which of the segmenter's parameters, or of their shapes, a step changes: a tree of bool.
 
   Raises:
     ValueError: config.optimizer.frozen_modules names none of its modules.
   """
-  return freeze_modules(networks.segmenter.parameter_visits(params), config.optimizer.frozen_modules)
+  return freeze_modules(networks.segmenter.trainable_parameters(params), config.optimizer.frozen_modules)
+
+
+def create_optimizer(
+  networks: Networks, params: chex.ArrayTree, config: ConfigDict
+) -> optax.GradientTransformation:
+  """Returns the optimizer that the config asks for.
+
+  Args:
+    networks: the modules.
+    params: {"segmenter": tree, "basis": tree}, arrays or shapes.
+    config: the run's.
+
+  Raises:
+    ValueError: the segmenter has no head, or config.optimizer.frozen_modules names none of its modules.
+  """
+  return make_optimizer(
+    config.optimizer,
+    params,
+    num_steps=config.num_steps,
+    trainable=trainable_parameters(networks, params["segmenter"], config),
+    update_counts=networks.segmenter.release_update_counts(params["segmenter"]),
+  )
 
 
 def reference_features(
@@ -66,8 +87,8 @@ def reference_features(
 ) -> tuple[chex.Array, ...]:
   """Returns the frozen network's maps V of RGB images 0..255 `[B, H, W, 3]`, at their own resolutions.
 
-  With config.reference_mirror they are the mean of the image's maps and its mirror image's, turned back:
-  features of a mirror image are then mirrored features, as the transform's mirroring asks of the parts.
+  With config.reference_mirror they are averaged with the mirrored maps of the mirror image. The features of a
+  mirror image are then the mirrored features, as the parts must be where the transform mirrors.
   """
   side = config.reference_image_size
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
@@ -88,20 +109,63 @@ def _reference_dtype(config: ConfigDict) -> str:
 def _batch_features(
   variables: chex.ArrayTree, batch: Batch, *, networks: Networks, config: ConfigDict
 ) -> tuple[chex.Array, ...]:
-  """Returns V: the batch's "features" if they are kept with the collection, else as computed now."""
+  """Returns V: the batch's "features" if they are cached, else computed."""
   if "features" in batch:
     return batch["features"]
   return reference_features(variables, batch["image"], networks=networks, config=config)
 
 
 def _segmenter_inputs(images: chex.Array, config: ConfigDict) -> chex.Array:
-  """Returns RGB 0..255 as the segmenter takes it, which computes in the dtype of its input."""
+  """Returns the segmenter's input of RGB 0..255, in the dtype it computes in."""
   return models.normalize(config.segmenter, images.astype(jnp.float32)).astype(config.compute_dtype)
 
 
 def _unit(saliency: chex.Array) -> chex.Array:
-  """Returns D in [0, 1] from the bytes of a saliency map."""
+  """Returns a saliency map's bytes as D in [0, 1]."""
   return saliency.astype(jnp.float32) / 255.0
+
+
+def segment_pair(
+  segmenter: models.Segmenter,
+  variables: Mapping[str, chex.ArrayTree],
+  images: jax.Array,
+  warped_images: jax.Array,
+  *,
+  axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array, chex.ArrayTree]:
+  """Segments a batch and its warped version in training mode.
+
+  A network with batch statistics makes two passes, as in the release: each has its own statistics, and the
+  running ones are updated twice. Others make one pass over both, but two on a CPU, whose caches hold more of
+  a smaller pass.
+
+  Args:
+    segmenter: the network.
+    variables: its "params" and "batch_stats" (empty if it has none).
+    images: `[B, H, W, 3]`, normalised.
+    warped_images: the same shape.
+    axis_name: of the pmap over whose devices batch statistics are taken; None: each device has its own.
+
+  Returns:
+    Logits of both `[B, H, W, K+1]`, resized to the images, float32; the batch statistics after both.
+  """
+  if segmenter.uses_batch_statistics or jax.default_backend() == "cpu":
+    options = {"axis_name": axis_name} if segmenter.uses_batch_statistics else {}
+    logits, batch_stats = _segment(segmenter, variables, images, **options)
+    variables = {**variables, "batch_stats": batch_stats}
+    return logits, *_segment(segmenter, variables, warped_images, **options)
+  # An image and its warped version are neighbours, so that a batch sharded over devices stays where it is.
+  both = jnp.stack([images, warped_images], axis=1).reshape(-1, *images.shape[1:])
+  logits, batch_stats = _segment(segmenter, variables, both)
+  return logits[0::2], logits[1::2], batch_stats
+
+
+def _segment(
+  segmenter: models.Segmenter, variables: Mapping[str, chex.ArrayTree], images: jax.Array, **options: Any
+) -> tuple[jax.Array, chex.ArrayTree]:
+  logits, updates = segmenter.apply(variables, images, train=True, mutable=["batch_stats"], **options)
+  resized = geometry.resize_bilinear(logits.astype(jnp.float32), *images.shape[1:3])
+  return resized, updates.get("batch_stats", variables["batch_stats"])
 
 
 def compute_losses(
@@ -117,8 +181,15 @@ def compute_losses(
 ) -> tuple[dict[str, chex.Array], chex.ArrayTree]:
   """Returns the unweighted loss terms by name, and the segmenter's updated batch statistics.
 
-  `keys` holds one key an image, so that a term does not depend on how the batch lies on devices. `axis_name`
-  is that of the pmap over whose devices batch statistics are taken; None: they are this device's.
+  Args:
+    params: {"segmenter": tree, "basis": tree}.
+    batch_stats: the segmenter's running statistics.
+    batch: as in `train_step`.
+    keys: a PRNG key for each image, so that its draws do not depend on the device that it lies on.
+    features: the reference's maps V `[B, h, w, C]`.
+    networks: the modules.
+    config: the run's.
+    axis_name: of the pmap over whose devices batch statistics are taken; None: each device has its own.
   """
   images = batch["image"].astype(jnp.float32)
   saliency = _unit(batch["saliency"])
@@ -126,8 +197,8 @@ def compute_losses(
 
   def transform(key: chex.PRNGKey, image: chex.Array) -> tuple[chex.Array, chex.Array]:
     spatial_key, appearance_key = jax.random.split(key)
-    points = warp.sample_spatial_transform(spatial_key, 1, config)[0]
-    return points, appearance.jitter_colors(appearance_key, image[None], config)[0]
+    points = warp.sample_spatial_transform(spatial_key, 1, config.spatial)[0]
+    return points, appearance.jitter_colors(appearance_key, image[None], config.appearance)[0]
 
   source_points, jittered = jax.vmap(transform)(keys, images)
   grid = warp.thin_plate_grid(source_points, height, width)
@@ -141,7 +212,7 @@ def compute_losses(
   logits, warped_logits, batch_stats = segment_pair(
     networks.segmenter, variables, inputs, warped_inputs, axis_name=axis_name
   )
-  # In memory, or each of the losses would sample it again.
+  # Written to memory, or each of the losses would sample it again.
   target_logits = jax.lax.optimization_barrier(warp.warp(logits, grid, padding="zeros"))
   probs = geometry.part_probabilities(logits)
   basis = networks.basis.apply({"params": params["basis"]})
@@ -173,15 +244,15 @@ def train_step(
   config: ConfigDict,
   axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, chex.Array]]:
-  """One update.
+  """Does one update: equation 7 of the paper on a batch, its gradient, and the optimizer's update.
 
   Args:
     state: the state before the update; its step and config.seed alone determine the random draws.
-    batch: "image" uint8 `[B, H, W, 3]`, "saliency" uint8 `[B, H, W]` and, where they are kept, "features",
+    batch: "image" uint8 `[B, H, W, 3]`, "saliency" uint8 `[B, H, W]` and, if they are cached, "features",
       the reference's maps `[B, h, w, C]`; B is the batch of this device under pmap, else the global batch.
     reference_variables: of the frozen reference.
     networks: the modules.
-    optimizer: as optimizer.make_optimizer builds it.
+    optimizer: as create_optimizer builds it.
     config: the run's.
     axis_name: of the pmap this runs under, over which gradients, terms and batch statistics are averaged.
 
@@ -201,10 +272,10 @@ def train_step(
     "axis_name": axis_name if config.sync_batch_norm else None,
   }
 
-  visits = segmenter_visits(networks, state.params["segmenter"], config)
+  trainable = trainable_parameters(networks, state.params["segmenter"], config)
 
   def objective(params: chex.ArrayTree) -> tuple[chex.Array, Any]:
-    trained = {**params, "segmenter": stop_frozen(params["segmenter"], visits)}
+    trained = {**params, "segmenter": stop_frozen(params["segmenter"], trainable)}
     terms, batch_stats = compute_losses(trained, state.batch_stats, batch, **options)
     total = sum(config.loss[name] * value for name, value in terms.items())
     return total, (terms, batch_stats)
@@ -227,7 +298,7 @@ def predict_step(
   networks: Networks,
   config: ConfigDict,
 ) -> dict[str, chex.Array]:
-  """Evaluation-mode prediction.
+  """Segments images in evaluation mode.
 
   Args:
     params: the segmenter's.
@@ -258,7 +329,7 @@ def refined_predict_step(
   networks: Networks,
   config: ConfigDict,
 ) -> dict[str, chex.Array]:
-  """As `predict_step`, with "crf_labels" too: uint8 `[B, H, W]`, the likeliest channel after config.crf."""
+  """Returns `predict_step`'s entries and "crf_labels" uint8 `[B, H, W]`, the labels after config.crf."""
   maps = predict_step(params, batch_stats, images, networks=networks, config=config)
   return {**maps, "crf_labels": dense_crf.crf_labels(maps["probs"], images, **config.crf)}
 
@@ -266,7 +337,7 @@ def refined_predict_step(
 def factorized_features(
   variables: chex.ArrayTree, batch: Batch, *, networks: Networks, config: ConfigDict
 ) -> chex.Array:
-  """Returns D·V `[B, h, w, C]` at the first map's resolution, float32: what the DFF baseline factorises."""
+  """Returns D·V `[B, h, w, C]`, float32, at the first map's resolution: what the DFF baseline factorises."""
   maps = _batch_features(variables, batch, networks=networks, config=config)
   height, width = maps[0].shape[1:3]
   weight = geometry.resize_bilinear(_unit(batch["saliency"])[..., None], height, width)

@@ -1,7 +1,7 @@
 """Spatial transforms: random control points, the thin-plate grid through them, and bilinear warping.
 
 A transform maps output (target) points to input (source) points in the [-1, 1] frame of `geometry`. It is
-given by where it sends a 5 × 5 lattice of control points.
+given by the source points of a 5 × 5 lattice of target points.
 """
 
 import functools
@@ -30,27 +30,26 @@ def _lattice() -> np.ndarray:
   return np.stack([x, y], axis=-1).reshape(NUM_CONTROL_POINTS, 2)
 
 
-def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, config: "ConfigDict") -> jax.Array:
+def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, spatial: "ConfigDict") -> jax.Array:
   """Draws one spatial transform T_s per image (paper, section 3.2, and the release's ranges).
 
-  Every control point is jittered, then the lattice is moved as a whole ("similarity", "projective" or not at
-  all, "thin_plate") and possibly mirrored. Scales are drawn from [1 / scale_high, 1 / scale_low], since the
-  transform maps target to source.
+  Every control point is jittered. In mode "similarity" or "projective" the whole lattice is then moved; in
+  mode "thin_plate" it stays. Last, it may be mirrored. Scales are drawn from [1 / scale_high, 1 / scale_low],
+  since the transform maps target to source.
 
   Args:
     key: a PRNG key.
     batch_size: B.
-    config: the run's configuration; `config.spatial` is read.
+    spatial: `config.spatial`.
 
   Returns:
     Source control points [B, 25, 2], float32, for `thin_plate_grid`.
 
   Raises:
-    ValueError: `config.spatial.mode` is unknown.
+    ValueError: `spatial.mode` is unknown.
 
   Differs from the release: the mirror is drawn for each image, not once a batch.
   """
-  spatial = config.spatial
   jitter_key, angle_key, tilt_key, scale_key, shift_key, mirror_key = jax.random.split(key, 6)
 
   def symmetric(draw_key: chex.PRNGKey, shape: tuple[int, ...], limit: float) -> jax.Array:
@@ -69,7 +68,7 @@ def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, config: "Config
     points = projective_transform(points, angle=angle, tilt=tilt, scale=scale)
   elif spatial.mode != "thin_plate":
     raise ValueError(
-      f'config.spatial.mode must be "similarity", "projective" or "thin_plate", got {spatial.mode!r}.'
+      f'spatial.mode must be "similarity", "projective" or "thin_plate", got {spatial.mode!r}.'
     )
   return mirror_points(points, jax.random.bernoulli(mirror_key, spatial.mirror_probability, (batch_size,)))
 
@@ -83,7 +82,7 @@ def similarity_transform(
     points: [B, N, 2].
     angle: a [B], radians, from x towards y.
     scale: s [B].
-    shift: t [B, 2], half-image units; not scaled.
+    shift: t [B, 2], half-image units.
 
   Returns:
     [B, N, 2].
@@ -127,7 +126,7 @@ def mirror_points(points: chex.Array, flags: chex.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=16)
 def _thin_plate_matrix(height: int, width: int) -> np.ndarray:
-  """Returns the constants M [H·W, 25], float64, with which a thin-plate grid is M @ source control points.
+  """Returns the constant matrix M [H·W, 25], float64, of thin-plate grids M @ source control points.
 
   The spline [U(‖q - P‖), 1, q] w has weights w = L⁻¹ [source; 0], L = [[U, 1, P], [1ᵀ, 0, 0], [Pᵀ, 0, 0]] and
   U(r) = r² ln r over the lattice P.
@@ -152,11 +151,11 @@ def _thin_plate_matrix(height: int, width: int) -> np.ndarray:
 def thin_plate_grid(source_points: chex.Array, height: int, width: int) -> jax.Array:
   """Returns the smoothest map that sends each lattice point to its source point, at every output pixel.
 
-  The thin-plate spline of Bookstein (1989) through the control points. Its system's inverse and its kernel at
-  the pixels are constants, so a grid is one [H·W, 25] × [25, 2] product.
+  The thin-plate spline of Bookstein (1989) through the control points. The inverse of its linear system and
+  its kernel at the pixels are constants, so a grid is one [H·W, 25] × [25, 2] product.
 
   Args:
-    source_points: [B, 25, 2], (x, y), where the points of `control_lattice` go.
+    source_points: [B, 25, 2], (x, y), to which the points of `control_lattice` are mapped.
     height: H of the output, pixels, at least 1.
     width: W of the output, pixels, at least 1.
 
@@ -179,7 +178,7 @@ def warp(images: chex.Array, grid: chex.Array, *, padding: str = "zeros") -> jax
 
   Args:
     images: [B, H, W, C], images or maps.
-    grid: [B, h, w, 2], (x, y) in the images' [-1, 1] frame; a point outside meets the padding.
+    grid: [B, h, w, 2], (x, y) in the images' [-1, 1] frame; a point outside reads the padding.
     padding: "zeros" surrounds the images with zeros, into which the outermost pixel fades over one pixel's
       distance; "border" repeats the outermost pixels.
 
@@ -195,7 +194,7 @@ def warp(images: chex.Array, grid: chex.Array, *, padding: str = "zeros") -> jax
   if padding not in modes:
     raise ValueError(f'padding must be "zeros" or "border", got {padding!r}.')
   _, height, width, _ = images.shape
-  # One row or column of padding on each side: a point farther out is moved onto it and sees the same values.
+  # One row or column of padding on each side is enough: points farther out are moved onto it.
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=modes[padding])
   grid = grid.astype(accumulation_dtype(grid))
   x = jnp.clip((grid[..., 0] + 1.0) * (0.5 * (width - 1)) + 1.0, 0.0, width + 1.0)
@@ -206,7 +205,7 @@ def warp(images: chex.Array, grid: chex.Array, *, padding: str = "zeros") -> jax
   corner = top.astype(jnp.int32) * (width + 2) + left.astype(jnp.int32)
 
   def row(corner: jax.Array) -> jax.Array:
-    # Both pixels of a row lie side by side in memory: read, and in the gradient written, as one window.
+    # Both pixels of a row lie side by side in memory: they are read, and in the gradient written, together.
     first, second = jnp.split(_windows(padded, corner), 2, axis=-1)
     return first * (1.0 - right_weight) + second * right_weight
 
@@ -219,7 +218,7 @@ def _windows(images: jax.Array, pixels: jax.Array) -> jax.Array:
 
   Args:
     images: [B, H, W, C].
-    pixels: [B, h, w], numbers of pixels y W + x, none of them the last.
+    pixels: [B, h, w], indices y W + x, less than H W - 1.
   """
   channels = images.shape[-1]
   layout = jax.lax.GatherDimensionNumbers(offset_dims=(2,), collapsed_slice_dims=(), start_index_map=(0,))

@@ -40,16 +40,16 @@ def test_every_order_matches_the_reference():
 
 
 def test_neutral_jitter_changes_nothing():
-  config = default_config()
-  config.appearance.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
+  options = default_config().appearance
+  options.update(brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
   images = np.concatenate([IMAGES, np.zeros_like(IMAGES[:1]), np.full_like(IMAGES[:1], 255)])
-  jittered = jax.jit(lambda x: appearance.jitter_colors(jax.random.key(0), x, config))(images)
+  jittered = jax.jit(lambda x: appearance.jitter_colors(jax.random.key(0), x, options))(images)
   np.testing.assert_allclose(jittered, images, atol=1e-3)
 
 
 def test_draws_keep_their_ranges_and_use_every_order():
-  config = default_config()
-  factors, hue, order = jax.jit(lambda key: appearance.sample_jitter(key, 4000, config))(jax.random.key(0))
+  options = default_config().appearance
+  factors, hue, order = jax.jit(lambda key: appearance.sample_jitter(key, 4000, options))(jax.random.key(0))
   for column, spread in enumerate((0.3, 0.3, 0.2)):
     values = np.asarray(factors[:, column])
     assert 1 - spread - 1e-6 <= values.min() < 1 - 0.98 * spread
@@ -61,16 +61,16 @@ def test_draws_keep_their_ranges_and_use_every_order():
 
 
 def test_factors_are_never_negative():
-  config = default_config()
-  config.appearance.brightness = 3.0
-  assert appearance.sample_jitter(jax.random.key(0), 100, config).factors.min() == 0.0
+  options = default_config().appearance
+  options.brightness = 3.0
+  assert appearance.sample_jitter(jax.random.key(0), 100, options).factors.min() == 0.0
 
 
 def test_eager_compiled_and_mapped_agree():
-  config = default_config()
+  options = default_config().appearance
 
   def jitter(key, images):
-    return appearance.jitter_colors(key, images, config)
+    return appearance.jitter_colors(key, images, options)
 
   key = jax.random.key(1)
   eager = jitter(key, IMAGES)
@@ -82,8 +82,8 @@ def test_eager_compiled_and_mapped_agree():
 
 
 def test_bfloat16_images_keep_their_dtype():
-  config = default_config()
-  jitter = jax.jit(lambda x: appearance.jitter_colors(jax.random.key(0), x, config))
+  options = default_config().appearance
+  jitter = jax.jit(lambda x: appearance.jitter_colors(jax.random.key(0), x, options))
   jittered = jitter(jnp.asarray(IMAGES, jnp.bfloat16))
   assert jittered.dtype == jnp.bfloat16
   assert np.isfinite(jittered.astype(jnp.float32)).all()
@@ -91,6 +91,6 @@ def test_bfloat16_images_keep_their_dtype():
 
 def test_bad_input_is_named():
   with pytest.raises(ValueError, match=r"images must be \[B, H, W, 3\].*\(3, 4, 6, 1\)"):
-    appearance.jitter_colors(jax.random.key(0), IMAGES[..., :1], default_config())
+    appearance.jitter_colors(jax.random.key(0), IMAGES[..., :1], default_config().appearance)
   with pytest.raises(TypeError, match=r"images must be a floating-point .* uint8"):
-    appearance.jitter_colors(jax.random.key(0), IMAGES.astype(np.uint8), default_config())
+    appearance.jitter_colors(jax.random.key(0), IMAGES.astype(np.uint8), default_config().appearance)

@@ -57,7 +57,7 @@ def test_gradients_are_those_of_finite_differences(x64):
   rng = np.random.default_rng(0)
   x, kernel = rng.standard_normal((2, 5, 6, 2)), rng.standard_normal((3, 3, 2, 3))
   options = {"padding": ((1, 1), (1, 1)), "stride": 2}
-  check_grads(lambda *a: conv(*a, **options), (x, kernel), order=1, modes=["rev"])
+  check_grads(lambda *a: conv(*a, **options), (x, kernel), order=1, modes=["fwd", "rev"])
 
 
 def test_bfloat16_is_rounded_once():

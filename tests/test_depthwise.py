@@ -57,7 +57,24 @@ def test_value_and_gradients_are_the_grouped_convolutions(function, batch, heigh
 
 def test_gradients_are_those_of_finite_differences(x64):
   x, kernel = (a.astype(np.float64) for a in inputs(2, 5, 6, 3))
-  check_grads(lambda *a: shifted_sum(*a, 2), (x, kernel), order=1, modes=["rev"])
+  check_grads(lambda *a: shifted_sum(*a, 2), (x, kernel), order=1, modes=["fwd", "rev"])
+
+
+def test_jacobians_and_second_derivatives_of_both_modes_agree(x64):
+  x, kernel = (jnp.asarray(a, jnp.float64) for a in inputs(1, 2, 3, 3, channels=2))
+
+  def cubes(x, kernel):
+    return jnp.sum(shifted_sum(x, kernel, 2) ** 3)
+
+  @jax.jit
+  def jacobians(x, kernel):
+    modes = jax.jacfwd, jax.jacrev
+    first = [mode(lambda x: shifted_sum(x, kernel, 2))(x) for mode in modes]
+    return first, [mode(jax.grad(cubes), 1)(x, kernel) for mode in modes]
+
+  for forward, reverse in jacobians(x, kernel):
+    assert abs(reverse).max() > 0.1
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-12)
 
 
 def test_by_hand():

@@ -128,6 +128,36 @@ def test_segmenter():
   np.testing.assert_allclose(kernel.std(), 0.01, rtol=0.2)
 
 
+@pytest.mark.usefixtures("x64")
+def test_forward_mode_agrees_with_reverse_mode():
+  """⟨c, J t⟩ = ⟨Jᵀ c, t⟩ for the Jacobian J of the logits, to the parameters and the images."""
+  module, rng = models.create_segmenter(NAME, 2), np.random.default_rng(0)
+  images = rng.standard_normal((1, 17, 33, 3))
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+  zeros = jax.eval_shape(module.init, jax.random.key(0), images)["batch_stats"]
+  statistics = jax.tree.map(lambda s: np.ones(s.shape), zeros)
+
+  def draw(tree):
+    return jax.tree.map(lambda s: 0.2 * rng.standard_normal(s.shape), tree)
+
+  def logits(params, images):
+    return module.apply({"params": params, "batch_stats": statistics}, images, train=True)
+
+  def products(primals, tangents, cotangent):
+    _, forward = jax.jvp(logits, primals, tangents)
+    gradients = jax.vjp(logits, *primals)[1](cotangent)
+    terms = jax.tree.map(jnp.vdot, gradients, tangents)
+    return jnp.vdot(cotangent, forward), sum(jax.tree.leaves(terms))
+
+  primals, tangents = (draw(shapes), images), (draw(shapes), draw(images))
+  options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+  forward, reverse = jax.jit(products, compiler_options=options)(
+    primals, tangents, rng.standard_normal((1, 5, 9, 3))
+  )
+  assert abs(reverse) > 1e-3
+  np.testing.assert_allclose(forward, reverse, rtol=1e-9)
+
+
 def test_relu6_gradient_is_zero_at_and_beyond_the_kinks():
   gradient = jax.vmap(jax.grad(efficientnet_lite.relu6))
   np.testing.assert_array_equal(gradient(jnp.array([-1.0, 0.0, 1.0, 5.9, 6.0, 7.0])), [0, 0, 1, 1, 0, 0])

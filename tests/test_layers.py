@@ -150,7 +150,7 @@ def test_frozen_batch_norm_has_no_gradient():
 
 
 def test_batch_norm_of_one_value_has_no_variance():
-  with pytest.raises(ValueError, match=r"more than one value a channel.*\(1, 1, 1, 3\)"):
+  with pytest.raises(ValueError, match=r"more than one value per channel.*\(1, 1, 1, 3\)"):
     BatchNorm().init(jax.random.key(0), jnp.ones((1, 1, 1, 3)), train=True)
 
 

@@ -76,6 +76,8 @@ def test_normalized_features_have_unit_length():
   np.testing.assert_allclose(normalize_features(features), expected, rtol=1e-5)
 
 
-def test_every_parameter_is_visited_once_unless_the_network_says_otherwise():
+def test_every_parameter_is_trained_unless_the_network_says_otherwise():
   module = models.create_segmenter("efficientnet_lite0", 3)
-  assert module.parameter_visits({"stem": {"kernel": np.ones(2)}}) == {"stem": {"kernel": 1}}
+  params = {"stem": {"kernel": np.ones(2)}}
+  assert module.trainable_parameters(params) == {"stem": {"kernel": True}}
+  assert module.release_update_counts(params) == {"stem": {"kernel": 1}}

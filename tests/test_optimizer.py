@@ -10,12 +10,16 @@ from scops_jax import optimizer
 from scops_jax.config import default_config
 from tests import oracle
 
+NUM_STEPS = 10
 
-def config_with(num_steps=10, **options):
-  config = default_config()
-  config.num_steps = num_steps
-  config.optimizer.update(options)
-  return config
+
+FROZEN_SCALE = {"backbone": {"kernel": True, "scale": False}, "head_part": {"kernel": True}}
+
+
+def options_with(**changes):
+  options = default_config().optimizer
+  options.update(changes)
+  return options
 
 
 def small_params():
@@ -27,32 +31,29 @@ def small_params():
   return {"segmenter": segmenter, "basis": {"basis": jnp.ones((2, 3))}}
 
 
-def first_update(config, gradients, visits=None):
+def first_update(options, gradients, **trees):
   params = small_params()
-  transformation = optimizer.make_optimizer(config, params, visits)
+  transformation = optimizer.make_optimizer(options, params, num_steps=NUM_STEPS, **trees)
   return transformation.update(gradients, transformation.init(params), params)[0]
 
 
 def test_poly_schedule_matches_the_release():
   recorded = oracle.golden("optim")
   for case in ("poly_a", "poly_b"):
-    schedule = optimizer.make_schedule(
-      config_with(
-        num_steps=int(recorded[f"{case}_max_iter"]),
-        learning_rate=float(recorded[f"{case}_base_lr"]),
-        power=float(recorded[f"{case}_power"]),
-      )
+    options = options_with(
+      learning_rate=float(recorded[f"{case}_base_lr"]), power=float(recorded[f"{case}_power"])
     )
+    schedule = optimizer.make_schedule(options, num_steps=int(recorded[f"{case}_max_iter"]))
     rates = recorded[f"{case}_lr"]
     np.testing.assert_allclose(schedule(recorded[f"{case}_iters"]), rates, rtol=1e-6, atol=1e-6 * rates[0])
 
 
 def test_cosine_schedule_with_warm_up_by_hand():
-  config = config_with(num_steps=8, schedule="cosine", warmup_steps=4, learning_rate=1.0)
-  schedule = optimizer.make_schedule(config)
+  options = options_with(schedule="cosine", warmup_steps=4, learning_rate=1.0)
+  schedule = optimizer.make_schedule(options, num_steps=8)
   expected = [0.25, 0.5, 0.75, 1.0, 1.0, (1 + np.sqrt(0.5)) / 2, 0.5, (1 - np.sqrt(0.5)) / 2, 0.0]
   np.testing.assert_allclose([schedule(step) for step in range(9)], expected, atol=1e-6)
-  one_step = optimizer.make_schedule(config_with(warmup_steps=1, learning_rate=1.0))
+  one_step = optimizer.make_schedule(options_with(warmup_steps=1, learning_rate=1.0), num_steps=NUM_STEPS)
   np.testing.assert_allclose([one_step(0), one_step(1)], [1.0, 1.0], rtol=1e-6)
 
 
@@ -67,10 +68,9 @@ def test_sgd_matches_the_release(kind):
     return {"segmenter": {"trunk": trunk, "head": recorded[f"{stem}_cls"]}, "basis": recorded[basis]}
 
   params = tree("sgd_init", "basis_init")
-  visits = jax.tree.map(int, tree("dup_visits", "basis_init")["segmenter"])
-  assert visits == {"trunk": {"a": 3, "b": 4}, "head": 1}
-  config = config_with(learning_rate=0.01, repeat_updates=kind == "dup")
-  transformation = optimizer.make_optimizer(config, params, visits)
+  counts = jax.tree.map(int, tree("dup_visits", "basis_init")["segmenter"])
+  options = options_with(learning_rate=0.01, repeat_updates=kind == "dup")
+  transformation = optimizer.make_optimizer(options, params, num_steps=NUM_STEPS, update_counts=counts)
   state = transformation.init(params)
   for step in range(3):
     gradients = tree(f"sgd_s{step}_grad", f"basis_s{step}_grad")
@@ -81,63 +81,61 @@ def test_sgd_matches_the_release(kind):
 
 
 def test_groups_by_module_name():
-  visits = {"backbone": {"kernel": 3, "scale": 0}, "head_part": {"kernel": 1}}
-  assert optimizer.parameter_groups(small_params(), visits) == {
+  assert optimizer.parameter_groups(small_params(), FROZEN_SCALE) == {
     "segmenter": {"backbone": {"kernel": "backbone", "scale": "frozen"}, "head_part": {"kernel": "head"}},
     "basis": {"basis": "basis"},
   }
 
 
 def test_sgd_step_by_hand():
-  config = config_with(learning_rate=0.1, basis_learning_rate=0.5, weight_decay=0.0, clip_norm=100.0)
+  options = options_with(learning_rate=0.1, basis_learning_rate=0.5, weight_decay=0.0, clip_norm=100.0)
   gradients = jax.tree.map(jnp.ones_like, small_params())
-  updates = first_update(config, gradients)
+  updates = first_update(options, gradients)
   np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -0.1, rtol=1e-6)
   np.testing.assert_allclose(updates["segmenter"]["head_part"]["kernel"], -1.0, rtol=1e-6)
   np.testing.assert_allclose(updates["basis"]["basis"], -0.5, rtol=1e-6)
 
 
 def test_the_basis_is_clipped_on_its_own():
-  config = config_with(learning_rate=1.0, head_multiplier=1.0, basis_learning_rate=1.0, weight_decay=0.0)
+  options = options_with(learning_rate=1.0, head_multiplier=1.0, basis_learning_rate=1.0, weight_decay=0.0)
   gradients = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), small_params())
   gradients["basis"] = {"basis": jnp.full((2, 3), 1e3)}
-  updates = first_update(config, gradients)
+  updates = first_update(options, gradients)
   np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -0.1, rtol=1e-6)
   np.testing.assert_allclose(optax.tree.norm(updates["basis"]), 5.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_frozen_parameters_stay_and_do_not_count_in_the_norm(name):
-  visits = {"backbone": {"kernel": 3, "scale": 0}, "head_part": {"kernel": 1}}
   gradients = jax.tree.map(jnp.ones_like, small_params())
   gradients["segmenter"]["backbone"]["scale"] = jnp.full(2, 1e6)
-  config = config_with(name=name, learning_rate=1.0, weight_decay=0.0)
-  updates = first_update(config, gradients, visits)
+  options = options_with(name=name, learning_rate=1.0, weight_decay=0.0)
+  updates = first_update(options, gradients, trainable=FROZEN_SCALE)
   np.testing.assert_array_equal(updates["segmenter"]["backbone"]["scale"], 0.0)
   np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -1.0, rtol=1e-5)
 
 
 def test_modules_are_frozen_by_the_beginnings_of_their_names():
-  visits = {"stem": {"kernel": 1}, "block1_a": {"kernel": 3, "scale": 0}, "block10_a": {"kernel": 2}}
-  frozen = {"stem": {"kernel": 0}, "block1_a": {"kernel": 0, "scale": 0}, "block10_a": {"kernel": 2}}
-  assert optimizer.freeze_modules(visits, ("stem", "block1_")) == frozen
-  assert optimizer.freeze_modules(visits, ()) == visits
+  trainable = {"stem": {"kernel": True}, "block1_a": {"scale": False}, "block10_a": {"kernel": True}}
+  expected = {"stem": {"kernel": False}, "block1_a": {"scale": False}, "block10_a": {"kernel": True}}
+  assert optimizer.freeze_modules(trainable, ("stem", "block1_")) == expected
+  assert optimizer.freeze_modules(trainable, ()) == trainable
   with pytest.raises(ValueError, match=r"begins with 'block2'; it has block10_a, block1_a, stem"):
-    optimizer.freeze_modules(visits, ("stem", "block2"))
+    optimizer.freeze_modules(trainable, ("stem", "block2"))
 
 
 def test_repeated_updates_by_hand():
-  """Two visits with g = 1, p = 1: m = 1.5, p = 0.85; then g = 1.5 + 0.5 · 0.85, m = 0.75 + g."""
-  transformation = optimizer.repeated_sgd(0.1, momentum=0.5, weight_decay=0.5, visits=2)
+  """Two updates with g = 1, p = 1: m = 1.5, p = 0.85; then g = 1.5 + 0.5 · 0.85, m = 0.75 + g."""
+  transformation = optimizer.repeated_sgd(0.1, momentum=0.5, weight_decay=0.5, count=2)
   updates, _ = transformation.update(jnp.ones(1), transformation.init(jnp.ones(1)), jnp.ones(1))
   np.testing.assert_allclose(updates, -0.1 * (1.5 + 0.75 + 1.5 + 0.425), rtol=1e-6)
 
 
 def test_repeated_updates_leave_frozen_parameters_and_the_other_groups():
-  visits = {"backbone": {"kernel": 2, "scale": 0}, "head_part": {"kernel": 1}}
-  config = config_with(repeat_updates=True, learning_rate=0.1, basis_learning_rate=0.5, weight_decay=0.0)
+  counts = {"backbone": {"kernel": 2, "scale": 2}, "head_part": {"kernel": 1}}
+  options = options_with(repeat_updates=True, learning_rate=0.1, basis_learning_rate=0.5, weight_decay=0.0)
   gradients = jax.tree.map(jnp.ones_like, small_params())
-  updates = first_update(config, gradients, visits)
+  updates = first_update(options, gradients, trainable=FROZEN_SCALE, update_counts=counts)
   np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -0.1 * (1 + 1.9), rtol=1e-6)
   np.testing.assert_array_equal(updates["segmenter"]["backbone"]["scale"], 0.0)
   np.testing.assert_allclose(updates["segmenter"]["head_part"]["kernel"], -1.0, rtol=1e-6)
@@ -145,16 +143,15 @@ def test_repeated_updates_leave_frozen_parameters_and_the_other_groups():
 
 
 def test_adam_scales_rates_by_group_and_schedule():
-  config = config_with(
+  options = options_with(
     name="adam",
     schedule="cosine",
     learning_rate=0.01,
     basis_learning_rate=0.03,
     weight_decay=0.0,
-    num_steps=4,
   )
   params = small_params()
-  transformation = optimizer.make_optimizer(config, params)
+  transformation = optimizer.make_optimizer(options, params, num_steps=4)
   state = transformation.init(params)
   gradients = jax.tree.map(jnp.ones_like, params)
   update = jax.jit(transformation.update)
@@ -167,9 +164,9 @@ def test_adam_scales_rates_by_group_and_schedule():
 
 
 def test_the_basis_rate_is_constant_under_poly():
-  config = config_with(num_steps=2, momentum=0.0, weight_decay=0.0, learning_rate=0.1, power=1.0)
+  options = options_with(momentum=0.0, weight_decay=0.0, learning_rate=0.1, power=1.0)
   params = small_params()
-  transformation = optimizer.make_optimizer(config, params)
+  transformation = optimizer.make_optimizer(options, params, num_steps=2)
   state = transformation.init(params)
   gradients = jax.tree.map(jnp.ones_like, params)
   for backbone in (-0.1, -0.05):
@@ -180,12 +177,16 @@ def test_the_basis_rate_is_constant_under_poly():
 
 def test_bad_settings_are_named():
   params = small_params()
-  with pytest.raises(ValueError, match=r'config\.optimizer\.name must be "sgd" or "adam", got .lion.'):
-    optimizer.make_optimizer(config_with(name="lion"), params)
+
+  def make(**changes):
+    optimizer.make_optimizer(options_with(**changes), params, num_steps=NUM_STEPS)
+
+  with pytest.raises(ValueError, match=r'optimizer\.name must be "sgd" or "adam", got .lion.'):
+    make(name="lion")
   with pytest.raises(ValueError, match=r'schedule must be "poly" or "cosine", got .step.'):
-    optimizer.make_schedule(config_with(schedule="step"))
-  with pytest.raises(ValueError, match="repeat_updates needs the visits"):
-    optimizer.make_optimizer(config_with(repeat_updates=True), params)
+    make(schedule="step")
+  with pytest.raises(ValueError, match="repeat_updates needs the update counts"):
+    make(repeat_updates=True)
   del params["segmenter"]["head_part"]
   with pytest.raises(ValueError, match="no module whose name starts with"):
-    optimizer.make_optimizer(default_config(), params)
+    make()

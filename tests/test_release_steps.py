@@ -154,7 +154,7 @@ def test_three_steps(variant):
   config.num_steps = int(recorded[f"{variant}_num_steps"])
   config.optimizer.learning_rate = float(recorded[f"{variant}_learning_rate"])
   params = initial_params()
-  transformation = optimizer.make_optimizer(config, params)
+  transformation = optimizer.make_optimizer(config.optimizer, params, num_steps=config.num_steps)
   state = transformation.init(params)
   update = jax.jit(transformation.update)
   for step in range(STEPS):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from scops_jax import optimizer, train_step
+from scops_jax import train_step
 from scops_jax.config import default_config
 from scops_jax.errors import UserError
 from scops_jax.runs import setup
@@ -64,7 +64,7 @@ def test_the_segmenter_is_that_of_the_newest_checkpoint(tmp_path):
   variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), abstract)
   basis = rng.normal(size=(3, networks.basis.num_channels)).astype(np.float32)
   params = {"segmenter": variables["params"], "basis": {"raw": basis}}
-  transformation = optimizer.make_optimizer(config, params)
+  transformation = train_step.create_optimizer(networks, params, config)
   checkpoints = Checkpoints(workdir)
   for step in (1, 2):
     scaled = jax.tree.map(lambda leaf, step=step: leaf * step, params)

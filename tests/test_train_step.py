@@ -13,10 +13,8 @@ import pytest
 
 from scops_jax import geometry, models
 from scops_jax.errors import UserError
-from scops_jax.models.base import segment_pair
-from scops_jax.optimizer import make_optimizer
 from scops_jax.runs.parallel import compile_steps
-from scops_jax.train_step import predict_step, reference_features, segmenter_visits, train_step
+from scops_jax.train_step import create_optimizer, predict_step, reference_features, segment_pair, train_step
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def run_steps(config, count=3, segmenter=None):
   nets = tiny.networks(segmenter)
   params, batch_stats, reference = tiny.variables(nets)
-  optimizer = make_optimizer(config, params, segmenter_visits(nets, params["segmenter"], config))
+  optimizer = create_optimizer(nets, params, config)
   steps = compile_steps(nets, optimizer, config)
   state, reference = steps.place(tiny.state(params, batch_stats, optimizer)), steps.place(reference)
   history = []
@@ -57,7 +55,7 @@ def test_eager_equals_jit():
   config = tiny.config()
   nets = tiny.networks()
   params, batch_stats, reference = tiny.variables(nets)
-  optimizer = make_optimizer(config, params)
+  optimizer = create_optimizer(nets, params, config)
   state = tiny.state(params, batch_stats, optimizer)
   after, metrics = train_step(
     state, tiny.batch(), reference, networks=nets, optimizer=optimizer, config=config
@@ -114,7 +112,7 @@ def test_batch_statistics_of_each_device_are_averaged():
   found = {}
   for shared in (True, False):
     config = tiny.config(parallelism="pmap", sync_batch_norm=shared)
-    optimizer = make_optimizer(config, params)
+    optimizer = create_optimizer(nets, params, config)
     step = functools.partial(train_step, networks=nets, optimizer=optimizer, config=config, axis_name="data")
     state = tiny.state(params, batch_stats, optimizer)
     mapped = jax.jit(jax.vmap(step, in_axes=(None, 0, None), axis_name="data"))
@@ -137,7 +135,7 @@ def test_a_step_learns_on_a_repeated_batch():
   config = tiny.config(**{"num_steps": 60, "optimizer.name": "adam", "optimizer.learning_rate": 1e-2})
   nets = tiny.networks()
   params, batch_stats, reference = tiny.variables(nets)
-  optimizer = make_optimizer(config, params)
+  optimizer = create_optimizer(nets, params, config)
   steps = compile_steps(nets, optimizer, config)
   state, reference = steps.place(tiny.state(params, batch_stats, optimizer)), steps.place(reference)
   batch = steps.put_batch(tiny.batch())

@@ -15,15 +15,15 @@ IMAGES = RNG.standard_normal((2, 5, 7, 3)).astype(np.float32)
 GRID = RNG.uniform(-1.4, 1.4, (2, 4, 6, 2)).astype(np.float32)
 
 
-def config_with(**spatial):
-  config = default_config()
-  config.spatial.update(spatial)
-  return config
+def spatial_with(**options):
+  spatial = default_config().spatial
+  spatial.update(options)
+  return spatial
 
 
-def draw(config, count):
+def draw(spatial, count):
   """Returns `count` drawn transforms."""
-  return jax.jit(lambda key: warp.sample_spatial_transform(key, count, config))(jax.random.key(0))
+  return jax.jit(lambda key: warp.sample_spatial_transform(key, count, spatial))(jax.random.key(0))
 
 
 def test_control_lattice_runs_down_the_columns():
@@ -163,21 +163,21 @@ def test_bfloat16_images_keep_their_dtype():
 
 
 def test_drawn_projective_transforms_are_finite_differ_and_repeat():
-  config = config_with(mode="projective", mirror_probability=0.5)
+  spatial = spatial_with(mode="projective", mirror_probability=0.5)
   key, other_key = jax.random.split(jax.random.key(0))
-  compiled = jax.jit(lambda key: warp.sample_spatial_transform(key, 4, config))
+  compiled = jax.jit(lambda key: warp.sample_spatial_transform(key, 4, spatial))
   points = compiled(key)
   assert points.shape == (4, 25, 2)
   assert points.dtype == jnp.float32
   assert np.isfinite(points).all()
   assert len(np.unique(points[:, 0, 0])) == 4
   assert (compiled(other_key) != points).any()
-  np.testing.assert_allclose(warp.sample_spatial_transform(key, 4, config), points, atol=1e-5)
+  np.testing.assert_allclose(warp.sample_spatial_transform(key, 4, spatial), points, atol=1e-5)
 
 
 def test_drawn_similarities_keep_their_ranges():
-  config = config_with(control_jitter=0.0)
-  points = np.asarray(draw(config, 2000), np.float64)
+  spatial = spatial_with(control_jitter=0.0)
+  points = np.asarray(draw(spatial, 2000), np.float64)
   shift = points[:, 12]  # where the lattice's middle goes
   direction = (points[:, 22] - shift) @ (1, 1j)  # where (1, 0) goes, as a complex number
   angle, scale = np.rad2deg(np.angle(direction)), np.abs(direction)
@@ -188,14 +188,14 @@ def test_drawn_similarities_keep_their_ranges():
 
 
 def test_control_jitter_keeps_its_range():
-  config = config_with(mode="thin_plate", control_jitter=0.05)
-  offsets = np.asarray(draw(config, 500)) - np.asarray(warp.control_lattice())
+  spatial = spatial_with(mode="thin_plate", control_jitter=0.05)
+  offsets = np.asarray(draw(spatial, 500)) - np.asarray(warp.control_lattice())
   assert 0.049 < abs(offsets).max() <= 0.05 + 1e-6
 
 
 def test_mirror_is_drawn_for_each_image():
-  config = config_with(mode="thin_plate", mirror_probability=0.25)
-  points = draw(config, 2000)
+  spatial = spatial_with(mode="thin_plate", mirror_probability=0.25)
+  points = draw(spatial, 2000)
   mirrored = np.asarray(points[:, 0, 0]) > 0  # the first lattice point is at x = -1
   assert 0.2 < mirrored.mean() < 0.3
 
@@ -211,7 +211,7 @@ def test_bad_input_is_named():
     warp.warp(IMAGES.astype(np.uint8), GRID)
   with pytest.raises(ValueError, match=r'"zeros" or "border", got .reflect.'):
     warp.warp(IMAGES, GRID, padding="reflect")
-  with pytest.raises(ValueError, match=r"config\.spatial\.mode must be .* got .affine."):
-    warp.sample_spatial_transform(jax.random.key(0), 2, config_with(mode="affine"))
+  with pytest.raises(ValueError, match=r"spatial\.mode must be .* got .affine."):
+    warp.sample_spatial_transform(jax.random.key(0), 2, spatial_with(mode="affine"))
   with pytest.raises(ValueError, match=r"points must be \[B, N, 2\]"):
     warp.mirror_points(np.zeros((25, 2), np.float32), np.zeros(25, bool))

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scops_jax import optimizer
 from scops_jax.config import default_config
 from scops_jax.runs.checkpoints import Checkpoints
 from scops_jax.runs.setup import Segmenter
 from scops_jax.runs.workdir import open_workdir
-from scops_jax.train_step import TrainState, create_networks
+from scops_jax.train_step import TrainState, create_networks, create_optimizer
 from tests import tiny
 
 NUM_PARTS, IMAGE_SIZE, STEP = 3, 32, 7
@@ -48,7 +47,7 @@ def write_run(path: pathlib.Path) -> pathlib.Path:
   """Writes the config and a checkpoint of efficientnet_segmenter."""
   segmenter = efficientnet_segmenter()
   params = {"segmenter": segmenter.params, "basis": {"raw": segmenter.part_basis}}
-  opt_state = optimizer.make_optimizer(segmenter.config, params).init(params)
+  opt_state = create_optimizer(segmenter.networks, params, segmenter.config).init(params)
   state = TrainState(jnp.int32(STEP), params, segmenter.batch_stats, opt_state)
   checkpoints = Checkpoints(open_workdir(path, segmenter.config))
   checkpoints.save(STEP, jax.tree.map(jnp.asarray, state), position={})

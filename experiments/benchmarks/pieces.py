@@ -15,8 +15,7 @@ from experiments.benchmarks import workload
 from scops_jax import appearance, geometry, losses, models, train_step, warp, weights
 from scops_jax.kernels.compilation import jit
 from scops_jax.kernels.memory import compute_in_calling_thread, map_large_blocks
-from scops_jax.models.base import segment_pair
-from scops_jax.optimizer import make_optimizer, stop_frozen
+from scops_jax.optimizer import stop_frozen
 from scops_jax.runs import parallel
 
 Piece = Callable[[], Any]
@@ -38,8 +37,7 @@ class Step:
     segmenter = self._read_variables(folder, "segmenter")
     reference = self._read_variables(folder, "reference")
     params = {"segmenter": segmenter["params"], "basis": {"raw": jnp.asarray(self.arrays.basis)}}
-    visits = train_step.segmenter_visits(self.networks, params["segmenter"], config)
-    self.optimizer = make_optimizer(config, params, visits)
+    self.optimizer = train_step.create_optimizer(self.networks, params, config)
     config.eval_batch_size = config.batch_size  # unused here, but compile_steps checks it
     self.compiled = parallel.compile_steps(self.networks, self.optimizer, config)
     state = train_step.TrainState(
@@ -84,18 +82,18 @@ def _compiled(function: Callable, *arguments: Any) -> Piece:
 def _network_pieces(step: Step) -> dict[str, Piece]:
   config, networks, state = step.config, step.networks, step.state
   params, batch_stats = state.params["segmenter"], state.batch_stats
-  visits = train_step.segmenter_visits(networks, params, config)
+  trainable = train_step.trainable_parameters(networks, params, config)
   images = step.arrays.images.astype(np.float32)
   normalized = models.normalize(config.segmenter, jnp.asarray(images))
   cotangents = [jnp.asarray(workload.random_logits(config, seed)) for seed in (0, 1)]
 
   def forward(params: Any, batch_stats: Any, images: jax.Array) -> Any:
     variables = {"params": params, "batch_stats": batch_stats}
-    return segment_pair(networks.segmenter, variables, images, images[:, ::-1])
+    return train_step.segment_pair(networks.segmenter, variables, images, images[:, ::-1])
 
   def forward_and_backward(params: Any, batch_stats: Any, images: jax.Array, cotangents: Any) -> Any:
     def product(params: Any) -> tuple[jax.Array, Any]:
-      params = stop_frozen(params, visits)
+      params = stop_frozen(params, trainable)
       *both, updated = forward(params, batch_stats, images)
       return sum(jnp.vdot(a, b) for a, b in zip(both, cotangents, strict=True)), updated
 

@@ -68,8 +68,8 @@ def draw_transforms(config: ConfigDict, steps: int) -> workload.Draws:
 
   def draw(key: jax.Array) -> tuple[jax.Array, appearance.ColorJitter]:
     spatial_key, appearance_key = jax.random.split(key)
-    points = warp.sample_spatial_transform(spatial_key, 1, config)
-    jitter = appearance.sample_jitter(appearance_key, 1, config)
+    points = warp.sample_spatial_transform(spatial_key, 1, config.spatial)
+    jitter = appearance.sample_jitter(appearance_key, 1, config.appearance)
     return jax.tree.map(lambda x: x[0], (points, jitter))
 
   def draw_batch(step: jax.Array) -> workload.Draws:

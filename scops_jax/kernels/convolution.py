@@ -1,13 +1,14 @@
-"""Dense convolution that is fast on a CPU too where XLA's own is not. GPUs and TPUs keep XLA's.
+"""Dense convolution, in forms that are faster than XLA's on a CPU; GPUs and TPUs get XLA's.
 
-XLA's gradient of a kernel on CPU is a convolution with a window of the image's size, 2 to 20 times slower
-than matrix products of the shifted input with the output's gradient. Its convolution to few channels is 2 to
-3 times slower than one product for all taps, whose results are shifted and added. Between many channels 3×3
-taps are cheapest in tiles (`winograd`), their gradients too.
+* The gradient of a kernel is a sum of matrix products, of the shifted input and the output's gradient. XLA
+  convolves with a window of the image's size, which takes 2 to 20 times as long.
+* A convolution to few channels is one matrix product for all taps, whose results are shifted and added. XLA
+  takes 2 to 3 times as long.
+* A 3×3 convolution between many channels is computed in tiles (`winograd`), and so are its gradients.
 
-On CPU a layer's two gradients are also tied: the one that goes on to the layer before waits for the kernel's.
-XLA would else put off the kernels' gradients of one pass over a network until those of the next, with which
-they are summed, and hold the inputs and gradients of all its layers for them.
+On a CPU the input's gradient also waits for the kernel's. A training step sums the kernel gradients of two
+passes over a network. Without this order XLA computes those of the first pass only when it needs the sums,
+and keeps the inputs and gradients of all layers until then.
 """
 
 import functools
@@ -19,21 +20,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.kernels import platforms, winograd
+from scops_jax.kernels.transposition import Arrays, linear_call
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # of rows and columns, (before, after)
 
-# Below so many channels products of a single tap are too narrow, and all taps share one.
+# With fewer channels the matrix product of a single tap is too narrow, so all taps share one.
 _FEW_CHANNELS = 16
-# From so many channels on, in and out, tiles save more than it costs to make them, and from so many products
-# on what it costs to compile them.
+# With at least so many channels, in and out, tiles save more time than it takes to make them.
 _MANY_CHANNELS = 64
+# With at least so many multiplications they also save more time than it takes to compile them.
 _MANY_PRODUCTS = 2 << 30
 
 
 def conv(
   x: jax.Array, kernel: jax.Array, *, padding: Padding, stride: int = 1, dilation: int = 1
 ) -> jax.Array:
-  """Convolves.
+  """Convolves images with a kernel, as lax.conv_general_dilated does.
 
   out[b, y, x, o] = Σ_ijc kernel[i, j, c, o] in[b, stride y + dilation i - before, …, c]
 
@@ -72,7 +74,7 @@ def _conv(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilati
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _conv_on_cpu(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> jax.Array:
   if _in_tiles(x, kernel, padding, stride, dilation):
     return winograd.conv_3x3(x, kernel, dilation=dilation)
@@ -81,34 +83,35 @@ def _conv_on_cpu(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int,
   return _conv(x, kernel, padding, stride, dilation)
 
 
-def _forward(
-  x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _conv_on_cpu(x, kernel, padding, stride, dilation), (x, kernel)
-
-
-def _backward(
-  padding: Padding, stride: int, dilation: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+@_conv_on_cpu.defjvp
+def _jvp(
+  padding: Padding, stride: int, dilation: int, primals: Arrays, tangents: Arrays
 ) -> tuple[jax.Array, jax.Array]:
-  x, kernel = residuals
-  if _in_tiles(x, kernel, padding, stride, dilation):
-    x_gradient = winograd.input_gradient(gradient, kernel, dilation=dilation)
-    kernel_gradient = winograd.kernel_gradient(x, gradient, dilation=dilation)
-  else:
-    transposed = jax.linear_transpose(lambda x: _conv(x, kernel, padding, stride, dilation), x)
-    (x_gradient,) = transposed(gradient)
-    kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
-  return lax.optimization_barrier((x_gradient, kernel_gradient))
+  def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _conv(x, kernel, padding, stride, dilation)
 
+  def tangent(primals: Arrays, tangents: Arrays) -> Arrays:
+    return (convolve(tangents[0], primals[1]) + convolve(primals[0], tangents[1]),)
 
-_conv_on_cpu.defvjp(_forward, _backward)
+  def transposed(primals: Arrays, gradients: Arrays) -> Arrays:
+    (x, kernel), (gradient,) = primals, gradients
+    if _in_tiles(x, kernel, padding, stride, dilation):
+      x_gradient = winograd.input_gradient(gradient, kernel, dilation=dilation)
+      kernel_gradient = winograd.kernel_gradient(x, gradient, dilation=dilation)
+    else:
+      (x_gradient,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(gradient)
+      kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
+    return lax.optimization_barrier((x_gradient, kernel_gradient))
+
+  value = _conv_on_cpu(*primals, padding, stride, dilation)
+  return value, *linear_call(tangent, transposed, primals, tangents)
 
 
 def _in_tiles(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> bool:
   return (
     kernel.shape[:2] == (3, 3)
     and min(kernel.shape[2:]) >= _MANY_CHANNELS
-    and not jax.export.is_symbolic_dim(x.shape[0])  # an exported program for every batch size
+    and not jax.export.is_symbolic_dim(x.shape[0])  # the batch size of an exported program is unknown
     and math.prod(x.shape[:3]) * kernel.size >= _MANY_PRODUCTS
     and stride == 1
     and padding == ((dilation, dilation),) * 2
@@ -119,7 +122,7 @@ def _in_tiles(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, di
 def _kernel_gradient(
   x: jax.Array, kernel: jax.Array, gradient: jax.Array, padding: Padding, *, stride: int, dilation: int
 ) -> jax.Array:
-  """Sums, for each tap, what it reads times the output's gradient, over images and pixels."""
+  """Returns for each tap the sum over images and pixels of what it reads times the output's gradient."""
   taps = _taps(kernel, dilation)
   if stride == 1 and gradient.shape[-1] < _FEW_CHANNELS:
     return _by_shifted_gradients(x, kernel, gradient, padding, taps)
@@ -134,21 +137,21 @@ def _kernel_gradient(
 def _by_shifted_gradients(
   x: jax.Array, kernel: jax.Array, gradient: jax.Array, padding: Padding, taps: list[tuple[int, int]]
 ) -> jax.Array:
-  """Does the same at stride 1 by shifting the output's gradient, where that is the smaller array.
+  """Returns the same at stride 1 by shifting the output's gradient, where that is the smaller array.
 
-  Pixel p meets, through tap t, output p - t + before: with last - before zeros in front of the gradient that
-  is its row p + last - t.
+  Through tap t pixel p reaches the output p - t + before. With last - before zeros in front, that is row
+  p + last - t of the gradient.
   """
   last = taps[-1]
   rows, columns = ((n - before, n - after) for n, (before, after) in zip(last, padding, strict=True))
   padded = _pad(gradient, (rows, columns))
-  met = [_rows(window(padded, (last[0] - t[0], last[1] - t[1]), x.shape[1:3], 1)) for t in taps]
-  products = _rows(x).T @ jnp.concatenate(met, axis=1)
+  reached = [_rows(window(padded, (last[0] - t[0], last[1] - t[1]), x.shape[1:3], 1)) for t in taps]
+  products = _rows(x).T @ jnp.concatenate(reached, axis=1)
   return jnp.moveaxis(products.reshape(x.shape[-1], *kernel.shape[:2], -1), 0, 2)
 
 
 def _conv_to_few_channels(x: jax.Array, kernel: jax.Array, padding: Padding, dilation: int) -> jax.Array:
-  """Multiplies every pixel with all taps, and takes each tap's products from the pixel that it reads."""
+  """Multiplies every pixel with all taps, then sums for each output the products of the pixels it reads."""
   channels = kernel.shape[-1]
   all_taps = jnp.moveaxis(kernel, 2, 0).reshape(x.shape[-1], -1)
   products = jnp.matmul(_rows(x), all_taps, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
@@ -175,6 +178,6 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 def window(x: jax.Array, start: tuple[int, int], size: tuple[int, ...], stride: int) -> jax.Array:
-  """Takes `size` rows and columns, every stride-th from `start`."""
+  """Returns `size` rows and columns of x [B, H, W, C], every stride-th from `start`."""
   rows, columns = (slice(a, a + (n - 1) * stride + 1, stride) for a, n in zip(start, size, strict=True))
   return x[:, rows, columns]

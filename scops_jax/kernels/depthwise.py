@@ -1,7 +1,6 @@
-"""Depthwise convolution that is also fast on a CPU.
+"""Depthwise convolution. GPUs and TPUs get XLA's grouped convolution; a CPU gets a sum of shifted slices.
 
-XLA's grouped convolution on CPU is 4 to 25 times slower than the same sum written as shifted slices times
-weights, which it fuses into one loop. GPUs and TPUs keep the convolution.
+XLA fuses that sum into one loop, while its grouped convolution takes 4 to 25 times as long.
 """
 
 import functools
@@ -13,8 +12,9 @@ from jax import lax
 from scops_jax.kernels import platforms
 from scops_jax.kernels.convolution import Padding, window
 from scops_jax.kernels.reductions import channel_sum
+from scops_jax.kernels.transposition import Arrays, linear_call
 
-_UNROLLED_IMAGES = 16  # of a batch, in the kernel's gradient; more take longer to compile
+_UNROLLED_IMAGES = 16  # in the kernel's gradient; unrolling more makes compiling slow
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
-  """Convolves each channel with a kernel of its own, with SAME padding.
+  """Convolves each channel with its own kernel, with SAME padding.
 
   out[b, y, x, c] = Σ_ij kernel[i, j, 0, c] in[b, stride y + i - before, stride x + j - before, c]
 
@@ -55,9 +55,9 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.A
   return platforms.call(x, kernel, on_cpu=on_cpu, elsewhere=elsewhere)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def shifted_sum(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """Computes a depthwise convolution as k² shifted slices times weights; its gradients are such sums too."""
+  """Returns a depthwise convolution, and its gradients, as sums of k² shifted slices times weights."""
   return _sum_windows(_pad(x, padding), kernel, stride)
 
 
@@ -66,30 +66,32 @@ def _sum_windows(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
   return _sum([window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel)])
 
 
-def _forward(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+@shifted_sum.defjvp
+def _jvp(stride: int, padding: Padding, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+  x, kernel = primals
   padded = _pad(x, padding)
-  # Kept in memory, or XLA would compute it again for the gradient of the activation that follows.
-  return lax.optimization_barrier(_sum_windows(padded, kernel, stride)), (padded, kernel)
 
+  def tangent(residuals: Arrays, tangents: Arrays) -> Arrays:
+    padded, kernel = residuals
+    of_input = _sum_windows(_pad(tangents[0], padding), kernel, stride)
+    return (of_input + _sum_windows(padded, tangents[1], stride),)
 
-def _backward(
-  stride: int, padding: Padding, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  padded, kernel = residuals
-  wide = jnp.promote_types(padded.dtype, jnp.float32)  # of sums over all pixels
-  return (
-    _input_gradient(gradient, kernel, stride, padding, padded.shape),
-    _kernel_gradient(padded.astype(wide), kernel, gradient.astype(wide), stride).astype(kernel.dtype),
-  )
+  def transposed(residuals: Arrays, gradients: Arrays) -> Arrays:
+    (padded, kernel), (gradient,) = residuals, gradients
+    wide = jnp.promote_types(padded.dtype, jnp.float32)  # for the sums over all pixels
+    return (
+      _input_gradient(gradient, kernel, stride, padding, padded.shape),
+      _kernel_gradient(padded.astype(wide), kernel, gradient.astype(wide), stride).astype(kernel.dtype),
+    )
 
-
-shifted_sum.defvjp(_forward, _backward)
+  # Written to memory: XLA would compute it again for the gradient of the activation that follows.
+  value = lax.optimization_barrier(_sum_windows(padded, kernel, stride))
+  return value, *linear_call(tangent, transposed, (padded, kernel), tangents)
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
-  """Pads with zeros in memory: fused into its readers, the test for the border would run at every read."""
+  """Pads rows and columns with zeros."""
+  # Written to memory: XLA would fuse it into the slices, each of which would test for the border.
   return lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
 
 
@@ -104,10 +106,10 @@ def _sum(terms: list[jax.Array]) -> jax.Array:
 def _input_gradient(
   gradient: jax.Array, kernel: jax.Array, stride: int, padding: Padding, padded_shape: tuple[int, ...]
 ) -> jax.Array:
-  """Sums, for each input pixel y, gradient[(y + before - i) / stride] kernel[i] over the i that divide.
+  """Returns for each input pixel y the sum of gradient[(y + before - i) / stride] kernel[i].
 
-  The pixels y = stride m + phase take the same i, so each phase is a shifted sum over the gradient's own
-  lattice.
+  The sum is over the taps i for which the division leaves no remainder. These are the same for all pixels
+  y = stride m + phase, so each phase is a shifted sum over the gradient, and the phases are interleaved.
   """
   (top, bottom), (left, right) = padding
   height, width = padded_shape[1] - top - bottom, padded_shape[2] - left - right
@@ -122,21 +124,18 @@ def _input_gradient(
       if row % stride == 0 and column % stride == 0:
         start = border + row // stride, border + column // stride
         terms.append(window(padded, start, size, 1) * kernel[i, j, 0])
-    spread = [
+    gaps = [
       (first, n - first - (count - 1) * stride - 1, stride - 1)
       for first, n, count in zip(phase, (height, width), size, strict=True)
     ]
     zero = jnp.zeros((), gradient.dtype)
-    interleaved.append(lax.pad(lax.optimization_barrier(_sum(terms)), zero, ((0, 0, 0), *spread, (0, 0, 0))))
+    interleaved.append(lax.pad(lax.optimization_barrier(_sum(terms)), zero, ((0, 0, 0), *gaps, (0, 0, 0))))
   return _sum(interleaved)
 
 
 def _kernel_gradient(padded: jax.Array, kernel: jax.Array, gradient: jax.Array, stride: int) -> jax.Array:
-  """Sums input times gradient over images and pixels for each tap.
-
-  XLA's reductions on CPU that keep the last axis are slow. The sum over images is therefore unrolled, a loop
-  over pixels and channels that leaves little to reduce.
-  """
+  """Returns for each tap the sum of input times gradient over images and pixels."""
+  # The sum over images is unrolled: XLA's reductions that keep the last axis are slow on CPUs.
   unrolled = min(gradient.shape[0], _UNROLLED_IMAGES)
   missing = -gradient.shape[0] % unrolled  # images to the next multiple
   if missing:

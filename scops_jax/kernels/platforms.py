@@ -1,4 +1,4 @@
-"""Which form of a function a program holds, that which is fast on CPUs or that for other platforms."""
+"""Functions in two forms, one that is fast on CPUs and one for other platforms."""
 
 import contextlib
 import contextvars
@@ -12,9 +12,9 @@ _every_platform = contextvars.ContextVar("every_platform", default=False)
 
 @contextlib.contextmanager
 def every_platform() -> Iterator[None]:
-  """Lets programs that are traced inside hold the form for each platform, as an exported one needs.
+  """Programs that are traced inside hold both forms, as an exported one needs to run on every platform.
 
-  Otherwise the form is that of the default backend: tracing a gradient of both takes half as long again.
+  Others hold the default backend's alone: tracing gradients of both takes half as long again.
   """
   token = _every_platform.set(True)
   try:
@@ -27,7 +27,7 @@ Form = Callable[..., jax.Array]
 
 
 def call(*arrays: jax.Array, on_cpu: Form, elsewhere: Form) -> jax.Array:
-  """Returns what the form for the platform gives for the arrays."""
+  """Calls the form for the platform with the arrays."""
   if _every_platform.get():
     return lax.platform_dependent(*arrays, cpu=on_cpu, default=elsewhere)
   return (on_cpu if jax.default_backend() == "cpu" else elsewhere)(*arrays)

@@ -1,4 +1,4 @@
-"""Sums over images and pixels that are also fast in a training step on a CPU."""
+"""Sums over images and pixels that are fast in a training step on a CPU too."""
 
 import math
 
@@ -7,14 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.kernels.compilation import is_traced_for_training
+from scops_jax.kernels.transposition import Arrays, linear_call
 
 
 def channel_sum(x: jax.Array) -> jax.Array:
   """Sums over all axes but the last, in float32 at least.
-
-  Without YNNPACK XLA's own sums that keep the last axis are slow on a CPU. There it gets products with a
-  vector of ones, of one axis after the other, the last but one first: each sum is short, which loses fewer
-  digits too, and no axis is split, so that a batch that is sharded over devices stays where it is.
 
   Args:
     x: `[..., C]`.
@@ -25,6 +22,9 @@ def channel_sum(x: jax.Array) -> jax.Array:
   sums = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   if not is_traced_for_training():
     return jnp.sum(sums, axis=range(x.ndim - 1)).astype(x.dtype)
+  # XLA's sums that keep the last axis are slow on a CPU without YNNPACK, so they are products with ones. They
+  # go over one axis at a time, the last but one first: short sums lose few digits, and no axis is split, so
+  # that a batch that is sharded over devices stays where it is.
   while sums.ndim > 1:
     rows = sums.reshape(math.prod(sums.shape[:-2]), *sums.shape[-2:])
     row_sums = jnp.einsum("rn,rnc->rc", jnp.ones(rows.shape[:2], rows.dtype), rows)
@@ -32,9 +32,9 @@ def channel_sum(x: jax.Array) -> jax.Array:
   return sums.astype(x.dtype)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """Adds to each channel; the bias's gradient is a `channel_sum`.
+  """Returns x + bias; the bias's gradient is a `channel_sum`.
 
   Args:
     x: `[..., C]`.
@@ -46,13 +46,16 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   return x + bias
 
 
-def _add_bias_forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
-  return x + bias, None
+@add_bias.defjvp
+def _add_bias_jvp(
+  primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  def add(_: Arrays, tangents: Arrays) -> Arrays:
+    return (tangents[0] + tangents[1],)
 
+  def transposed(_: Arrays, gradients: Arrays) -> Arrays:
+    gradient = lax.optimization_barrier(gradients[0])  # computed once for both
+    return gradient, channel_sum(gradient)
 
-def _add_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-  gradient = lax.optimization_barrier(gradient)  # both read it: not to be computed for each of them
-  return gradient, channel_sum(gradient)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+  (tangent,) = linear_call(add, transposed, (), tangents)
+  return add_bias(*primals), tangent

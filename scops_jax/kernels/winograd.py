@@ -1,16 +1,15 @@
 """3×3 convolution with 16 products for every 2 × 2 outputs, instead of 36 (Lavin and Gray, arXiv 1509.09308).
 
-A tile is 2 × 2 outputs and the 4 × 4 inputs that they read, both at the distance of the dilation. With the
-matrices below, for rows and columns alike,
+A tile is 2 × 2 outputs and the 4 × 4 inputs that they read, both spaced by the dilation. With the matrices
+below
 
   out = A ((G kernel Gᵀ) ∘ (B in Bᵀ)) Aᵀ
 
-where ∘ multiplies entry by entry and sums over the input's channels: 16 matrix products over all tiles. With
-entries of 0, ± 1 and ½ float32 results are as exact as those of the direct sum.
+where ∘ multiplies entry by entry and sums over the input's channels: 16 matrix products over all tiles. The
+matrices' entries are 0, ±1 and ±½, so float32 results are as exact as those of the direct sum.
 
-Along an axis with dilation d the first outputs of group g's tiles are the rows 2 d g + q, q < d; their second
-outputs are d rows further. So the tiles of all d phases lie side by side, and only those of the last group
-may reach over the end.
+Along an axis with dilation d, group g holds the d tiles whose first outputs are the rows 2 d g + q, q < d,
+and whose second outputs lie d rows further. Only tiles of the last group may reach over the end.
 """
 
 import functools
@@ -24,12 +23,12 @@ _A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 _B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
-Grid = list[list[jax.Array]]  # what stands at (row, column) of each tile: [B, groups, d, groups, d, C]
+Grid = list[list[jax.Array]]  # entry (row, column) of each tile: [B, groups, d, groups, d, C]
 Size = tuple[int, ...]  # rows and columns of the outputs
 
 
 def conv_3x3(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
-  """Convolves at stride 1, with as many zeros around as keep the size.
+  """Convolves at stride 1 with zero padding that keeps the size.
 
   Args:
     x: [B, H, W, C], float32 or float64.
@@ -43,13 +42,13 @@ def conv_3x3(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
 
 
 def input_gradient(gradient: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
-  """Returns the gradient [B, H, W, C] of conv_3x3's input for that [B, H, W, O] of its result."""
+  """Returns the gradient of conv_3x3's input, [B, H, W, C], from that of its result, [B, H, W, O]."""
   kernels = _transform(_G, [[kernel[2 - i, 2 - j] for j in range(3)] for i in range(3)])
   return _conv(gradient, [[kernel.T for kernel in row] for row in kernels], dilation)
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array, *, dilation: int) -> jax.Array:
-  """Returns the gradient [3, 3, C, O] of conv_3x3's kernel for that [B, H, W, O] of its result."""
+  """Returns the gradient of conv_3x3's kernel, [3, 3, C, O], from that of its result, [B, H, W, O]."""
   size = x.shape[1:3]
   inputs = _transform(_B, _tiles(x, dilation, before=dilation, size=4))
   gradients = _transform(_A.T, _tiles(gradient, dilation, before=0, size=2))
@@ -94,7 +93,7 @@ def _count(length: int, dilation: int) -> int:
 
 
 def _rows(tiles: jax.Array, size: Size) -> jax.Array:
-  """Lists what stands in each tile that begins in an image of `size`: [tiles, C]."""
+  """Returns one entry of every tile that begins in an image of `size`, as rows [tiles, C]."""
   images, down, dilation, across, _, channels = tiles.shape
   image = tiles.reshape(images, down * dilation, across * dilation, channels)
   rows, columns = (_count(length, dilation) for length in size)

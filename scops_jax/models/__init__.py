@@ -82,10 +82,10 @@ def create_segmenter(name: str, num_parts: int) -> Segmenter:
   Returns:
     A module: `.init(key, images, train=False)` and `.apply(variables, images, train=False)` → logits
     `[B, h, w, K+1]` at the network's own resolution, channel 0 the background, cells on the align-corners
-    lattice of the normalised images `[B, H, W, 3]` (deeplab's: within a pixel of it). Modules named
-    "head_..." hold the new parameters; the others can come from a published file
-    (`weights.apply_state_dict`). Training is `.apply(variables, images, train=True,
-    mutable=["batch_stats"])`.
+    lattice of the normalised images `[B, H, W, 3]` (deeplab's within a pixel of it). Modules named "head_..."
+    hold the new parameters; the others can come from a published file (`weights.apply_state_dict`). Training
+    is `.apply(variables, images, train=True, mutable=["batch_stats"])`. Gradients and jax.jvp work, but in
+    training deeplab's batch statistics have no jax.jvp.
 
   Raises:
     ValueError: an unknown name, or K < 1.
@@ -102,14 +102,14 @@ def create_reference(name: str, layers: Sequence[str], *, l2_normalize: bool = F
   Args:
     name: of the network.
     layers: names of the maps to return; layers after the last of them are not computed.
-    l2_normalize: whether each position's features are divided by their norm; vgg then goes on with the
-      normalised map, as the release does.
+    l2_normalize: whether each position's features are divided by their norm. The next layer of vgg then reads
+      the normalised map, as in the release.
 
   Returns:
     A module: `.init(key, images)` and `.apply(variables, images)` → tuple of non-negative maps
-    `[B, h, w, C]`, one a layer in the order given. The cells are taken to lie on the align-corners lattice
-    of the normalised images `[B, H, W, 3]`: exactly so for efficientnet_lite0; for the others their module
-    says how far off that is.
+    `[B, h, w, C]`, one per layer in the order given. Their cells are taken to lie on the align-corners
+    lattice of the normalised images `[B, H, W, 3]`. For efficientnet_lite0 they do; the modules of the others
+    say how far off they are.
 
   Raises:
     ValueError: an unknown network or layer, or no layer.
@@ -135,7 +135,7 @@ def normalize(name: str, images: jax.Array) -> jax.Array:
 
 
 def check_image_size(name: str, size: int) -> None:
-  """Raises ValueError unless images of `size` pixels a side fill the segmenter's cells."""
+  """Raises ValueError unless `size`, pixels a side, is a multiple of the segmenter's stride."""
   _check(name, _SEGMENTERS, "segmenter")
   stride = _SEGMENTERS[name].image_stride
   if size % stride:

@@ -5,8 +5,8 @@ four dilated 3Ã—3 convolutions (atrous spatial pyramid pooling), "head_conv0" â€
 trunk are named as in `resnet`.
 
 Alignment: the pool after the stem rounds up, so n pixels give n / 8 + 1 cells if 8 divides n, and cell i is
-centred on pixel 8 i. This project's resizes take the cells as an align-corners lattice, where cell i lies at
-pixel 8 i (n - 1) / n: at most one pixel off, at the far border.
+centred on pixel 8 i. This project resizes with aligned corners, which puts cell i at pixel 8 i (n - 1) / n:
+at most one pixel off, at the far border.
 """
 
 import functools
@@ -28,22 +28,22 @@ _MEAN_COLOR = (122.67891434, 116.66876762, 104.00698793)  # RGB, of ImageNet
 _STAGES = ((1, 1), (2, 1), (1, 2), (1, 4))  # stride of the first block, dilation of every block
 _NORMAL = nn.initializers.normal(0.01)
 
-# How often the release's optimizer lists a parameter, by where it stands. Its generator walks the modules
-# recursively and yields at each one all parameters below it, so that deeper ones come more often.
-_BLOCK_VISITS, _SHORTCUT_VISITS = 3, 4
+# How often the release's optimizer lists a parameter of a block and of its shortcut. It walks the modules
+# recursively and lists at each of them all parameters below it, so that deeper ones come more often.
+_BLOCK_UPDATES, _SHORTCUT_UPDATES = 3, 4
 
 
 class DeepLab(Segmenter):
   """ResNet trunk and dilated head.
 
-  BatchNorm uses the batch's statistics in training; its scale and bias are frozen, but trained in the
-  shortcuts of the two-branch variant, as the release does it.
+  BatchNorm uses the batch's statistics in training. As in the release, its scale and bias are frozen, except
+  in the shortcuts of the two-branch variant.
 
   Attributes:
     num_parts: K.
     block_counts: of the four stages.
-    two_branch: whether the head reads only the second half of the trunk's channels. The release meant the
-      first half for another task; no loss reads it, and it is kept so that weight files fit.
+    two_branch: whether the head reads only the second half of the trunk's channels. No loss of the release
+      reads the first half, which is kept so that weight files fit.
     stage_channels: of the middle convolutions of each stage.
   """
 
@@ -66,7 +66,7 @@ class DeepLab(Segmenter):
     stem = functools.partial(
       resnet.stem, channels=self.stage_channels[0], ceil_mode=True, kernel_init=_NORMAL, train=train
     )
-    # Its maps are large and cheap: for the gradient they are computed anew.
+    # Its maps are large and cheap, so the gradient computes them again instead of keeping them.
     x = nn.remat(lambda _, images: stem(images, axis_name=axis_name))(self, images)
     for stage, (stride, dilation) in enumerate(_STAGES):
       for block in range(self.block_counts[stage]):
@@ -81,7 +81,7 @@ class DeepLab(Segmenter):
           name=f"layer{stage + 1}_{block}",
         )(x, train, axis_name)
         if train and block == 0:
-          # Computed once, for the gradient too: XLA would else keep the two maps that it is the sum of.
+          # Written to memory, or XLA would keep the two maps that it is the sum of for the gradient.
           x = jax.lax.optimization_barrier(x)
     if self.two_branch:
       x = x[..., x.shape[-1] // 2 :]
@@ -97,21 +97,26 @@ class DeepLab(Segmenter):
     return sum(branches[1:], start=branches[0])
 
   @nn.nowrap
-  def parameter_visits(self, params: chex.ArrayTree) -> chex.ArrayTree:
-    """As in Segmenter; where the release lists a tensor v times, PyTorch 0.4 updated it v times a step."""
+  def trainable_parameters(self, params: chex.ArrayTree) -> chex.ArrayTree:
+    """As in Segmenter: all but BatchNorm's scale and bias, which only the two-branch shortcuts train."""
 
-    def visits(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> int:
+    def trained(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> bool:
+      layer = path[-2].key
+      return self.two_branch if layer == "downsample_bn" else not layer.startswith("bn")
+
+    return jax.tree_util.tree_map_with_path(trained, params)
+
+  @nn.nowrap
+  def release_update_counts(self, params: chex.ArrayTree) -> chex.ArrayTree:
+    """As in Segmenter: PyTorch 0.4 updates a tensor as often as the release's optimizer lists it."""
+
+    def count(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> int:
       *modules, _ = (entry.key for entry in path)
-      layer = modules[-1]
-      if layer == "downsample_bn":
-        return _SHORTCUT_VISITS if self.two_branch else 0
-      if layer.startswith("bn"):
-        return 0
-      if layer == "downsample_conv":
-        return _SHORTCUT_VISITS
-      return _BLOCK_VISITS if len(modules) > 1 else 1
+      if modules[-1].startswith("downsample_"):
+        return _SHORTCUT_UPDATES
+      return _BLOCK_UPDATES if len(modules) > 1 else 1
 
-    return jax.tree_util.tree_map_with_path(visits, params)
+    return jax.tree_util.tree_map_with_path(count, params)
 
 
 def normalize(images: jax.Array) -> jax.Array:

@@ -4,10 +4,10 @@ Architecture: Tan & Le, EfficientNet (arXiv 1905.11946), in the "lite" variant o
 repository: relu6, no squeeze-and-excitation, stem and head of fixed width. BatchNorm always uses its running
 statistics, folded into the convolution before it; its scale and bias are trainable.
 
-Alignment: with SAME padding and a side of the form s m + 1, every stride-2 convolution pads both ends alike,
-so that cell i of the stride-s map is centred on input pixel s i: its cells lie on the align-corners lattice
-that this project's resizes and warps assume. Reference and segmenter therefore first resize to the next such
-side.
+Alignment: with SAME padding and a side of the form s m + 1, every stride-2 convolution pads both ends by the
+same amount, so cell i of the stride-s map is centred on input pixel s i. These cells form the align-corners
+lattice that this project's resizes and warps assume. Reference and segmenter therefore first resize images to
+the next such side.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class _ConvBatchNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, 1 if self.depthwise else x.shape[-1], self.channels)
-    # As the original: normal, deviation √(2 / fan out), where a depthwise filter's fan out is its own k².
+    # As in the original: normal, deviation √(2 / fan out), where a depthwise filter's fan out is k².
     fan_out = self.kernel_size**2 * (1 if self.depthwise else self.channels)
     kernel = self.param("kernel", nn.initializers.normal((2.0 / fan_out) ** 0.5), shape)
     scale = self.param("scale", nn.initializers.ones, (self.channels,))
@@ -93,7 +93,8 @@ class _ConvBatchNorm(nn.Module):
 
 @jax.custom_jvp
 def relu6(x: jax.Array) -> jax.Array:
-  """Clips to [0, 6]. The derivative comes from the result alone and is 0 at both kinks, as in PyTorch."""
+  """Clips to [0, 6]; the derivative is 0 at both kinks, as in PyTorch."""
+  # Its rule reads the result alone, so that the gradient need not keep x.
   return jnp.clip(x, 0.0, 6.0)
 
 
@@ -113,13 +114,13 @@ def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, depthwise: bool) 
 def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Array]:
   """Runs the trunk up to the last wanted layer; its modules become children of the calling compact module.
 
-  Wanted are names of REFERENCE_LAYERS, "block{i}" for the signed output of block i, "classifier" for the
-  logits.
+  `wanted` holds names of REFERENCE_LAYERS, "block{i}" for the signed output of block i, or "classifier" for
+  the logits.
   """
   found: dict[str, jax.Array] = {}
 
   def keep(name: str, value: jax.Array) -> bool:
-    """Notes a wanted map and says whether all are there."""
+    """Keeps a map if it is wanted; returns whether none is missing."""
     if name in wanted:
       found[name] = value
     return len(found) == len(set(wanted))
@@ -153,7 +154,7 @@ def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Arra
 
 
 def _stride(layers: tuple[str, ...]) -> int:
-  """Returns the pixels between neighbouring cells of the coarsest of the layers computed for these."""
+  """Returns the stride in pixels of the coarsest map that is computed for these layers."""
   depth = max(REFERENCE_LAYERS.index(layer) for layer in layers)
   stride = 2
   for i, block in enumerate(_BLOCKS):
@@ -199,7 +200,7 @@ class EfficientNetLite0Segmenter(Segmenter):
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 4 + 1, W / 4 + 1, K+1]`."""
-    del train  # every layer does the same in training: the statistics of BatchNorm are frozen
+    del train  # no layer differs in training: the statistics of BatchNorm are frozen
     maps = _compute_layers(_align(images, 16), ("block2", "block4", "block10"))
     x = Dense(self.channels, name="head_lateral10")(maps["block10"])
     for i in (4, 2):

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from scops_jax.kernels.convolution import conv
 from scops_jax.kernels.reductions import add_bias, channel_sum
 
-STATISTICS = "statistics"  # name of a BatchNorm's mean and variance where gradients choose what to keep
+STATISTICS = "statistics"  # what jax.checkpoint policies call a BatchNorm's mean and variance
 _BATCH_NORM_EPSILON = 1e-5
 _BATCH_NORM_MOMENTUM = 0.1  # weight of the batch in the running statistics
 
@@ -49,7 +49,7 @@ class Conv(nn.Module):
 class Dense(nn.Module):
   """Linear map of the last axis `[B, H, W, C]` → `[B, H, W, channels]` in x's dtype.
 
-  flax's nn.Dense with the same parameters, whose gradient transposes arrays where there are several axes.
+  Has the parameters of flax's nn.Dense, whose gradient is slower because it transposes [B, H, W, C].
 
   Attributes:
     channels: of the output.
@@ -69,9 +69,12 @@ class Dense(nn.Module):
 class BatchNorm(nn.Module):
   """y = scale (x - mean) / √(var + ε) + bias, with ε = 1e-5, over the last axis (arXiv 1502.03167).
 
-  In training mean and var are the batch's, var with divisor n; the running statistics move a tenth of the way
-  to them, to a variance with divisor n - 1 as in PyTorch (flax's own BatchNorm keeps the divisor n). In
-  evaluation they are the running ones. Statistics are computed in float32 at least.
+  In evaluation mean and var are the running statistics. In training they are the batch's, var with divisor n,
+  and the running statistics move a tenth of the way to them. The running variance has divisor n - 1, as in
+  PyTorch; flax's own BatchNorm has n. Statistics are computed in float32 at least.
+
+  In training only reverse mode works (jax.grad, jax.vjp): jax.jvp raises TypeError, because the gradient is
+  written out for a CPU's sake and takes means over devices.
 
   Attributes:
     trainable: whether scale and bias get gradients.
@@ -86,13 +89,13 @@ class BatchNorm(nn.Module):
     Args:
       x: `[..., C]`.
       train: whether to use the batch's statistics, and to update the running ones.
-      axis_name: of the pmap over whose devices the batch extends; None: the batch is x.
+      axis_name: of the pmap over whose devices the batch is spread; None: the batch is x.
 
     Returns:
       Shape and dtype of x.
 
     Raises:
-      ValueError: train, and the batch has one value a channel, so that it has no variance.
+      ValueError: train is set and the batch has a single value per channel, so no variance.
     """
     shape = x.shape[-1:]
     scale = self.param("scale", nn.initializers.ones, shape)
@@ -105,7 +108,7 @@ class BatchNorm(nn.Module):
     if train:
       count = x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
       if count < 2:
-        raise ValueError(f"expected more than one value a channel in training, got x of shape {x.shape}")
+        raise ValueError(f"expected more than one value per channel in training, got x of shape {x.shape}")
       y, mean, variance = _normalize(wide, scale, bias, axis_name)
       if not self.is_initializing():
         running_mean.value = _average(running_mean.value, mean)
@@ -119,7 +122,7 @@ class BatchNorm(nn.Module):
 Moments = tuple[jax.Array, jax.Array, jax.Array]  # y, mean and variance (divisor n) of each channel
 
 
-# The gradient is written out, because the sums that JAX would make of it are slow on a CPU.
+# The gradient is written out because the sums that JAX derives are slow on a CPU.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None) -> Moments:
   """Normalises x by its own mean and variance, which are returned too; no gradient flows to them."""
@@ -165,14 +168,14 @@ def _average(running: jax.Array, batch: jax.Array) -> jax.Array:
 def max_pool(
   x: jax.Array, *, kernel_size: int, stride: int, padding: int = 0, ceil_mode: bool = False
 ) -> jax.Array:
-  """Takes the maximum over windows; window i begins at input stride · i - padding, outside is -∞.
+  """Takes the maximum over windows; window i begins at input stride · i - padding, and outside is -∞.
 
   Args:
     x: `[B, H, W, C]`.
     kernel_size: of the square windows, pixels.
     stride: of both axes.
     padding: before both axes, at most half the kernel.
-    ceil_mode: whether a last window that begins inside x, or before it, but ends beyond the padding counts.
+    ceil_mode: whether a last window counts that begins before x ends, but ends beyond the padding.
 
   Returns:
     `[B, h, w, C]`, x's dtype.
@@ -183,7 +186,7 @@ def max_pool(
     windows = (-(-span // stride) if ceil_mode else span // stride) + 1
     if (windows - 1) * stride >= size + padding:  # the last one would hold padding only
       windows -= 1
-    # Pixels at the end that are in no window need no cutting off: the pool rounds down by itself.
+    # Pixels at the end that are in no window stay: the pool rounds down by itself.
     return padding, max((windows - 1) * stride + kernel_size - size - padding, 0)
 
   padding_of_axes = [pad(size) for size in x.shape[1:3]]

@@ -19,7 +19,7 @@ BLOCK_COUNTS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3)}  # of the four stages,
 REFERENCE_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 STAGE_CHANNELS = (64, 128, 256, 512)  # of the middle convolutions; a block's output has four times as many
 _EXPANSION = 4
-_CONVOLVED = "convolved"  # name of the convolutions' results where gradients choose what to keep
+_CONVOLVED = "convolved"  # what TrainedBottleneck calls the convolutions' results
 
 _FAN_OUT_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -79,7 +79,7 @@ class Bottleneck(nn.Module):
     def conv(x: jax.Array, name: str, channels: int, kernel_size: int, *, stride: int = 1) -> jax.Array:
       dilation = self.dilation if kernel_size > 1 else 1
       module = Conv(channels, kernel_size, stride, dilation, self.kernel_init, name=name)
-      # Of the two wide results that a projecting block adds, DeepLab keeps the sum instead.
+      # A projecting block adds two wide results, and DeepLab keeps their sum instead.
       wide = self.projects and channels > self.channels
       return module(x) if wide else checkpoint_name(module(x), _CONVOLVED)
 
@@ -96,8 +96,8 @@ class Bottleneck(nn.Module):
     return nn.relu(x + y)
 
 
-# The block for training: for its gradient it keeps its input, what the convolutions named give, and means and
-# variances. Results of BatchNorms and relus, as many again, cost little and are computed anew.
+# The block for training. For the gradient it keeps its input, the named convolutions' results, means and
+# variances. The results of BatchNorms and relus, which take as much memory, are computed again.
 TrainedBottleneck = nn.remat(
   Bottleneck,
   static_argnums=(2, 3),
@@ -108,7 +108,7 @@ TrainedBottleneck = nn.remat(
 class ResNetReference(Reference):
   """Outputs of stages "layer1" … "layer4", after their relu, at strides 4, 8, 16 and 32 (torchvision's form).
 
-  Under l2_normalize the maps returned are normalised, not what the next stage reads.
+  Under l2_normalize the returned maps are normalised, but the next stage reads them as they were.
 
   Attributes:
     block_counts: of the four stages.

@@ -1,9 +1,10 @@
 """VGG16 and VGG19 (Simonyan & Zisserman, arXiv 1409.1556) as frozen references.
 
-The convolutions are named "features_{i}", i their place in torchvision's `features`.
+The convolutions are named "features_{i}" by their index i in torchvision's `features`.
 
 Alignment: each pool halves the map and rounds down, so cell i of stride s covers pixels s i … s i + s - 1.
-Resized with aligned corners, as in the release, the map is stretched: by (s - 1) / 2 pixels at the borders.
+Resizing with aligned corners, as in the release, therefore stretches the map by (s - 1) / 2 pixels at the
+borders.
 """
 
 from collections.abc import Sequence

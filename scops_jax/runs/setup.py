@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from scops_jax.runs import hosts
-from scops_jax import models, optimizer, weights
+from scops_jax import models, weights
 from scops_jax.saliency import maps
 from scops_jax.runs.checkpoints import Checkpoints
 from scops_jax.runs.sizes import choose_sizes
@@ -22,7 +22,7 @@ from scops_jax.data.collection import Collection, open_collection, prepare_colle
 from scops_jax.errors import UserError
 from scops_jax.runs.feature_cache import CachedFeatures, cache_features
 from scops_jax.runs.parallel import CompiledSteps, compile_steps
-from scops_jax.train_step import Networks, TrainState, create_networks, reference_features, segmenter_visits
+from scops_jax.train_step import Networks, TrainState, create_networks, create_optimizer, reference_features
 from scops_jax.runs.workdir import open_workdir
 
 # Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
@@ -265,10 +265,9 @@ def _make_optimizer(
   """Returns the optimizer of the segmenter's variables and the basis's parameters; shapes do."""
   params = {"segmenter": variables["params"], "basis": basis}
   try:
-    visits = segmenter_visits(networks, variables["params"], config)
+    return create_optimizer(networks, params, config)
   except ValueError as error:
     raise UserError(str(error)) from error
-  return optimizer.make_optimizer(config, params, visits)
 
 
 def _abstract_state(networks: Networks, config: ConfigDict, sharding: jax.sharding.Sharding) -> TrainState:
