@@ -8,8 +8,8 @@ import numpy as np
 
 from scops_jax import optimizer
 from scops_jax.config import default_config
+from scops_jax.prediction.restore import Segmenter
 from scops_jax.runs.checkpoints import Checkpoints
-from scops_jax.runs.setup import Segmenter
 from scops_jax.runs.workdir import open_workdir
 from scops_jax.train_step import TrainState, create_networks
 from tests import tiny

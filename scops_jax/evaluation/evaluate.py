@@ -20,7 +20,7 @@ from scops_jax.report.gallery import Gallery, GalleryBuilder
 from scops_jax.storage.files import replacing
 
 Batch = Mapping[str, np.ndarray]
-Batches = Callable[[str], Iterable[Batch]]  # split name → its batches, in a fixed order
+Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 # Points are in [-1, 1], so the edge of an image is 2 long.
 _IMAGE_EDGE = 2.0
@@ -66,7 +66,10 @@ def valid_rows(batch: Batch, predictions: Mapping[str, Any]) -> Iterator[tuple[s
 
 def fit_dff(
   features: Callable[[Batch], np.ndarray],
-  batches: Batches,
+  *,
+  train: Iterable[Batch],
+  regression: Iterable[Batch],
+  test: Iterable[Batch],
   config: ConfigDict,
 ) -> Dff:
   """Fits DFF to the first config.nmf.num_images training images and finds its part centres everywhere.
@@ -74,14 +77,16 @@ def fit_dff(
   Args:
     features: a batch → D·V `[B, h, w, C]`. The test images' saliency is used too, which SCOPS does not see:
       the baseline is given the benefit.
-    batches: the splits' batches: "train", "regression" and "test".
+    train: batches of the training images; no more are read than are fitted to.
+    regression: batches of the images that landmarks are regressed on.
+    test: batches of the test images.
     config: the run's.
 
   Returns:
     The baseline.
   """
   fitted: list[np.ndarray] = []
-  for batch in batches("train"):
+  for batch in train:
     if sum(map(len, fitted)) >= config.nmf.num_images:
       break
     fitted.append(features(batch)[batch["valid"]])
@@ -93,16 +98,16 @@ def fit_dff(
   part_basis = factorization.cluster_basis(basis, start) if clustered else basis
   del fitted, start
 
-  def centers(split: str) -> np.ndarray:
+  def centers(batches: Iterable[Batch]) -> np.ndarray:
     found = []
-    for batch in batches(split):
+    for batch in batches:
       height, width = batch["image"].shape[1:3]
       values = features(batch)[batch["valid"]]
       maps = factorization.dff_maps(basis, values, height=height, width=width)
       found.append(np.asarray(factorization.map_centers(maps)))
     return np.concatenate(found)
 
-  return Dff(np.asarray(part_basis), centers("regression"), centers("test"))
+  return Dff(np.asarray(part_basis), centers(regression), centers(test))
 
 
 class Evaluation(NamedTuple):
@@ -166,10 +171,11 @@ class _TestPredictions:
 
 
 def evaluate(
-  predict: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-  batches: Batches,
+  predict: Predict,
   *,
-  predict_refined: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
+  regression: Iterable[Batch],
+  test: Iterable[Batch],
+  predict_refined: Predict | None = None,
   dff: Dff,
   num_classes: int,
   config: ConfigDict,
@@ -178,7 +184,8 @@ def evaluate(
 
   Args:
     predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]` and "centers" `[B, K, 2]`.
-    batches: the splits' batches: "regression" (the images that landmarks are regressed on) and "test".
+    regression: batches of the images that landmarks are regressed on.
+    test: batches of the test images.
     predict_refined: the same with "crf_labels" `[B, H, W]` too, for the test split; None: `predict`, and
       foreground_iou_crf is None.
     dff: the baseline of this run.
@@ -188,33 +195,35 @@ def evaluate(
   Returns:
     The measures, and test images to show.
   """
-  test = _TestPredictions(config.num_parts, num_classes)
+  predictions = _TestPredictions(config.num_parts, num_classes)
 
-  def points(split: str) -> Landmarks:
+  def points(batches: Iterable[Batch], predict: Predict, add: Callable[[dict], None] | None) -> Landmarks:
     found: list[Landmarks] = []
-    # Only the test split's labels are scored, and a CRF is slow.
-    function = predict_refined if split == "test" and predict_refined else predict
-    for batch in batches(split):
-      rows = dict(valid_rows(batch, function(batch["image"])))
+    for batch in batches:
+      rows = dict(valid_rows(batch, predict(batch["image"])))
       found.append(Landmarks(rows["centers"], rows["landmarks"], rows["visible"], rows["box"]))
-      if split == "test":
-        test.add(rows)
+      if add is not None:
+        add(rows)
     return Landmarks(*map(np.concatenate, zip(*found, strict=True)))
 
-  train_points, test_points = points("regression"), points("test")
-  figure = test.figure_arrays()
+  train_points = points(regression, predict, None)
+  # Refined labels are scored on the test split alone, as a CRF is slow.
+  test_points = points(test, predict_refined or predict, predictions.add)
+  figure = predictions.figure_arrays()
   errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
   if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
     shown = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
-    gallery = test.gallery.build(errors=ours.test_errors, landmarks=shown, predicted=ours.test_landmarks)
+    gallery = predictions.gallery.build(
+      errors=ours.test_errors, landmarks=shown, predicted=ours.test_landmarks
+    )
     count = len(figure["images"])
     figure |= {"landmarks": shown[:count], "predicted": ours.test_landmarks[:count]}
   else:
-    gallery = test.gallery.build()
+    gallery = predictions.gallery.build()
   results = {
     **errors,
-    **test.measures(),
+    **predictions.measures(),
     "num_train": len(train_points.centers),
     "num_test": len(test_points.centers),
   }
