@@ -1,4 +1,4 @@
-"""Memory that is freed goes back to the system, or is kept for the next step."""
+"""Freed memory goes back to the system, or is kept for the next step."""
 
 import platform
 import subprocess

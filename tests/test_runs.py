@@ -120,15 +120,14 @@ def test_a_start_that_fails_leaves_no_directory(overrides, message, tmp_path, mo
   assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_computes_kept_features_only_for_dff(tmp_path, monkeypatch):
+def test_an_evaluation_needs_neither_the_reference_nor_its_features(tmp_path, monkeypatch):
   config = small_run_config(tmp_path, monkeypatch, **{"data.cache_reference_features": True, "num_steps": 1})
-  train_and_evaluate(config, tmp_path / "run")
+  results = train_and_evaluate(config, tmp_path / "run")
   (folder,) = (tmp_path / "cache").rglob("reference_features")
   shutil.rmtree(folder)
-  before = (tmp_path / "run" / "evaluation.json").read_text()
-  evaluate_run(config, tmp_path / "run")
+  monkeypatch.setattr(setup, "load_reference", None)
+  assert evaluate_run(config, tmp_path / "run") == results
   assert not folder.exists()
   (tmp_path / "run" / "dff.npz").unlink()
-  evaluate_run(config, tmp_path / "run")
-  assert folder.exists()
-  assert (tmp_path / "run" / "evaluation.json").read_text() == before
+  with pytest.raises(UserError, match=r"baseline can't be read .*dff\.npz.* another --workdir"):
+    evaluate_run(config, tmp_path / "run")

@@ -52,16 +52,16 @@ class Dff(NamedTuple):
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "Dff":
-    """Reads what `save` wrote."""
-    with np.load(path) as arrays:
-      return cls(**{name: arrays[name] for name in cls._fields})
+    """Reads what `save` wrote.
 
-
-def valid_rows(batch: Batch, predictions: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the arrays of both by name, without the padding of a last batch."""
-  rows = np.asarray(batch["valid"])
-  for name, array in {**batch, **predictions}.items():
-    yield name, np.asarray(array)[rows]
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+      with np.load(path) as arrays:
+        return cls(**{name: arrays[name] for name in cls._fields})
+    except (OSError, ValueError, KeyError) as error:
+      raise UserError(f"the run's baseline can't be read ({error}): train in another --workdir") from error
 
 
 def fit_dff(
@@ -132,7 +132,8 @@ class _TestPredictions:
     self._figure: list[tuple[np.ndarray, ...]] = []
     self.gallery = GalleryBuilder(num_parts)
 
-  def add(self, rows: dict[str, np.ndarray]) -> None:
+  def add(self, rows: Batch) -> Batch:
+    """Counts a batch, and returns it."""
     labels, parts = rows["labels"], rows["parts"]
     num_labels = self._num_parts + 1
     # Where a collection has no ground-truth parts, its saliency is the foreground.
@@ -151,6 +152,7 @@ class _TestPredictions:
     if sum(len(images) for images, _, _ in self._figure) < FIGURE_IMAGES:
       self._figure.append((rows["image"], labels, rows["centers"]))
     self.gallery.add(rows["image"], labels, rows["centers"], foreground=truth)
+    return rows
 
   def measures(self) -> dict[str, Any]:
     known = self._num_classes > 0
@@ -197,18 +199,9 @@ def evaluate(
   """
   predictions = _TestPredictions(config.num_parts, num_classes)
 
-  def points(batches: Iterable[Batch], predict: Predict, add: Callable[[dict], None] | None) -> Landmarks:
-    found: list[Landmarks] = []
-    for batch in batches:
-      rows = dict(valid_rows(batch, predict(batch["image"])))
-      found.append(Landmarks(rows["centers"], rows["landmarks"], rows["visible"], rows["box"]))
-      if add is not None:
-        add(rows)
-    return Landmarks(*map(np.concatenate, zip(*found, strict=True)))
-
-  train_points = points(regression, predict, None)
-  # Refined labels are scored on the test split alone, as a CRF is slow.
-  test_points = points(test, predict_refined or predict, predictions.add)
+  train_points = _landmarks(_predicted(predict, regression))
+  # Labels are scored on the test split alone, and a CRF is slow.
+  test_points = _landmarks(map(predictions.add, _predicted(predict_refined or predict, test)))
   figure = predictions.figure_arrays()
   errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
   if train_points.visible.any():
@@ -228,6 +221,18 @@ def evaluate(
     "num_test": len(test_points.centers),
   }
   return Evaluation(results, figure, gallery)
+
+
+def _predicted(predict: Predict, batches: Iterable[Batch]) -> Iterator[Batch]:
+  """Yields each batch's arrays and predictions, without the padding of the last batch."""
+  for batch in batches:
+    arrays = {**batch, **predict(batch["image"])}
+    yield {name: np.asarray(array)[batch["valid"]] for name, array in arrays.items()}
+
+
+def _landmarks(batches: Iterable[Batch]) -> Landmarks:
+  rows = ((batch["centers"], batch["landmarks"], batch["visible"], batch["box"]) for batch in batches)
+  return Landmarks(*map(np.concatenate, zip(*rows, strict=True)))
 
 
 def _landmark_errors(

@@ -57,7 +57,7 @@ def broadcast_from_first(tree: T) -> T:
 
 
 def all_gather(tree: Any) -> Any:
-  """Concatenates the hosts' NumPy arrays `[B / hosts, ...]`, in the hosts' order, to `[B, ...]` on every host."""
+  """Concatenates the NumPy arrays `[B / hosts, ...]` of all hosts, in their order, to `[B, ...]` on each."""
   return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 

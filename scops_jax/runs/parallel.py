@@ -71,29 +71,14 @@ def compile_steps(
   mesh = Mesh(np.asarray(devices), ("data",))
   replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
   bound = {"networks": networks, "config": config}
-
-  def predict(variables: tuple[Any, Any], images: chex.Array) -> dict[str, chex.Array]:
-    return _without_probs(predict_step(*variables, images, **bound))
-
-  def predict_refined(variables: tuple[Any, Any], images: chex.Array) -> dict[str, chex.Array]:
-    return _without_probs(refined_predict_step(*variables, images, **bound))
-
-  # Each device refines its own images: the CRF loops over them, and XLA could not share out a loop.
-  predict_refined = jax.shard_map(
-    predict_refined,
-    mesh=mesh,
-    in_specs=(replicated.spec, sharded.spec),
-    out_specs=sharded.spec,
-    check_vma=False,
-  )
   step = functools.partial(train_step, optimizer=optimizer, **bound)
   with_devices = _with_pmap if config.parallelism == "pmap" else _with_jit
   train, shard_batch, replicate, unreplicate = with_devices(step, replicated, sharded)
   evaluated = functools.partial(_evaluated, replicated=replicated, sharded=sharded)
   return CompiledSteps(
     train=train if jax.default_backend() != "cpu" else _blocking(train),
-    predict=evaluated(predict),
-    predict_refined=evaluated(predict_refined),
+    predict=evaluated(functools.partial(_labels_and_centers, predict_step, **bound)),
+    predict_refined=evaluated(functools.partial(_labels_and_centers, refined_predict_step, **bound)),
     features=evaluated(functools.partial(factorized_features, **bound)),
     shard_batch=shard_batch,
     replicate=replicate,
@@ -102,14 +87,25 @@ def compile_steps(
   )
 
 
-def _without_probs(maps: dict[str, chex.Array]) -> dict[str, chex.Array]:
+def _labels_and_centers(
+  step: Callable, variables: tuple[Any, Any], images: chex.Array, **bound: Any
+) -> dict[str, chex.Array]:
   """Leaves out the probabilities, which no evaluation reads: they are not copied from the devices."""
+  maps = step(*variables, images, **bound)
   return {name: array for name, array in maps.items() if name != "probs"}
 
 
 def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
   """Compiles a function of variables and a batch as CompiledSteps describes those of an evaluation."""
-  compiled = jit(function, in_shardings=(replicated, sharded), out_shardings=replicated)
+  # Each device computes its own rows. XLA could not find that by itself: a CRF loops over the images.
+  mapped = jax.shard_map(
+    function,
+    mesh=replicated.mesh,
+    in_specs=(replicated.spec, sharded.spec),
+    out_specs=sharded.spec,
+    check_vma=False,
+  )
+  compiled = jit(mapped, in_shardings=(replicated, sharded), out_shardings=replicated)
 
   def evaluate(variables: Any, batch: Any) -> Any:
     batch = jax.tree.map(

@@ -154,7 +154,7 @@ def write_saliency_maps(
 def open_features(
   collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
 ) -> CachedFeatures | None:
-  """Opens the reference's features of the training images, computed first where they are missing.
+  """Opens the reference's features of the training images; computes them first if they are missing.
 
   Returns:
     The features; None unless config.data.cache_reference_features.
