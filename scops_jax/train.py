@@ -73,7 +73,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   steps = compile_steps(networks, transformation, config)
   start = int(hosts.broadcast_from_first(latest_step(workdir)))
   reference_variables = setup.load_reference(networks, config)
-  segmenter_variables = None if start else setup.load_segmenter(networks, config)
+  segmenter_variables = None if start else setup.init_segmenter(networks, config)
   hosts.first_host_first(setup.write_saliency_maps, collection, networks, reference_variables, config)
   features = hosts.first_host_first(setup.open_features, collection, networks, reference_variables, config)
   reference_variables = steps.replicate(reference_variables)

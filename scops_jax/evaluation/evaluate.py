@@ -72,12 +72,12 @@ def fit_dff(
   test: Iterable[Batch],
   config: ConfigDict,
 ) -> Dff:
-  """Fits DFF to the first config.nmf.num_images training images and finds its part centres everywhere.
+  """Fits DFF to the first config.nmf.num_images training images; finds part centres on the other splits.
 
   Args:
-    features: a batch → D·V `[B, h, w, C]`. The test images' saliency is used too, which SCOPS does not see:
-      the baseline is given the benefit.
-    train: batches of the training images; no more are read than are fitted to.
+    features: a batch → D·V `[B, h, w, C]`. It includes the saliency of test images, which SCOPS does not
+      see: an advantage of the baseline.
+    train: batches of the training images; only the first are read.
     regression: batches of the images that landmarks are regressed on.
     test: batches of the test images.
     config: the run's.
@@ -240,7 +240,7 @@ def _landmark_errors(
 ) -> tuple[LandmarkErrors, dict[str, float | None]]:
   """Returns our regression, and the errors of it and of the baselines by name.
 
-  Landmarks that no image of the regression shows can't be regressed: they do not count, and are NaN in ours.
+  Landmarks that are visible in no image of the regression are not counted, and are NaN in ours.
   """
   shown = np.asarray(train.visible.any(axis=0))
   train, test = (

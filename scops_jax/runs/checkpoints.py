@@ -31,8 +31,7 @@ class Checkpoints:
 
   def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
     """Returns the state, with the template's structure and shardings, and the pipeline's position."""
-    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, template)
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(template), position=ocp.args.JsonRestore())
     restored = self._manager.restore(step, args=items)
     return restored["state"], restored["position"]
 

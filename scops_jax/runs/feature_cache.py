@@ -87,7 +87,7 @@ def cache_features(
     The features.
 
   Raises:
-    UserError: they do not fit on the disk, can't be written, or are not of all images.
+    UserError: they do not fit on the disk, or can't be written.
   """
   images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
   shapes = [tuple(maps.shape[1:]) for maps in features.trace(variables, images).out_info]
@@ -102,12 +102,7 @@ def cache_features(
         "data.cache_reference_features=False)"
       ) from error
     print(f"kept the reference's features of {len(collection.train)} images: {path}")
-  cached = CachedFeatures(path, shapes, config.image_size)
-  if len(cached) != len(collection.train):
-    raise UserError(
-      f"{path} holds the features of {len(cached)} images, expected {len(collection.train)}: delete it"
-    )
-  return cached
+  return CachedFeatures(path, shapes, config.image_size)
 
 
 def _path(collection: Collection, config: ConfigDict, variables: Any) -> Path:

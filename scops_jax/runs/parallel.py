@@ -38,20 +38,15 @@ class CompiledSteps(NamedTuple):
   are equal on every host. Each device computes its share, and every host gets all results as NumPy arrays.
   """
 
-  train: Callable[
-    [Any, Any, Any], tuple[Any, Metrics]
-  ]  # replicated state, sharded batch, replicated reference
+  # Replicated state (it is donated), sharded batch, replicated reference variables → state, metrics.
+  train: Callable[[Any, Any, Any], tuple[Any, Metrics]]
   predict: Callable[[Any, np.ndarray], Maps]  # (params, batch_stats), images [B, H, W, 3]
   predict_refined: Callable[[Any, np.ndarray], Maps]  # the same, and "crf_labels"
-  features: Callable[[Any, Any], np.ndarray]  # reference variables, batch
-  shard_batch: Callable[
-    [Any], Any
-  ]  # host-local NumPy arrays [B / hosts, ...] → a batch [B, ...] on the devices
-  replicate: Callable[
-    [Any], Any
-  ]  # a tree that is equal on all hosts → a copy on every device, as `train` takes
-  unreplicate: Callable[[Any], Any]  # what `replicate` or `train` returns → the tree, with `state_sharding`
-  state_sharding: Sharding  # of an unreplicated state, as checkpoints hold it
+  features: Callable[[Any, Any], np.ndarray]  # reference variables, batch → [B, h, w, C]
+  shard_batch: Callable[[Any], Any]  # host-local NumPy arrays [B / hosts, ...] → on all devices [B, ...]
+  replicate: Callable[[Any], Any]  # a tree, equal on all hosts → a copy on each device
+  unreplicate: Callable[[Any], Any]  # the reverse → one tree, with state_sharding
+  state_sharding: Sharding  # of an unreplicated state, as checkpoints save and restore it
 
 
 def compile_steps(

@@ -72,7 +72,7 @@ def load_reference(networks: Networks, config: ConfigDict) -> Any:
   )
 
 
-def load_segmenter(networks: Networks, config: ConfigDict) -> Any:
+def init_segmenter(networks: Networks, config: ConfigDict) -> Any:
   """Returns the variables that the segmenter starts from; raises as load_reference does."""
   image = jnp.zeros((1, config.image_size, config.image_size, 3))
   variables = _initialize(networks.segmenter, _key(config, _SEGMENTER_KEY), image)
@@ -109,7 +109,7 @@ def initial_state(
     networks: the run's.
     transformation: the optimizer.
     config: the run's.
-    segmenter_variables: of `load_segmenter`.
+    segmenter_variables: as init_segmenter returns them.
     part_basis: `[K, C]`, where the basis starts if config.basis.initializer asks for a factorisation.
   """
   basis = networks.basis.init(_key(config, _BASIS_KEY))["params"]
