@@ -1,7 +1,6 @@
 """SCOPS, self-supervised co-part segmentation (CVPR 2019), in JAX and Flax.
 
-`load_predictor` is imported when it is first asked for, so that importing the losses does not import
-everything.
+`load_predictor` is imported on first use, so that importing the losses stays light.
 """
 
 import importlib

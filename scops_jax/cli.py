@@ -20,16 +20,16 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
   """Parses the flags defined so far, then calls `command`; does not return.
 
   Args:
-    command: called with the argument that is not a flag, if there is to be one.
-    argument: what that argument is, for messages: "FILE"; empty: there is to be none.
+    command: called with the positional argument, if it takes one.
+    argument: the name of that argument in messages, "FILE"; empty: there is none.
   """
 
   def main(argv: Sequence[str]) -> None:
-    # tfds warns about every data set that its own catalogue does not list.
+    # tfds warns about every data set that is not in its own catalogue.
     logging.set_verbosity(logging.ERROR)
     arguments, expected = argv[1:], 1 if argument else 0
     if len(arguments) < expected:
-      sys.exit(f"error: no {argument} is given; --help says more")
+      sys.exit(f"error: no {argument} is given; see --help")
     if len(arguments) > expected:
       sys.exit(f"error: unexpected argument {arguments[expected]!r}; options start with --")
     try:
@@ -41,7 +41,7 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-  """Parses argv; an unknown key, a wrong type or an unreadable config file ends the program."""
+  """Returns the positional arguments; an unknown key, a wrong type or an unreadable config file exits."""
   for argument in argv[1:]:
     if argument.startswith(_OVERRIDE):
       check_key(argument[len(_OVERRIDE) :].split("=")[0])
@@ -49,7 +49,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   try:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
-      # A config file that can't be loaded shows itself only when its value is read.
+      # A config file is loaded when its value is first read.
       flags.FLAGS.config.keys()
   except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
@@ -57,7 +57,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def check_key(key: str) -> None:
-  """Exits, naming the nearest valid key, unless `key` ("loss.concentration") is one of the config's."""
+  """Exits, naming the nearest valid key, unless the config has `key`, such as "loss.concentration"."""
   keys = list(_keys(default_config()))
   if key not in keys:
     nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]

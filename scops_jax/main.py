@@ -9,31 +9,33 @@ from scops_jax.runs import hosts
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where the run is kept; a run found there is resumed.", required=True
+  "workdir", None, "The run's directory; a run found there is resumed.", required=True
 )
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
 )
 _MULTIHOST = flags.DEFINE_bool(
-  "multihost", False, "Join the hosts that were given this command; they share --workdir."
+  "multihost", False, "Run on several hosts, each started with this command; they share --workdir."
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator_address", None, "With --multihost: HOST:PORT of the first host, where no cluster says it."
+  "coordinator_address",
+  None,
+  "With --multihost: HOST:PORT of the first host; needed outside of a known cluster.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "With --multihost: the number of hosts, likewise."
+  "num_processes", None, "With --multihost: the number of hosts, as above."
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --multihost: this host, from 0 on, likewise.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --multihost: this host, from 0 on, as above.")
 
 
 def main() -> None:
-  """One call."""
+  """Trains or evaluates."""
   if _MULTIHOST.value:
     hosts.join(
       coordinator_address=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value
     )
   elif given := [f.name for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if f.value is not None]:
-    raise UserError(f"--{given[0]} is of use with --multihost only")
+    raise UserError(f"--{given[0]} needs --multihost")
   command = train.evaluate_run if _MODE.value == "eval" else train.train_and_evaluate
   command(_CONFIG.value, _WORKDIR.value)
 

@@ -48,8 +48,8 @@ def main() -> None:
   # Here, not above: each of --processes imports this module again, and needs none of these.
   from scops_jax.data.image_files import find_images
   from scops_jax.prediction.exporting import export_program
+  from scops_jax.prediction.restore import load_segmenter
   from scops_jax.prediction.stream import predict_images
-  from scops_jax.runs.setup import load_segmenter
 
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
   if (where is None) != (out is None) or (where is None and export is None):

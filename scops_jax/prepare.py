@@ -1,6 +1,6 @@
 """Builds the data set of a config's collection: python -m scops_jax.prepare --config=configs/toy_faces.py.
 
-With --config.data.saliency=auto also its saliency maps, PNGs to look at and edit before training.
+With --config.data.saliency=auto also its saliency maps, PNGs that you may edit before training.
 """
 
 from absl import flags
@@ -13,7 +13,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configurati
 
 
 def main() -> None:
-  """One call; what is there already is left alone."""
+  """Prepares what is missing."""
   setup.prepare(_CONFIG.value)
 
 

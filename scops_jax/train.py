@@ -1,12 +1,13 @@
 """A run from its config to its results: train, log, evaluate, save. No maths here."""
 
+import functools
 import itertools
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from scops_jax import optimizer
+from scops_jax.config import check_values
+from scops_jax.data.collection import Collection, ExampleSource, open_collection
 from scops_jax.data.lookahead import ahead
 from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
@@ -22,16 +25,30 @@ from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
 from scops_jax.report import figures, write_report
 from scops_jax.runs import hosts, setup
-from scops_jax.runs.checkpoints import Checkpoints
-from scops_jax.runs.setup import Run
-from scops_jax.runs.workdir import MetricsLog, read_metrics, write_text
+from scops_jax.runs.checkpoints import Checkpoints, latest_step, restore_variables
+from scops_jax.runs.feature_cache import CachedFeatures
+from scops_jax.runs.metrics import MetricsLog, read_metrics
+from scops_jax.runs.parallel import CompiledSteps, compile_steps
+from scops_jax.runs.sizes import choose_sizes
+from scops_jax.runs.workdir import load_config, open_workdir, write_text
+
+_DFF_FILE = "dff.npz"  # in a run's directory
+
+
+class _Run(NamedTuple):
+  """What the loop, the baseline and every evaluation share."""
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  collection: Collection
+  steps: CompiledSteps
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-  """Trains to config.num_steps, evaluating and saving on the way, and resumes a run found in `workdir`.
+  """Trains to config.num_steps, evaluating and saving on the way; resumes or reports a run in `workdir`.
 
-  A step's outcome depends on the config and the step's number alone, so an interrupted run that is started
-  again ends with the numbers of one left alone, on however many hosts. All hosts call this, the first writes.
+  The outcome of a step depends on the config and the step's number alone, on any number of hosts: a run that
+  is interrupted and started again ends with the same numbers. All hosts call this; only the first writes.
 
   Args:
     config: complete and locked, see config.default_config.
@@ -41,44 +58,56 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     The entries of evaluation.json.
 
   Raises:
-    UserError: the config, the data or the directory can't serve; nothing has been written then.
+    UserError: the config, the data or the directory can't serve; a new directory has not been made then.
   """
+  if _is_finished(workdir):
+    return evaluate_run(config, workdir)
   compute_in_calling_thread()
   map_large_blocks()
-  run = setup.set_up(config, workdir, create=True)
-  config = run.config
-  checkpoints = Checkpoints(run.workdir)
+  check_values(config)
+  collection = hosts.first_host_first(open_collection, config)
+  config = choose_sizes(config, collection, workdir=workdir)
+
+  networks = setup.create_networks(config)
+  transformation = setup.create_optimizer(networks, config)
+  steps = compile_steps(networks, transformation, config)
+  start = int(hosts.broadcast_from_first(latest_step(workdir)))
+  reference_variables = setup.load_reference(networks, config)
+  segmenter_variables = None if start else setup.init_segmenter(networks, config)
+  hosts.first_host_first(setup.write_saliency_maps, collection, networks, reference_variables, config)
+  features = hosts.first_host_first(setup.open_features, collection, networks, reference_variables, config)
+  reference_variables = steps.replicate(reference_variables)
+
+  # From here on no mistake of the user stops the start, so a failed one leaves no new directory behind.
+  workdir = hosts.first_host_first(open_workdir, workdir, config)
+  run = _Run(config, workdir, collection, steps)
+  checkpoints = Checkpoints(workdir)
   batches = train_batches(
-    run.collection.train,
+    collection.train,
     batch_size=config.batch_size // jax.process_count(),
     image_size=config.image_size,
     seed=config.seed,
     num_threads=config.data.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
-    kept=run.features,
+    kept=features,
   )
-  dff = _dff(run)
-  start = int(hosts.first_says(checkpoints.latest_step() or 0))
   if start:
-    state, position = checkpoints.restore(start, setup.abstract_state(run))
+    dff = Dff.load(workdir / _DFF_FILE)
+    template = setup.abstract_state(networks, transformation, config, sharding=steps.state_sharding)
+    state, position = checkpoints.restore(start, template)
     batches.set_state(position)
   else:
-    state = setup.initial_state(run, part_basis=dff.part_basis)
-  log = MetricsLog(run.workdir, start_step=start) if hosts.is_first() else None
-  state = run.steps.place(state)  # under the same name: the arrays placed are freed with the first step
-  state, results = _train(run, state, batches, start=start, dff=dff, log=log, checkpoints=checkpoints)
+    dff = _fit_dff(run, reference_variables, features)
+    state = setup.initial_state(
+      networks, transformation, config, segmenter_variables=segmenter_variables, part_basis=dff.part_basis
+    )
+  # No other name may hold these arrays: the first step frees them.
+  del segmenter_variables
+  state = steps.replicate(state)
+  results = _train(run, state, batches, reference_variables, dff=dff, start=start, checkpoints=checkpoints)
   checkpoints.close()
-  if results is None:  # the run was at its end already
-    if hosts.first_says(_is_evaluated(run.workdir, config.num_steps)):
-      results = _read_results(run.workdir)
-    else:
-      results = _evaluate(run, state, dff=dff, step=config.num_steps, log=log)
-  if log is not None:
-    losses = run.workdir / "figures" / "losses.png"
-    figures.loss_curves(log.records(), losses, weights=config.loss.to_dict())
-    log.close()
-    _print_results(results, [_figure_path(run.workdir, config.num_steps), losses, _report_path(run.workdir)])
+  _print_results(results, workdir)
   return results
 
 
@@ -93,92 +122,101 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
     The entries of evaluation.json.
 
   Raises:
-    UserError: as train_and_evaluate, or `workdir` holds no checkpoint.
+    UserError: the config or the data can't serve, or `workdir` holds no such run or no checkpoint.
   """
-  run = setup.set_up(config, workdir, create=False)
-  checkpoints = Checkpoints(run.workdir)
-  step = setup.newest_step(checkpoints, workdir)
-  state, _ = checkpoints.restore(step, setup.abstract_state(run))
-  checkpoints.close()
-  results = _evaluate(run, run.steps.place(state), dff=_dff(run), step=step, log=None)
-  if hosts.is_first():
-    _print_results(results, [_figure_path(run.workdir, step), _report_path(run.workdir)])
+  check_values(config)
+  collection = hosts.first_host_first(open_collection, config)
+  config = choose_sizes(config, collection, workdir=workdir)
+  workdir = hosts.first_host_first(functools.partial(open_workdir, create=False), workdir, config)
+  networks = setup.create_networks(config)
+  steps = compile_steps(networks, setup.create_optimizer(networks, config), config)
+  variables, step = restore_variables(workdir, sharding=steps.state_sharding)
+  results = _evaluate(
+    _Run(config, workdir, collection, steps),
+    (variables["params"]["segmenter"], variables["batch_stats"]),
+    dff=Dff.load(workdir / _DFF_FILE),
+    step=step,
+  )
+  _print_results(results, workdir)
   return results
 
 
-def _batches(run: Run, split: str, **options: Any) -> Iterator[dict[str, Any]]:
-  """All hosts' batches of a split, "train", "regression" or "test", of which each host reads its piece."""
-  config = run.config
-  pieces = evaluation_batches(
-    getattr(run.collection, split),
-    batch_size=config.eval_batch_size // jax.process_count(),
-    image_size=config.image_size,
-    num_threads=config.data.num_threads,
+def _is_finished(workdir: str | pathlib.Path) -> bool:
+  """Returns whether the run in `workdir` has done its last step."""
+  step = latest_step(workdir)
+  return bool(hosts.broadcast_from_first(step > 0 and step == load_config(workdir).num_steps))
+
+
+def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[str, Any]]:
+  """Yields all hosts' batches of a split on every host; each host reads its part of them."""
+  local_batches = evaluation_batches(
+    source,
+    batch_size=run.config.eval_batch_size // jax.process_count(),
+    image_size=run.config.image_size,
+    num_threads=run.config.data.num_threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     **options,
   )
-  return map(run.steps.gather, pieces)
+  return map(hosts.all_gather, local_batches)
 
 
-def _dff(run: Run) -> Dff:
-  """Returns the run's DFF baseline, fitted once a run and kept in its directory."""
-  path = run.workdir / setup.DFF_FILE
-  if hosts.first_says(path.exists()):
-    return Dff.load(path)
+def _fit_dff(run: _Run, reference_variables: Any, cached: CachedFeatures | None) -> Dff:
+  """Fits the DFF baseline and keeps it in the run's directory; `cached` are the training images' features."""
+  collection = run.collection
+  reference_variables = run.steps.unreplicate(reference_variables)
 
   def features(batch: Mapping[str, Any]) -> np.ndarray:
-    seen = {name: batch[name] for name in ("image", "saliency", "features") if name in batch}
-    return run.steps.features(run.reference_variables, seen)
+    used = {name: batch[name] for name in ("image", "saliency", "features") if name in batch}
+    return run.steps.features(reference_variables, used)
 
-  def batches(split: str) -> Iterator[dict[str, Any]]:
-    cached = run.features if getattr(run.collection, split) is run.collection.train else None
-    return _batches(run, split, fields=("image", "saliency"), kept=cached)
+  def batches(source: ExampleSource) -> Iterator[dict[str, Any]]:
+    kept = cached if source is collection.train else None
+    return _batches(run, source, fields=("image", "saliency"), kept=kept)
 
-  # The part basis may become the hosts' common start: not each its own, should they round differently.
-  dff = hosts.first_says(fit_dff(features, batches, run.config))
+  dff = fit_dff(
+    features,
+    train=batches(collection.train),
+    regression=batches(collection.regression),
+    test=batches(collection.test),
+    config=run.config,
+  )
+  # The hosts may round differently, but must start from one part basis.
+  dff = hosts.broadcast_from_first(dff)
   if hosts.is_first():
-    dff.save(path)
+    dff.save(run.workdir / _DFF_FILE)
   return dff
 
 
-def _ahead(batches: Any, put: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-  """Yields (batch on the devices, pipeline position after it); the next is fetched while a step computes."""
-
-  def fetch() -> tuple[Any, dict[str, Any]]:
-    batch = put(next(batches))
-    return batch, batches.get_state()
-
-  if jax.default_backend() != "cpu":
-    upcoming = fetch()
-    while True:
-      yield upcoming
-      upcoming = fetch()
-  with ThreadPoolExecutor(1) as thread:  # the caller waits for a step on a CPU
-    yield from ahead(thread, lambda _: fetch(), itertools.count(), depth=1)
+def _prefetch(batches: Any, shard_batch: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+  """Yields (batch on the devices, pipeline position after it), and prepares the next during a step."""
+  with ThreadPoolExecutor(1) as thread:
+    yield from ahead(
+      thread, lambda _: (shard_batch(next(batches)), batches.get_state()), itertools.count(), depth=1
+    )
 
 
 def _train(
-  run: Run,
+  run: _Run,
   state: Any,
   batches: Any,
+  reference_variables: Any,
   *,
-  start: int,
   dff: Dff,
-  log: MetricsLog | None,
+  start: int,
   checkpoints: Checkpoints,
-) -> tuple[Any, dict[str, Any] | None]:
-  """Runs steps start + 1 … num_steps; returns the placed state and, if there was a step, the results."""
-  config = run.config
+) -> dict[str, Any]:
+  """Runs steps start + 1 … num_steps and returns the last evaluation; the state is donated."""
+  config, steps = run.config, run.steps
+  log = MetricsLog(run.workdir, start_step=start) if hosts.is_first() else None
   schedule = optimizer.make_schedule(config.optimizer, num_steps=config.num_steps)
   progress = {"total": config.num_steps, "initial": start, "unit": "step", "desc": "train"}
   bar = tqdm(**progress, dynamic_ncols=True, disable=not hosts.is_first())
-  results = None
   began, images = time.perf_counter(), 0
-  stream = _ahead(batches, run.steps.put_batch)
+  stream = _prefetch(batches, steps.shard_batch)
   for step in range(start + 1, config.num_steps + 1):
     batch, position = next(stream)
-    state, metrics = run.steps.train(state, batch, run.reference_variables)
+    state, metrics = steps.train(state, batch, reference_variables)
     if step == start + 1:  # compiled now
       keep_freed_memory()
     images += config.batch_size
@@ -194,13 +232,16 @@ def _train(
       _check_finite(scalars["loss"], step)
       began, images = time.perf_counter(), 0
     if step % config.eval_every == 0 or last:
-      results = _evaluate(run, state, dff=dff, step=step, log=log)
+      variables = steps.unreplicate((state.params["segmenter"], state.batch_stats))
+      results = _evaluate(run, variables, dff=dff, step=step, log=log)
       began, images = time.perf_counter(), 0
-    # After the evaluation, so that a checkpoint says that its evaluation is done.
+    # After the evaluation: a run that resumes from here does not repeat it.
     if step % config.checkpoint_every == 0 or last:
-      checkpoints.save(step, run.steps.fetch(state), position=position)
+      checkpoints.save(step, steps.unreplicate(state), position=position)
   bar.close()
-  return state, results
+  if log is not None:
+    log.close()
+  return results
 
 
 def _check_finite(loss: float, step: int) -> None:
@@ -211,56 +252,54 @@ def _check_finite(loss: float, step: int) -> None:
     )
 
 
-def _figure_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
-  return workdir / "figures" / f"parts_{step:06d}.png"
+def _evaluate(
+  run: _Run, variables: tuple[Any, Any], *, dff: Dff, step: int, log: MetricsLog | None = None
+) -> dict[str, Any]:
+  """Returns the entries of evaluation.json on every host; the first writes them, the figures and the report.
 
-
-def _report_path(workdir: pathlib.Path) -> pathlib.Path:
-  return workdir / "report" / "index.html"
-
-
-def _evaluate(run: Run, state: Any, *, dff: Dff, step: int, log: MetricsLog | None) -> dict[str, Any]:
-  """Returns the entries of evaluation.json on every host; the first writes them, a figure and the report."""
-  steps, refine = run.steps, run.config.crf.num_iterations > 0
+  `variables` are the segmenter's params and batch_stats, unreplicated.
+  """
+  config, steps, refine = run.config, run.steps, run.config.crf.num_iterations > 0
   measures, figure, gallery = evaluate(
-    lambda images: steps.predict(state, images),
-    lambda split: _batches(run, split),
-    predict_refined=(lambda images: steps.predict_refined(state, images)) if refine else None,
+    functools.partial(steps.predict, variables),
+    regression=_batches(run, run.collection.regression),
+    test=_batches(run, run.collection.test),
+    predict_refined=functools.partial(steps.predict_refined, variables) if refine else None,
     dff=dff,
     num_classes=len(run.collection.part_names),
-    config=run.config,
+    config=config,
   )
   results = {**measures, "step": step}
   if not hosts.is_first():
     return results
-  path = _figure_path(run.workdir, step)
-  figures.part_figure(path=path, **figure)
+  parts, losses, report = _result_files(run.workdir, step)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
-  write_report(
-    _report_path(run.workdir), results=results, records=records, config=run.config, gallery=gallery
-  )
+  figures.part_figure(path=parts, **figure)
+  if records:
+    figures.loss_curves(records, losses, weights=config.loss.to_dict())
+  write_report(report, results=results, records=records, config=config, gallery=gallery)
   write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")
-    with Image.open(path) as picture:
+    with Image.open(parts) as picture:
       log.write_image(step, "parts", np.asarray(picture.convert("RGB")))
   return results
 
 
-def _read_results(workdir: pathlib.Path) -> dict[str, Any]:
-  return json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
+def _result_files(workdir: pathlib.Path, step: int) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
+  """Returns the paths of the test images' figure, the loss curves and the report."""
+  figures = workdir / "figures"
+  return figures / f"parts_{step:06d}.png", figures / "losses.png", workdir / "report" / "index.html"
 
 
-def _is_evaluated(workdir: pathlib.Path, step: int) -> bool:
-  return (workdir / "evaluation.json").exists() and _read_results(workdir)["step"] == step
-
-
-def _print_results(results: dict[str, Any], files: Iterable[pathlib.Path]) -> None:
+def _print_results(results: dict[str, Any], workdir: pathlib.Path) -> None:
+  """Prints the measures and where the figures and the report are, on the first host."""
+  if not hosts.is_first():
+    return
   fractions = " ".join(f"{share:.3f}" for share in results["part_area_fractions"])
   rows = [(name, f"{value:.4f}") for name, value in results.items() if isinstance(value, float)]
   rows += [(name, str(results[name])) for name in ("num_train", "num_test", "step")]
   rows.append(("part_area_fractions", fractions))
   width = max(len(name) for name, _ in rows)
   print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-  for path in itertools.filterfalse(lambda path: not path.exists(), files):
-    print(path)
+  print(*filter(pathlib.Path.exists, _result_files(workdir, results["step"])), sep="\n")

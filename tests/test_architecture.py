@@ -61,6 +61,14 @@ def test_the_maths_imports_jax_and_chex_only(module):
   assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["predictor", "stream", "exporting"])
+def test_prediction_imports_neither_the_data_nor_the_logging_stack(module):
+  heavy = ("tensorflow_datasets", "grain", "array_record", "tensorboardX", "matplotlib")
+  code = f"import scops_jax.prediction.{module}, sys; print([n for n in {heavy} if n in sys.modules])"
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+  assert result.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_point_down(name):
   room = name if name.endswith("__main__") else name.split(".")[0]

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from scops_jax.runs.checkpoints import Checkpoints
+from scops_jax.errors import UserError
+from scops_jax.runs.checkpoints import Checkpoints, latest_step, restore_variables
 from scops_jax.train_step import TrainState
 
 
@@ -32,16 +34,35 @@ def test_the_newest_two_are_kept(tmp_path):
     checkpoints.save(step, state(step), position={"next_index": step})
   checkpoints.close()
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 30]
-  reopened = Checkpoints(tmp_path)
-  assert reopened.latest_step() == 30
-  np.testing.assert_array_equal(reopened.restore(20, state(0.0))[0].opt_state[0], np.full(3, 20, np.float32))
+  assert latest_step(tmp_path) == 30
+  older, _ = Checkpoints(tmp_path).restore(20, state(0.0))
+  np.testing.assert_array_equal(older.opt_state[0], np.full(3, 20, np.float32))
 
 
 def test_an_interrupted_checkpoint_is_ignored(tmp_path):
   checkpoints = Checkpoints(tmp_path)
-  assert checkpoints.latest_step() is None
+  assert latest_step(tmp_path) == 0
   checkpoints.save(10, state(1.0), position={})
   checkpoints.close()
   # What a kill in the middle of writing leaves: orbax renames only when everything is there.
   (tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir()
-  assert Checkpoints(tmp_path).latest_step() == 10
+  assert latest_step(tmp_path) == 10
+
+
+def test_variables_are_restored_without_the_optimizer_and_nothing_is_written(tmp_path):
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  with pytest.raises(UserError, match="no checkpoint yet"):
+    restore_variables(tmp_path, sharding=here)
+  assert not list(tmp_path.iterdir())
+  before = state(1 / 3)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(7, before, position={})
+  checkpoints.close()
+  unfinished = tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp"  # a training run may be writing it
+  unfinished.mkdir()
+  variables, step = restore_variables(tmp_path, sharding=here)
+  assert step == 7
+  assert variables.keys() == {"params", "batch_stats"}
+  jax.tree.map(np.testing.assert_array_equal, variables["params"], before.params)
+  assert all(leaf.sharding == here for leaf in jax.tree.leaves(variables))
+  assert unfinished.exists()

@@ -1,7 +1,5 @@
 """Sizes that follow from the collection: the rules, what the user chose, what a run has already."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,9 +7,8 @@ from PIL import Image
 from configs import folder
 from scops_jax.config import FROM_COLLECTION, check_values, default_config
 from scops_jax.data.collection import open_collection
-from scops_jax.runs import setup
 from scops_jax.runs.sizes import choose_sizes, suitable_sizes
-from tests import tiny
+from scops_jax.runs.workdir import load_config, open_workdir
 
 
 @pytest.mark.parametrize(
@@ -50,7 +47,8 @@ def config(tmp_path):
 
 
 def test_a_new_run_takes_them_from_the_images(config, tmp_path, capsys):
-  chosen, collection = choose_sizes(config, tmp_path / "run", lambda: open_collection(config))
+  collection = open_collection(config)
+  chosen = choose_sizes(config, collection, workdir=tmp_path / "run")
   assert [chosen[key] for key in FROM_COLLECTION] == [3, 300, 150, 80, 161]  # the middle edge is 92
   assert chosen.is_locked
   assert config.num_steps == 0
@@ -60,25 +58,17 @@ def test_a_new_run_takes_them_from_the_images(config, tmp_path, capsys):
 
 
 def test_a_run_keeps_those_it_began_with(config, tmp_path):
-  (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(FROM_COLLECTION, 77)))
-
-  def refuse():
-    raise AssertionError("the collection is not to be opened")
-
-  chosen, collection = choose_sizes(config, tmp_path, refuse)
-  assert [chosen[key] for key in FROM_COLLECTION] == [3, 77, 77, 77, 77]
-  assert collection is None
+  chosen = choose_sizes(config, open_collection(config), workdir=None)
+  workdir = open_workdir(tmp_path / "run", chosen)
+  assert load_config(workdir).num_steps == 300
+  for index in range(10, 20):
+    Image.fromarray(np.full((300, 300, 3), index, np.uint8)).save(tmp_path / "own/images" / f"{index}.png")
+  larger = open_collection(config)
+  again = choose_sizes(config, larger, workdir=workdir)
+  assert again.to_dict() == chosen.to_dict()
+  assert choose_sizes(config, larger, workdir=None).image_size == 128
 
 
 def test_a_config_without_zeros_stays_as_it_is(tmp_path):
   config = default_config()
-  assert choose_sizes(config, tmp_path, lambda: None) == (config, None)
-
-
-def test_a_run_saves_what_was_chosen(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(setup, "create_networks", lambda config: tiny.networks())
-  with config.unlocked():
-    config.segmenter_weights = config.reference_weights = "random"
-  setup.set_up(config, tmp_path / "run", create=True)
-  assert setup.load_config(tmp_path / "run").num_steps == 300
-  setup.set_up(config, tmp_path / "run", create=True)  # finds the same run
+  assert choose_sizes(config, None, workdir=tmp_path) is config

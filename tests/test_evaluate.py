@@ -20,25 +20,24 @@ def config(**overrides):
 def batches(count, batch_size=4, num_landmarks=2, seed=0):
   """Batches with the last one padded by garbage that must not count."""
   rng = np.random.default_rng(seed)
+  for start in range(0, count, batch_size):
+    valid = np.arange(start, start + batch_size) < count
+    parts = np.zeros((batch_size, SIDE, SIDE), np.uint8)
+    parts[valid, 2:6, 2:4] = 1
+    parts[valid, 2:6, 4:6] = 2
+    yield {
+      "image": rng.integers(0, 256, (batch_size, SIDE, SIDE, 3), np.uint8),
+      "saliency": np.where(parts > 0, 255, 0).astype(np.uint8),
+      "landmarks": rng.uniform(-1, 1, (batch_size, num_landmarks, 2)).astype(np.float32),
+      "visible": np.ones((batch_size, num_landmarks), bool),
+      "box": np.tile(np.float32((-0.5, -0.25, 0.5, 0.25)), (batch_size, 1)),
+      "parts": np.where(valid[:, None, None], parts, 7).astype(np.uint8),
+      "valid": valid,
+    }
 
-  def split(name):
-    del name
-    for start in range(0, count, batch_size):
-      valid = np.arange(start, start + batch_size) < count
-      parts = np.zeros((batch_size, SIDE, SIDE), np.uint8)
-      parts[valid, 2:6, 2:4] = 1
-      parts[valid, 2:6, 4:6] = 2
-      yield {
-        "image": rng.integers(0, 256, (batch_size, SIDE, SIDE, 3), np.uint8),
-        "saliency": np.where(parts > 0, 255, 0).astype(np.uint8),
-        "landmarks": rng.uniform(-1, 1, (batch_size, num_landmarks, 2)).astype(np.float32),
-        "visible": np.ones((batch_size, num_landmarks), bool),
-        "box": np.tile(np.float32((-0.5, -0.25, 0.5, 0.25)), (batch_size, 1)),
-        "parts": np.where(valid[:, None, None], parts, 7).astype(np.uint8),
-        "valid": valid,
-      }
 
-  return split
+def splits(count, **options):
+  return {"regression": batches(count, **options), "test": batches(count, seed=1, **options)}
 
 
 def predict(images):
@@ -56,7 +55,7 @@ def dff(count):
 
 
 def test_every_image_counts_once_and_the_padding_not_at_all():
-  results, figure, gallery = evaluate(predict, batches(10), dff=dff(10), num_classes=3, config=config())
+  results, figure, gallery = evaluate(predict, **splits(10), dff=dff(10), num_classes=3, config=config())
   assert (results["num_train"], results["num_test"]) == (10, 10)
   # By hand: truth 16 pixels, prediction 20 that contain them.
   assert results["foreground_iou"] == pytest.approx(16 / 20)
@@ -72,7 +71,7 @@ def test_every_image_counts_once_and_the_padding_not_at_all():
 
 def test_without_ground_truth_the_saliency_is_the_foreground_and_the_rest_is_null():
   results, figure, gallery = evaluate(
-    predict, batches(10, num_landmarks=0), dff=dff(10), num_classes=0, config=config()
+    predict, **splits(10, num_landmarks=0), dff=dff(10), num_classes=0, config=config()
   )
   assert results["foreground_iou"] == pytest.approx(16 / 20)
   for key in ("nmi", "ari", "landmark_error_train", "landmark_error_test", "dff_error_test"):
@@ -84,9 +83,9 @@ def test_without_ground_truth_the_saliency_is_the_foreground_and_the_rest_is_nul
 
 def test_the_image_edge_as_normaliser():
   options = {"dff": dff(10), "num_classes": 3}
-  by_eyes, *_ = evaluate(predict, batches(10), config=config(), **options)
+  by_eyes, *_ = evaluate(predict, **splits(10), config=config(), **options)
   by_edge, *_ = evaluate(
-    predict, batches(10), config=config(**{"data.landmark_normalizer": "image"}), **options
+    predict, **splits(10), config=config(**{"data.landmark_normalizer": "image"}), **options
   )
   # Points are in [-1, 1]: no distance of two exceeds the edge by more than √2.
   assert by_edge["landmark_error_test"] < by_eyes["landmark_error_test"]
@@ -96,7 +95,7 @@ def test_the_image_edge_as_normaliser():
 def test_the_longer_edge_of_the_box_as_normaliser():
   options = {"dff": dff(10), "num_classes": 3}
   by_image, by_box = (
-    evaluate(predict, batches(10), config=config(**{"data.landmark_normalizer": unit}), **options)[0]
+    evaluate(predict, **splits(10), config=config(**{"data.landmark_normalizer": unit}), **options)[0]
     for unit in ("image", "box")
   )
   # Every box is 1 × 0.5, the image 2 × 2.
@@ -104,46 +103,42 @@ def test_the_longer_edge_of_the_box_as_normaliser():
     assert by_box[key] == pytest.approx(2 * by_image[key])
 
 
-def hiding(landmark, split, num_landmarks=3):
-  """The batches of `batches`, in whose regression images a landmark can't be seen."""
-
-  def of_split(name):
-    for batch in batches(10, num_landmarks=num_landmarks)(name):
-      if name == split:
-        batch["visible"][:, landmark] = False
-      yield batch
-
-  return of_split
+def hiding(landmark, num_landmarks=3):
+  """The splits of `splits`, where a landmark can't be seen in the images of the regression."""
+  found = {name: list(split) for name, split in splits(10, num_landmarks=num_landmarks).items()}
+  for batch in found["regression"]:
+    batch["visible"][:, landmark] = False
+  return found
 
 
 def test_a_landmark_that_no_image_of_the_regression_shows_does_not_count():
   options = {"dff": dff(10), "num_classes": 3, "config": config()}
-  with_it, figure, _ = evaluate(predict, hiding(2, "regression"), **options)
+  with_it, figure, _ = evaluate(predict, **hiding(2), **options)
   assert np.isnan(figure["predicted"][:, 2]).all()
   assert np.isfinite(figure["predicted"][:, :2]).all()
 
-  def first_two(name):
-    for batch in batches(10, num_landmarks=3)(name):
-      yield batch | {"landmarks": batch["landmarks"][:, :2], "visible": batch["visible"][:, :2]}
-
-  without_it, *_ = evaluate(predict, first_two, **options)
+  first_two = {
+    name: [
+      batch | {"landmarks": batch["landmarks"][:, :2], "visible": batch["visible"][:, :2]} for batch in split
+    ]
+    for name, split in splits(10, num_landmarks=3).items()
+  }
+  without_it, *_ = evaluate(predict, **first_two, **options)
   assert with_it == without_it
 
 
 def test_hidden_eyes_need_another_normaliser():
   options = {"dff": dff(10), "num_classes": 3}
   with pytest.raises(UserError, match=r"data\.landmark_normalizer=inter_ocular needs images"):
-    evaluate(predict, hiding(0, "regression"), config=config(), **options)
+    evaluate(predict, **hiding(0), config=config(), **options)
   results, *_ = evaluate(
-    predict, hiding(0, "regression"), config=config(**{"data.landmark_normalizer": "box"}), **options
+    predict, **hiding(0), config=config(**{"data.landmark_normalizer": "box"}), **options
   )
   assert results["landmark_error_test"] > 0
 
 
 def test_no_visible_landmark_at_all_is_no_ground_truth():
-  results, *_ = evaluate(
-    predict, hiding(slice(None), "regression"), dff=dff(10), num_classes=3, config=config()
-  )
+  results, *_ = evaluate(predict, **hiding(slice(None)), dff=dff(10), num_classes=3, config=config())
   assert results["landmark_error_test"] is None
 
 
@@ -151,13 +146,15 @@ def test_dff_centres_cover_both_splits_and_survive_the_file(tmp_path):
   def features(batch):
     return batch["image"][:, ::2, ::2].astype(np.float32) / 255
 
-  fitted = fit_dff(features, batches(10), config())
+  fitted = fit_dff(features, train=batches(10), **splits(10), config=config())
   assert fitted.train_centers.shape == fitted.test_centers.shape == (10, NUM_PARTS, 2)
   assert fitted.part_basis.shape == (NUM_PARTS, 3)
   fitted.save(tmp_path / "dff.npz")
   for before, after in zip(fitted, Dff.load(tmp_path / "dff.npz"), strict=True):
     np.testing.assert_array_equal(before, after)
-  clustered = fit_dff(features, batches(10), config(**{"basis.initializer": "clusters"}))
+  clustered = fit_dff(
+    features, train=batches(10), **splits(10), config=config(**{"basis.initializer": "clusters"})
+  )
   assert not np.array_equal(clustered.part_basis, fitted.part_basis)
 
 
@@ -171,8 +168,8 @@ def test_labels_after_the_crf_are_scored_on_the_test_split_alone():
     return predict(images) | {"crf_labels": refined}
 
   options = {"dff": dff(10), "num_classes": 3, "config": config()}
-  results = evaluate(predict, batches(10), predict_refined=predict_refined, **options).results
+  results = evaluate(predict, **splits(10), predict_refined=predict_refined, **options).results
   assert results["foreground_iou"] == pytest.approx(16 / 20)
   assert results["foreground_iou_crf"] == pytest.approx(1.0)
   assert len(calls) == 3  # the batches of one split
-  assert evaluate(predict, batches(10), **options).results["foreground_iou_crf"] is None
+  assert evaluate(predict, **splits(10), **options).results["foreground_iou_crf"] is None

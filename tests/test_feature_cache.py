@@ -1,4 +1,4 @@
-"""Kept reference features: what the network gives, made once, and anew for whatever changes them."""
+"""Kept reference features: those of the network, computed once for everything they depend on."""
 
 import functools
 

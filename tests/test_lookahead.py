@@ -1,4 +1,4 @@
-"""Streams that are worked on ahead."""
+"""Iterators that compute ahead."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -130,5 +130,5 @@ def test_hosts_that_cannot_be_joined_are_a_users_mistake():
 
 def test_one_host_needs_nobody():
   assert hosts.is_first()
-  assert hosts.first_says(3) == 3
-  assert hosts.first_then_others(lambda: "done") == "done"
+  assert hosts.broadcast_from_first(3) == hosts.all_gather(3) == 3
+  assert hosts.first_host_first(str.upper, "done") == "DONE"

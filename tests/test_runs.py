@@ -1,5 +1,7 @@
 """A run found again in its work directory."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +9,11 @@ import pytest
 from scops_jax import train_step
 from scops_jax.config import default_config
 from scops_jax.errors import UserError
+from scops_jax.prediction.restore import load_segmenter
 from scops_jax.runs import setup
 from scops_jax.runs.checkpoints import Checkpoints
-from scops_jax.runs.workdir import open_workdir
+from scops_jax.runs.workdir import load_config, open_workdir
+from scops_jax.train import evaluate_run, train_and_evaluate
 from scops_jax.train_step import TrainState
 from tests import tiny
 
@@ -26,7 +30,7 @@ def small_config():
 def test_the_config_comes_back_as_it_was(tmp_path):
   config = small_config()
   open_workdir(tmp_path / "run", config)
-  loaded = setup.load_config(tmp_path / "run")
+  loaded = load_config(tmp_path / "run")
   assert loaded.to_dict() == config.to_dict()
   with pytest.raises(AttributeError):
     loaded.unknown = 1
@@ -44,13 +48,13 @@ def test_a_directory_without_a_config_is_an_error(text, message, tmp_path):
   if text is not None:
     (tmp_path / "config.json").write_text(text)
   with pytest.raises(UserError, match=message):
-    setup.load_config(tmp_path)
+    load_config(tmp_path)
 
 
 def test_a_run_without_a_checkpoint_is_an_error(tmp_path):
   open_workdir(tmp_path / "run", small_config())
   with pytest.raises(UserError, match="no checkpoint yet"):
-    setup.load_segmenter(tmp_path / "run")
+    load_segmenter(tmp_path / "run")
 
 
 def test_the_segmenter_is_that_of_the_newest_checkpoint(tmp_path):
@@ -72,7 +76,7 @@ def test_the_segmenter_is_that_of_the_newest_checkpoint(tmp_path):
     checkpoints.save(step, jax.tree.map(jax.numpy.asarray, state), position={})
   checkpoints.close()
 
-  segmenter = setup.load_segmenter(workdir)
+  segmenter = load_segmenter(workdir)
   assert segmenter.step == 2
   assert segmenter.config.num_parts == 3
   jax.tree.map(
@@ -92,27 +96,38 @@ def small_run_config(tmp_path, monkeypatch, **overrides):
 
 def test_frozen_modules_reach_the_optimizer(tmp_path, monkeypatch):
   config = small_run_config(tmp_path, monkeypatch, **{"optimizer.frozen_modules": ("trunk",)})
-  run = setup.set_up(config, tmp_path / "run", create=True)
-  state = setup.initial_state(run, part_basis=None)
-  gradients = jax.tree.map(np.ones_like, state.params)
-  updates, _ = run.transformation.update(gradients, state.opt_state, state.params)
+  networks = setup.create_networks(config)
+  transformation = setup.create_optimizer(networks, config)
+  params, *_ = tiny.variables(networks)
+  gradients = jax.tree.map(np.ones_like, params)
+  updates, _ = transformation.update(gradients, transformation.init(params), params)
   assert all(not leaf.any() for leaf in jax.tree.leaves(updates["segmenter"]["trunk"]))
   assert all(leaf.all() for leaf in jax.tree.leaves(updates["segmenter"]["head_logits"]))
 
 
-def test_a_frozen_module_that_there_is_not_is_an_error(tmp_path, monkeypatch):
-  config = small_run_config(tmp_path, monkeypatch, **{"optimizer.frozen_modules": ("trunks",)})
-  with pytest.raises(UserError, match=r"begins with 'trunks'; it has head_logits, trunk"):
-    setup.set_up(config, tmp_path / "run", create=True)
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    ({"optimizer.frozen_modules": ("trunks",)}, r"begins with 'trunks'; it has head_logits, trunk"),
+    ({"reference_weights": "nowhere.pth"}, r"nowhere\.pth"),
+    ({"segmenter_weights": "nowhere.pth"}, r"nowhere\.pth"),
+  ],
+)
+def test_a_start_that_fails_leaves_no_directory(overrides, message, tmp_path, monkeypatch):
+  config = small_run_config(tmp_path, monkeypatch, **overrides)
+  with pytest.raises(UserError, match=message):
+    train_and_evaluate(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("has_dff", "computed"), [(True, False), (False, True)])
-def test_an_evaluation_computes_kept_features_only_for_dff(has_dff, computed, tmp_path, monkeypatch):
-  config = small_run_config(tmp_path, monkeypatch, **{"data.cache_reference_features": True})
-  workdir = open_workdir(tmp_path / "run", config)
-  if has_dff:
-    (workdir / setup.DFF_FILE).touch()
-  run = setup.set_up(config, workdir, create=False)
-  assert (run.features is not None) == computed
-  assert bool(list((tmp_path / "cache").rglob("reference_features"))) == computed
+def test_an_evaluation_needs_neither_the_reference_nor_its_features(tmp_path, monkeypatch):
+  config = small_run_config(tmp_path, monkeypatch, **{"data.cache_reference_features": True, "num_steps": 1})
+  results = train_and_evaluate(config, tmp_path / "run")
+  (folder,) = (tmp_path / "cache").rglob("reference_features")
+  shutil.rmtree(folder)
+  monkeypatch.setattr(setup, "load_reference", None)
+  assert evaluate_run(config, tmp_path / "run") == results
+  assert not folder.exists()
+  (tmp_path / "run" / "dff.npz").unlink()
+  with pytest.raises(UserError, match=r"baseline can't be read .*dff\.npz.* another --workdir"):
+    evaluate_run(config, tmp_path / "run")

@@ -52,10 +52,10 @@ def test_maps_are_written_kept_and_used(config, capsys):
   (folder / "1.png").unlink()
   Image.fromarray(draw(99)[0]).save(pathlib.Path(config.data.dir) / "images" / "2.png")
   times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-  run = setup.set_up(config, pathlib.Path(config.data.cache_dir).parent / "run", create=True)
+  setup.prepare(config)
   assert "wrote 2 saliency maps" in capsys.readouterr().out
   assert {n for n, t in times.items() if (folder / n).stat().st_mtime_ns != t} == {"2.png"}
-  np.testing.assert_array_equal(run.collection.train[0]["saliency"], edited)
+  np.testing.assert_array_equal(open_collection(config).train[0]["saliency"], edited)
 
 
 def test_an_interrupted_preparation_goes_on(config, monkeypatch):

@@ -179,7 +179,7 @@ def test_a_finished_run_started_again_only_reports(finished, cache, environment)
     (["--workdir=/dev/null/run"], "/dev/null/run"),
     (["--config=configs/nothing.py"], "configs/nothing.py"),
     (["stray"], "stray"),
-    (["--process_id=1"], "--process_id is of use with --multihost only"),
+    (["--process_id=1"], "--process_id needs --multihost"),
     (["--mode=eval"], "holds no run"),
   ],
   ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -25,12 +25,12 @@ def run_steps(config, count=3, segmenter=None):
   params, batch_stats, reference = tiny.variables(nets)
   optimizer = create_optimizer(nets, params, config)
   steps = compile_steps(nets, optimizer, config)
-  state, reference = steps.place(tiny.state(params, batch_stats, optimizer)), steps.place(reference)
+  state, reference = steps.replicate(tiny.state(params, batch_stats, optimizer)), steps.replicate(reference)
   history = []
   for i in range(count):
-    state, metrics = steps.train(state, steps.put_batch(tiny.batch(config.batch_size, seed=i)), reference)
+    state, metrics = steps.train(state, steps.shard_batch(tiny.batch(config.batch_size, seed=i)), reference)
     history.append({name: float(value) for name, value in metrics.items()})
-  return steps.fetch(state), history
+  return steps.unreplicate(state), history
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms():
@@ -137,8 +137,8 @@ def test_a_step_learns_on_a_repeated_batch():
   params, batch_stats, reference = tiny.variables(nets)
   optimizer = create_optimizer(nets, params, config)
   steps = compile_steps(nets, optimizer, config)
-  state, reference = steps.place(tiny.state(params, batch_stats, optimizer)), steps.place(reference)
-  batch = steps.put_batch(tiny.batch())
+  state, reference = steps.replicate(tiny.state(params, batch_stats, optimizer)), steps.replicate(reference)
+  batch = steps.shard_batch(tiny.batch())
   losses = []
   for _ in range(60):
     state, metrics = steps.train(state, batch, reference)

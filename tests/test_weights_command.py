@@ -114,12 +114,12 @@ def test_command_keeps_what_is_there(tmp_path):
 STAND_IN = """
 import jax, numpy as np
 from scops_jax import models
-from scops_jax.runs import setup
+from scops_jax.prediction import restore
 from scops_jax.config import default_config
 module = models.create_segmenter("efficientnet_lite0", 8)
 shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
 trained = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-setup.load_segmenter = lambda workdir: setup.Segmenter(
+restore.load_segmenter = lambda workdir: restore.Segmenter(
   default_config(), None, trained["params"], trained["batch_stats"], np.ones((8, 5), np.float32), 7)
 """
 

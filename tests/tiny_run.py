@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scops_jax.config import default_config
+from scops_jax.prediction.restore import Segmenter
 from scops_jax.runs.checkpoints import Checkpoints
-from scops_jax.runs.setup import Segmenter
 from scops_jax.runs.workdir import open_workdir
 from scops_jax.train_step import TrainState, create_networks, create_optimizer
 from tests import tiny

@@ -43,7 +43,7 @@ class Step:
     state = train_step.TrainState(
       jnp.zeros((), jnp.int32), params, segmenter.get("batch_stats", {}), self.optimizer.init(params)
     )
-    self.state, self.reference = self.compiled.place(state), self.compiled.place(reference)
+    self.state, self.reference = self.compiled.replicate(state), self.compiled.replicate(reference)
 
   def _read_variables(self, folder: pathlib.Path, name: str) -> dict[str, Any]:
     network, model_name = getattr(self.networks, name), self.config[name]
@@ -53,8 +53,8 @@ class Step:
     return weights.apply_state_dict(abstract, state_dict, model_name=model_name, require_head=True)
 
   def __call__(self) -> dict[str, jax.Array]:
-    """Does one update; returns every loss term, their weighted sum "loss", and "gradient_norm"."""
-    batch = self.compiled.put_batch({"image": self.arrays.images, "saliency": self.arrays.saliency})
+    """Does one update; returns each term, their weighted sum "loss" and "gradient_norm"."""
+    batch = self.compiled.shard_batch({"image": self.arrays.images, "saliency": self.arrays.saliency})
     self.state, metrics = self.compiled.train(self.state, batch, self.reference)
     return jax.block_until_ready(metrics)
 
@@ -120,7 +120,7 @@ def _network_pieces(step: Step) -> dict[str, Piece]:
     "forward and backward": _compiled(forward_and_backward, params, batch_stats, normalized, cotangents),
     "reference": _compiled(reference, step.reference, images),
     "update": update_in_place,
-    "inference": lambda: step.compiled.predict(state, inference_images),
+    "inference": lambda: step.compiled.predict((params, batch_stats), inference_images),
   }
 
 

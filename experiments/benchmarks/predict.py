@@ -29,8 +29,8 @@ from scops_jax.data.image_files import find_images, read_image, resize_pixels
 from scops_jax.prediction.files import OutputFiles
 from scops_jax.prediction.predictor import compile_segmenter, fast_batch_size
 from scops_jax.prediction.processes import Job, open_program, shares_of_cores
+from scops_jax.prediction.restore import Segmenter, load_segmenter
 from scops_jax.prediction.stream import fast_process_count, make_job, predict_images
-from scops_jax.runs.setup import Segmenter, load_segmenter
 
 _FEW = 32  # images of the short call that measures the start-up time
 _SAMPLE_SECONDS = 0.5

@@ -1,4 +1,4 @@
-"""Streams that are worked on ahead of who reads them."""
+"""Iterators that compute ahead of their reader, and in batches."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def ahead(pool: Executor, function: Callable[[S], T], arguments: Iterable[S], *, depth: int) -> Iterator[T]:
-  """Yields function(argument) for all arguments in order, `depth` more of them under way or done."""
+  """Yields function(argument) for all arguments in order; `pool` computes the next `depth` meanwhile."""
   queue: deque[Future[T]] = deque()
   for argument in arguments:
     queue.append(pool.submit(function, argument))
@@ -21,7 +21,7 @@ def ahead(pool: Executor, function: Callable[[S], T], arguments: Iterable[S], *,
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-  """Yields lists of `size` items; the last one has what is left."""
+  """Yields lists of `size` items; the last may be shorter."""
   batch: list[T] = []
   for item in items:
     batch.append(item)

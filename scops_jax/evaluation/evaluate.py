@@ -20,7 +20,7 @@ from scops_jax.report.gallery import Gallery, GalleryBuilder
 from scops_jax.storage.files import replacing
 
 Batch = Mapping[str, np.ndarray]
-Batches = Callable[[str], Iterable[Batch]]  # split name → its batches, in a fixed order
+Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 # Points are in [-1, 1], so the edge of an image is 2 long.
 _IMAGE_EDGE = 2.0
@@ -52,36 +52,41 @@ class Dff(NamedTuple):
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "Dff":
-    """Reads what `save` wrote."""
-    with np.load(path) as arrays:
-      return cls(**{name: arrays[name] for name in cls._fields})
+    """Reads what `save` wrote.
 
-
-def valid_rows(batch: Batch, predictions: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the arrays of both by name, without the padding of a last batch."""
-  rows = np.asarray(batch["valid"])
-  for name, array in {**batch, **predictions}.items():
-    yield name, np.asarray(array)[rows]
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+      with np.load(path) as arrays:
+        return cls(**{name: arrays[name] for name in cls._fields})
+    except (OSError, ValueError, KeyError) as error:
+      raise UserError(f"the run's baseline can't be read ({error}): train in another --workdir") from error
 
 
 def fit_dff(
   features: Callable[[Batch], np.ndarray],
-  batches: Batches,
+  *,
+  train: Iterable[Batch],
+  regression: Iterable[Batch],
+  test: Iterable[Batch],
   config: ConfigDict,
 ) -> Dff:
-  """Fits DFF to the first config.nmf.num_images training images and finds its part centres everywhere.
+  """Fits DFF to the first config.nmf.num_images training images; finds part centres on the other splits.
 
   Args:
-    features: a batch → D·V `[B, h, w, C]`. The test images' saliency is used too, which SCOPS does not see:
-      the baseline is given the benefit.
-    batches: the splits' batches: "train", "regression" and "test".
+    features: a batch → D·V `[B, h, w, C]`. It includes the saliency of test images, which SCOPS does not
+      see: an advantage of the baseline.
+    train: batches of the training images; only the first are read.
+    regression: batches of the images that landmarks are regressed on.
+    test: batches of the test images.
     config: the run's.
 
   Returns:
     The baseline.
   """
   fitted: list[np.ndarray] = []
-  for batch in batches("train"):
+  for batch in train:
     if sum(map(len, fitted)) >= config.nmf.num_images:
       break
     fitted.append(features(batch)[batch["valid"]])
@@ -93,16 +98,16 @@ def fit_dff(
   part_basis = factorization.cluster_basis(basis, start) if clustered else basis
   del fitted, start
 
-  def centers(split: str) -> np.ndarray:
+  def centers(batches: Iterable[Batch]) -> np.ndarray:
     found = []
-    for batch in batches(split):
+    for batch in batches:
       height, width = batch["image"].shape[1:3]
       values = features(batch)[batch["valid"]]
       maps = factorization.dff_maps(basis, values, height=height, width=width)
       found.append(np.asarray(factorization.map_centers(maps)))
     return np.concatenate(found)
 
-  return Dff(np.asarray(part_basis), centers("regression"), centers("test"))
+  return Dff(np.asarray(part_basis), centers(regression), centers(test))
 
 
 class Evaluation(NamedTuple):
@@ -127,7 +132,8 @@ class _TestPredictions:
     self._figure: list[tuple[np.ndarray, ...]] = []
     self.gallery = GalleryBuilder(num_parts)
 
-  def add(self, rows: dict[str, np.ndarray]) -> None:
+  def add(self, rows: Batch) -> Batch:
+    """Counts a batch, and returns it."""
     labels, parts = rows["labels"], rows["parts"]
     num_labels = self._num_parts + 1
     # Where a collection has no ground-truth parts, its saliency is the foreground.
@@ -146,6 +152,7 @@ class _TestPredictions:
     if sum(len(images) for images, _, _ in self._figure) < FIGURE_IMAGES:
       self._figure.append((rows["image"], labels, rows["centers"]))
     self.gallery.add(rows["image"], labels, rows["centers"], foreground=truth)
+    return rows
 
   def measures(self) -> dict[str, Any]:
     known = self._num_classes > 0
@@ -166,10 +173,11 @@ class _TestPredictions:
 
 
 def evaluate(
-  predict: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-  batches: Batches,
+  predict: Predict,
   *,
-  predict_refined: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
+  regression: Iterable[Batch],
+  test: Iterable[Batch],
+  predict_refined: Predict | None = None,
   dff: Dff,
   num_classes: int,
   config: ConfigDict,
@@ -178,7 +186,8 @@ def evaluate(
 
   Args:
     predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]` and "centers" `[B, K, 2]`.
-    batches: the splits' batches: "regression" (the images that landmarks are regressed on) and "test".
+    regression: batches of the images that landmarks are regressed on.
+    test: batches of the test images.
     predict_refined: the same with "crf_labels" `[B, H, W]` too, for the test split; None: `predict`, and
       foreground_iou_crf is None.
     dff: the baseline of this run.
@@ -188,37 +197,42 @@ def evaluate(
   Returns:
     The measures, and test images to show.
   """
-  test = _TestPredictions(config.num_parts, num_classes)
+  predictions = _TestPredictions(config.num_parts, num_classes)
 
-  def points(split: str) -> Landmarks:
-    found: list[Landmarks] = []
-    # Only the test split's labels are scored, and a CRF is slow.
-    function = predict_refined if split == "test" and predict_refined else predict
-    for batch in batches(split):
-      rows = dict(valid_rows(batch, function(batch["image"])))
-      found.append(Landmarks(rows["centers"], rows["landmarks"], rows["visible"], rows["box"]))
-      if split == "test":
-        test.add(rows)
-    return Landmarks(*map(np.concatenate, zip(*found, strict=True)))
-
-  train_points, test_points = points("regression"), points("test")
-  figure = test.figure_arrays()
+  train_points = _landmarks(_predicted(predict, regression))
+  # Labels are scored on the test split alone, and a CRF is slow.
+  test_points = _landmarks(map(predictions.add, _predicted(predict_refined or predict, test)))
+  figure = predictions.figure_arrays()
   errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
   if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
     shown = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
-    gallery = test.gallery.build(errors=ours.test_errors, landmarks=shown, predicted=ours.test_landmarks)
+    gallery = predictions.gallery.build(
+      errors=ours.test_errors, landmarks=shown, predicted=ours.test_landmarks
+    )
     count = len(figure["images"])
     figure |= {"landmarks": shown[:count], "predicted": ours.test_landmarks[:count]}
   else:
-    gallery = test.gallery.build()
+    gallery = predictions.gallery.build()
   results = {
     **errors,
-    **test.measures(),
+    **predictions.measures(),
     "num_train": len(train_points.centers),
     "num_test": len(test_points.centers),
   }
   return Evaluation(results, figure, gallery)
+
+
+def _predicted(predict: Predict, batches: Iterable[Batch]) -> Iterator[Batch]:
+  """Yields each batch's arrays and predictions, without the padding of the last batch."""
+  for batch in batches:
+    arrays = {**batch, **predict(batch["image"])}
+    yield {name: np.asarray(array)[batch["valid"]] for name, array in arrays.items()}
+
+
+def _landmarks(batches: Iterable[Batch]) -> Landmarks:
+  rows = ((batch["centers"], batch["landmarks"], batch["visible"], batch["box"]) for batch in batches)
+  return Landmarks(*map(np.concatenate, zip(*rows, strict=True)))
 
 
 def _landmark_errors(
@@ -226,7 +240,7 @@ def _landmark_errors(
 ) -> tuple[LandmarkErrors, dict[str, float | None]]:
   """Returns our regression, and the errors of it and of the baselines by name.
 
-  Landmarks that no image of the regression shows can't be regressed: they do not count, and are NaN in ours.
+  Landmarks that are visible in no image of the regression are not counted, and are NaN in ours.
   """
   shown = np.asarray(train.visible.any(axis=0))
   train, test = (

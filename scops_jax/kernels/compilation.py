@@ -1,4 +1,4 @@
-"""XLA's options for programs on a CPU; other devices have none."""
+"""jax.jit with options of XLA that make programs fast on a CPU; other devices need none."""
 
 import contextvars
 import functools
@@ -7,24 +7,23 @@ from typing import Any
 
 import jax
 
-# XLA would else give matrix products, convolutions and reductions to YNNPACK, whose convolutions take up to
-# twice as long as those of Eigen, which XLA has too. The list of what YNNPACK gets is empty.
+# An empty list of the operations that go to YNNPACK: its convolutions take up to twice as long as Eigen's.
 _ALWAYS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-# XLA would else run operations of a step side by side where it can. They share the cores anyway, and hold up
-# to twice as much memory. It would also drop the optimization barriers before it orders the operations: then
-# what the backward pass computes again is computed long before it is needed (`resnet.TrainedBottleneck`), and
-# the gradients of kernels long after their inputs were there (`models.convolution`).
 _IN_TRAINING = {
+  # One operation after another: side by side they share the same cores and need up to twice the memory.
   "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+  # Keeps the optimization barriers until the operations are ordered. Without them, what the backward pass
+  # recomputes is computed long before its use (`resnet.TrainedBottleneck`), and the gradients of kernels long
+  # after their inputs (`kernels.convolution`).
   "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 _for_training = contextvars.ContextVar("for_training", default=False)
 
 
 def compiler_options(*, training: bool = False) -> dict[str, str] | None:
-  """Returns what jax.jit takes as compiler_options on the default backend; `training` for a training step.
+  """Returns jax.jit's compiler_options for the default backend; `training` for a training step.
 
-  They change speed and memory alone. One that this version of XLA does not have is left out.
+  They change speed and memory, not results. Options that this version of XLA lacks are left out.
   """
   if jax.default_backend() != "cpu":
     return None
@@ -33,7 +32,7 @@ def compiler_options(*, training: bool = False) -> dict[str, str] | None:
 
 
 def jit(function: Callable, *, training: bool = False, **options: Any) -> jax.stages.Wrapped:
-  """Compiles as jax.jit with these options of it, and compiler_options."""
+  """Compiles as jax.jit does with `options` and compiler_options."""
   wanted = compiler_options(training=training)
   if training and wanted is not None:
     function = _traced_for_training(function)
@@ -41,9 +40,9 @@ def jit(function: Callable, *, training: bool = False, **options: Any) -> jax.st
 
 
 def is_traced_for_training() -> bool:
-  """Says whether what is traced now is compiled by `jit` with training, on a CPU.
+  """Returns whether `jit` with training=True is tracing on a CPU now.
 
-  What is fast there may be slow without the options: they keep barriers, and sums from YNNPACK.
+  Some forms of an operation are fast only with the options of training.
   """
   return _for_training.get()
 

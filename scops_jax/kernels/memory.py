@@ -1,4 +1,4 @@
-"""Memory of this process."""
+"""How this process keeps and returns memory, where the C library is glibc."""
 
 import ctypes
 import ctypes.util
@@ -7,35 +7,32 @@ from collections.abc import Callable
 
 import jax
 
-# mallopt's parameters (malloc.h of glibc).
+# Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _LARGE = 1 << 20  # bytes
 _EVERYTHING = (1 << 31) - 1  # bytes, the most that mallopt takes
 
 
 def compute_in_calling_thread() -> None:
-  """Lets JAX compute on a CPU in the thread that calls it; of no effect once JAX has looked for its devices.
-
-  JAX's own threads take a step's temporaries, one block, from the system every time, which zeroes its pages:
-  up to a third of a step's time. What the main thread takes can be kept (`keep_freed_memory`).
-  """
+  """Makes JAX compute in the calling thread on a CPU; call it before JAX looks for devices."""
+  # In JAX's own threads the system provides a step's temporaries, one block, with zeroed pages each time: up
+  # to a third of a step's time. In the main thread `keep_freed_memory` avoids it.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def map_large_blocks() -> None:
-  """Lets the C library (glibc) take large blocks from the system one by one, until `keep_freed_memory`.
-
-  Parameters that are made before a step is compiled then do not lie among what compiling leaves, which could
-  not go back: 70 MB for DeepLab. Steps are faster with blocks that are kept.
-  """
+  """Makes large blocks go back to the system as soon as they are freed, until `keep_freed_memory`."""
+  # Otherwise parameters that are made before compilation share the heap with the garbage of compilation, and
+  # keep it from going back: 70 MB for DeepLab.
   _set(_M_MMAP_THRESHOLD, _LARGE)
   _set(_M_TRIM_THRESHOLD, 2 * _LARGE)
 
 
 def keep_freed_memory() -> None:
-  """Gives back to the system what is freed by now, and keeps what the main thread frees from now on (glibc).
+  """Returns unused memory to the system now; what the main thread frees later is kept for reuse.
 
-  Compiling a step leaves some hundred megabytes of garbage; each step wants as much as the last.
+  Call it after the first step: compilation leaves some hundred megabytes of garbage, and each later step
+  needs as much memory as the one before.
   """
   gc.collect()
   trim = _c_function("malloc_trim")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from scops_jax.kernels.platforms import every_platform
 from scops_jax.prediction.predictor import predict_parts
-from scops_jax.runs.setup import Segmenter
+from scops_jax.prediction.restore import Segmenter
 from scops_jax.storage.files import replacing
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -16,7 +16,7 @@ from scops_jax import geometry
 from scops_jax.data.image_files import pad_batch, resize_pixels
 from scops_jax.dense_crf import dense_crf
 from scops_jax.kernels.compilation import jit
-from scops_jax.runs.setup import Segmenter, load_segmenter
+from scops_jax.prediction.restore import Segmenter, load_segmenter
 from scops_jax.train_step import predict_step
 
 

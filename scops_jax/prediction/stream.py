@@ -36,7 +36,7 @@ from scops_jax.prediction.predictor import (
   portable_segmenter,
 )
 from scops_jax.prediction.processes import MAX_PROCESSES, Job, num_cores, predict_in_processes
-from scops_jax.runs.setup import Segmenter
+from scops_jax.prediction.restore import Segmenter
 
 _MAX_THREADS = 16
 _REPAID = 1000  # images in which processes regain what they take to start

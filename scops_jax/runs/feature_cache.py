@@ -1,8 +1,8 @@
 """The reference's features of the training images, computed once and kept (data.cache_reference_features).
 
-A training step uses the features of the plain images only: they are the same every time an image comes. They
-are kept as bfloat16 beside the prepared data set, a record an image, with the pixels that the network sees,
-which need no decoding and resizing then. The file's name is a digest of what they were computed with.
+A training step needs them of the untransformed images only, so they are the same in every epoch. One file
+beside the prepared data set has a record for each image: the features as bfloat16 and the resized pixels,
+which then need no decoding. The file's name is a digest of everything the features depend on.
 """
 
 import functools
@@ -29,12 +29,12 @@ from scops_jax.data.pipeline import Kept, evaluation_batches
 from scops_jax.errors import UserError
 from scops_jax.storage.files import replacing
 
-_FORMAT = 2  # of the records; other files are not read
+_FORMAT = 2  # of the records; part of the digest
 _DTYPE = np.dtype(jnp.bfloat16)
-# Each record on its own, as they are read in any order. Many features are 0, so that fast compression halves
-# the file for less time than reading it takes.
+# Records are read in any order, so each is compressed alone. Many features are 0: fast compression halves the
+# file and takes less time than reading the other half.
 _OPTIONS = "group_size:1,zstd:1"
-# What decides the features besides the images and the weights.
+# What the features depend on besides the images and the weights.
 _KEYS = (
   "image_size",
   "reference",
@@ -50,7 +50,7 @@ Shapes = Sequence[tuple[int, ...]]  # (h, w, C) of each map
 
 
 class CachedFeatures(Sequence):
-  """`features[i]`: what is kept of training image i; its maps are bfloat16."""
+  """`features[i]`: the kept pixels and bfloat16 maps of training image i."""
 
   def __init__(self, path: Path, shapes: Shapes, image_size: int) -> None:
     """Opens what `cache_features` wrote."""
@@ -75,19 +75,19 @@ class CachedFeatures(Sequence):
 def cache_features(
   collection: Collection, features: jax.stages.Wrapped, config: ConfigDict, *, variables: Any
 ) -> CachedFeatures:
-  """Opens the features of the training images, computed first where they are missing.
+  """Opens the features of the training images; computes them first if they are missing.
 
   Args:
     collection: opened.
-    features: what computes them, under jax.jit: variables, images `[B, S, S, 3]` → maps `[B, h, w, C]`.
+    features: the jitted function that computes them: variables, images `[B, S, S, 3]` → maps `[B, h, w, C]`.
     config: the run's.
-    variables: of the reference; other weights have another file.
+    variables: of the reference.
 
   Returns:
     The features.
 
   Raises:
-    UserError: they do not fit on the disk, or can't be written or read.
+    UserError: they do not fit on the disk, or can't be written.
   """
   images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
   shapes = [tuple(maps.shape[1:]) for maps in features.trace(variables, images).out_info]
@@ -98,16 +98,11 @@ def cache_features(
       _write(path, collection, functools.partial(features, variables), config)
     except OSError as error:
       raise UserError(
-        f"the reference's features can't be written to {path}: {error} (data.cache_reference_features=False "
-        "does without)"
+        f"the reference's features can't be written to {path}: {error} (or set "
+        "data.cache_reference_features=False)"
       ) from error
     print(f"kept the reference's features of {len(collection.train)} images: {path}")
-  cached = CachedFeatures(path, shapes, config.image_size)
-  if len(cached) != len(collection.train):
-    raise UserError(
-      f"{path} holds the features of {len(cached)} images, expected {len(collection.train)}: delete it"
-    )
-  return cached
+  return CachedFeatures(path, shapes, config.image_size)
 
 
 def _path(collection: Collection, config: ConfigDict, variables: Any) -> Path:

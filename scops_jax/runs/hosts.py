@@ -1,7 +1,7 @@
-"""The hosts of a run: processes that jax.distributed joins, each with devices of its own.
+"""The hosts of a run: processes that jax.distributed connects, each with devices of its own.
 
-All run the same program on the same config. The first alone writes; the others see its files in the shared
-work directory. A run on one host is the case of one process, and nothing here communicates then.
+All hosts run the same program on the same config and share the work directory, which only the first writes.
+A run of one process is a run on one host; nothing here communicates then.
 """
 
 import itertools
@@ -17,24 +17,24 @@ from scops_jax.errors import UserError
 
 T = TypeVar("T")
 
-# How long hosts wait for one another outside of training: a large collection takes hours to prepare.
-_PATIENCE_MS = 24 * 3600 * 1000
-_turns = itertools.count()
+# How long hosts wait for one another outside of training: preparing a large collection takes hours.
+_TIMEOUT_MS = 24 * 3600 * 1000
+_barriers = itertools.count()
 
 
 def join(
   *, coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-  """Joins this process with those of the other hosts; to be called before JAX touches a device.
+  """Connects this process with those of the other hosts; call it before JAX touches a device.
 
   Args:
-    coordinator_address: "HOST:PORT" of the first host; None: the cluster says it (TPU pods, SLURM and others
-      that jax.distributed knows).
-    num_processes: how many hosts; None: likewise.
-    process_id: this one's number, from 0 on; None: likewise.
+    coordinator_address: "HOST:PORT" of the first host; None where jax.distributed finds it (TPU pods, SLURM
+      and other clusters).
+    num_processes: the number of hosts; None likewise.
+    process_id: this host's number, from 0 on; None likewise.
 
   Raises:
-    UserError: the cluster can't be found, or a host did not come.
+    UserError: no cluster is found, or a host did not come.
   """
   try:
     jax.distributed.initialize(coordinator_address, num_processes, process_id)
@@ -47,42 +47,45 @@ def join(
 
 
 def is_first() -> bool:
-  """Whether this is the host that writes, prints and prepares data."""
+  """Returns whether this is the host that writes, prints and prepares data."""
   return jax.process_index() == 0
 
 
-def first_says(values: T) -> T:
-  """Returns the first host's values on every host: a tree of numbers and arrays of the same shapes."""
-  if jax.process_count() == 1:
-    return values
-  return multihost_utils.broadcast_one_to_all(values)
+def broadcast_from_first(tree: T) -> T:
+  """Returns the first host's numbers and arrays on every host; shapes must be equal on all."""
+  return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
-def first_then_others(work: Callable[[], T]) -> T:
-  """Calls `work` on the first host and, when it is done there, on the others; returns each host's result.
+def all_gather(tree: Any) -> Any:
+  """Concatenates the NumPy arrays `[B / hosts, ...]` of all hosts, in their order, to `[B, ...]` on each."""
+  return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+def first_host_first(function: Callable[..., T], *arguments: Any) -> T:
+  """Calls `function` on the first host and then on the others; returns each host's own result.
 
   Raises:
-    UserError: `work` failed on another host. What it raises here is raised here.
+    UserError: `function` failed on another host. An error on this host is raised as it is.
   """
   if jax.process_count() == 1:
-    return work()
+    return function(*arguments)
   result, error = None, None
   for first in (True, False):
     if is_first() == first:
       try:
-        result = work()
-      except Exception as raised:  # raised again below, when the other hosts know of it
+        result = function(*arguments)
+      except Exception as raised:  # raised below, once the other hosts know of it
         error = raised
     _wait_for_all()
     failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(error is not None)))
     if error is not None:
       raise error
     if failed.size:
-      raise UserError(f"host {failed[0]} can't go on; it says why")
+      raise UserError(f"host {failed[0]} can't go on; its output says why")
   return result  # type: ignore[return-value]
 
 
 def _wait_for_all() -> None:
-  """A barrier of the hosts alone: one of their devices would give up after seconds on some machines."""
+  """Waits without the devices: on some machines a collective operation gives up after seconds."""
   barrier: Any = ocp.multihost.get_barrier_sync_fn()
-  barrier(key=f"scops_jax_turn_{next(_turns)}", timeout_ms=_PATIENCE_MS)
+  barrier(key=f"scops_jax_barrier_{next(_barriers)}", timeout_ms=_TIMEOUT_MS)

@@ -1,7 +1,7 @@
 """The steps compiled for all devices of all hosts; no other module knows pmap or a mesh.
 
-Both ways compute the same: "jit" shards the batch over a mesh and lets XLA insert the sums over devices,
-"pmap" runs train_step on each device's images and sums in so many words.
+With config.parallelism "jit" the batch is sharded over a mesh and XLA inserts the sums over devices; with
+"pmap" each device runs train_step on its own images and the step itself averages. Both compute the same.
 """
 
 import functools
@@ -12,11 +12,12 @@ import chex
 import jax
 import numpy as np
 import optax
+from flax import jax_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
-from scops_jax.kernels.compilation import jit
 from scops_jax.errors import UserError
+from scops_jax.kernels.compilation import jit
 from scops_jax.train_step import (
   Networks,
   TrainState,
@@ -26,104 +27,111 @@ from scops_jax.train_step import (
   train_step,
 )
 
+Metrics = dict[str, chex.Array]
+Maps = dict[str, np.ndarray]
+
 
 class CompiledSteps(NamedTuple):
   """The compiled functions of a run and how arrays go to and from the devices.
 
-  Evaluation is the same on every host: `predict`, `predict_refined` and `features` take the images of all
-  hosts, of which each uses its own piece, and return the results for all.
+  The functions of an evaluation take unreplicated variables and the images of all hosts, NumPy arrays that
+  are equal on every host. Each device computes its share, and every host gets all results as NumPy arrays.
   """
 
-  train: Callable[[Any, Any, Any], tuple[Any, dict[str, chex.Array]]]  # state, batch, reference variables
-  predict: Callable[[Any, np.ndarray], dict[str, np.ndarray]]  # state, images
-  predict_refined: Callable[[Any, np.ndarray], dict[str, np.ndarray]]  # the same, and "crf_labels"
-  features: Callable[[Any, Any], np.ndarray]  # reference variables, batch
-  put_batch: Callable[[Any], Any]  # this host's piece of a batch → devices
-  gather: Callable[[Any], Any]  # this host's piece of a batch → that of all hosts, in memory
-  place: Callable[[Any], Any]  # state or variables, alike on all hosts → every device
-  fetch: Callable[[Any], Any]  # placed state → one copy of it, as it is saved
-  saved: Sharding  # how that copy lies on the devices
+  # Replicated state (it is donated), sharded batch, replicated reference variables → state, metrics.
+  train: Callable[[Any, Any, Any], tuple[Any, Metrics]]
+  predict: Callable[[Any, np.ndarray], Maps]  # (params, batch_stats), images [B, H, W, 3]
+  predict_refined: Callable[[Any, np.ndarray], Maps]  # the same, and "crf_labels"
+  features: Callable[[Any, Any], np.ndarray]  # reference variables, batch → [B, h, w, C]
+  shard_batch: Callable[[Any], Any]  # host-local NumPy arrays [B / hosts, ...] → on all devices [B, ...]
+  replicate: Callable[[Any], Any]  # a tree, equal on all hosts → a copy on each device
+  unreplicate: Callable[[Any], Any]  # the reverse → one tree, with state_sharding
+  state_sharding: Sharding  # of an unreplicated state, as checkpoints save and restore it
 
 
 def compile_steps(
   networks: Networks, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> CompiledSteps:
-  """Compiles for all devices, as config.parallelism says: one train_step serves both ways.
+  """Compiles train_step as config.parallelism says, and the functions of an evaluation.
 
   Raises:
-    UserError: if a batch can't be shared evenly by the devices.
+    UserError: the devices can't share a batch evenly.
   """
   count = jax.device_count()
   for key in ("batch_size", "eval_batch_size"):
     if config[key] % count:
       raise UserError(f"{key}={config[key]} can't be shared by {count} devices: give a multiple of {count}")
+  # A host's devices lie side by side, as its images do in a batch.
+  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  mesh = Mesh(np.asarray(devices), ("data",))
+  replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
   bound = {"networks": networks, "config": config}
-
-  def predict(state: TrainState, images: chex.Array) -> dict[str, chex.Array]:
-    return _without_probs(predict_step(state.params["segmenter"], state.batch_stats, images, **bound))
-
-  def predict_refined(state: TrainState, images: chex.Array) -> dict[str, chex.Array]:
-    return _without_probs(refined_predict_step(state.params["segmenter"], state.batch_stats, images, **bound))
-
   step = functools.partial(train_step, optimizer=optimizer, **bound)
-  features = functools.partial(factorized_features, **bound)
-  compile_for = _compile_pmap if config.parallelism == "pmap" else _compile_jit
-  replicated = NamedSharding(_mesh(), PartitionSpec())
-  steps = compile_for(step, predict, predict_refined, features, replicated=replicated)
-  return steps if jax.default_backend() != "cpu" else steps._replace(train=_in_turn(steps.train))
+  with_devices = _with_pmap if config.parallelism == "pmap" else _with_jit
+  train, shard_batch, replicate, unreplicate = with_devices(step, replicated, sharded)
+  evaluated = functools.partial(_evaluated, replicated=replicated, sharded=sharded)
+  return CompiledSteps(
+    train=train if jax.default_backend() != "cpu" else _blocking(train),
+    predict=evaluated(functools.partial(_labels_and_centers, predict_step, **bound)),
+    predict_refined=evaluated(functools.partial(_labels_and_centers, refined_predict_step, **bound)),
+    features=evaluated(functools.partial(factorized_features, **bound)),
+    shard_batch=shard_batch,
+    replicate=replicate,
+    unreplicate=unreplicate,
+    state_sharding=replicated,
+  )
 
 
-def _in_turn(train: Callable) -> Callable:
-  """Waits for a step's arguments and results.
+def _labels_and_centers(
+  step: Callable, variables: tuple[Any, Any], images: chex.Array, **bound: Any
+) -> dict[str, chex.Array]:
+  """Leaves out the probabilities, which no evaluation reads: they are not copied from the devices."""
+  maps = step(*variables, images, **bound)
+  return {name: array for name, array in maps.items() if name != "probs"}
 
-  A step that finds all it needs is computed in the calling thread, which then has the last one's memory for
-  its temporaries (`memory.keep_freed_memory`).
+
+def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
+  """Compiles a function of variables and a batch as CompiledSteps describes those of an evaluation."""
+  # Each device computes its own rows. XLA could not find that by itself: a CRF loops over the images.
+  mapped = jax.shard_map(
+    function,
+    mesh=replicated.mesh,
+    in_specs=(replicated.spec, sharded.spec),
+    out_specs=sharded.spec,
+    check_vma=False,
+  )
+  compiled = jit(mapped, in_shardings=(replicated, sharded), out_shardings=replicated)
+
+  def evaluate(variables: Any, batch: Any) -> Any:
+    batch = jax.tree.map(
+      lambda array: jax.make_array_from_callback(array.shape, sharded, lambda index: array[index]), batch
+    )
+    return jax.device_get(compiled(variables, batch))
+
+  return evaluate
+
+
+def _blocking(train: Callable) -> Callable:
+  """Waits for the arguments and the results of a step on a CPU.
+
+  A step whose arguments are ready is computed in the calling thread, which reuses the memory of the step
+  before for its temporaries (`memory.keep_freed_memory`).
   """
 
-  def step(state: Any, batch: Any, reference_variables: Any) -> tuple[Any, dict[str, chex.Array]]:
+  def step(state: Any, batch: Any, reference_variables: Any) -> tuple[Any, Metrics]:
     jax.block_until_ready(batch)
     return jax.block_until_ready(train(state, batch, reference_variables))
 
   return step
 
 
-def _without_probs(maps: dict[str, chex.Array]) -> dict[str, chex.Array]:
-  """Leaves out the probabilities: they stay on the devices."""
-  return {name: array for name, array in maps.items() if name != "probs"}
+def _replicate(tree: Any, replicated: NamedSharding) -> Any:
+  """Copies a tree that is equal on all hosts to every device; the hosts do not compare theirs."""
+  return jax.make_array_from_process_local_data(replicated, jax.device_get(tree))
 
 
-def _mesh() -> Mesh:
-  """All devices, those of a host side by side, because so are its images in a batch."""
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-  return Mesh(np.asarray(devices), ("data",))
-
-
-def _replicate(tree: Any, replicated: Sharding) -> Any:
-  """Puts what all hosts have alike on every device, without asking the other hosts whether it is so."""
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(replicated, np.asarray(x), np.shape(x)), tree
-  )
-
-
-def _compile_jit(
-  step: Callable,
-  predict: Callable,
-  predict_refined: Callable,
-  features: Callable,
-  *,
-  replicated: NamedSharding,
-) -> CompiledSteps:
-  sharded = NamedSharding(replicated.mesh, PartitionSpec("data"))
-  compiled = functools.partial(jit, in_shardings=(replicated, sharded), out_shardings=replicated)
-
-  def put_batch(batch: Any) -> Any:
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded, x), batch)
-
-  def share(batch: Any) -> Any:
-    return jax.tree.map(
-      lambda array: jax.make_array_from_callback(array.shape, sharded, lambda index: array[index]), batch
-    )
-
+def _with_jit(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> tuple[Callable, ...]:
+  """Returns train, shard_batch, replicate and unreplicate of CompiledSteps."""
   train = jit(
     step,
     training=True,
@@ -131,78 +139,28 @@ def _compile_jit(
     out_shardings=replicated,
     donate_argnums=0,
   )
-  predict = compiled(predict)
-  # Each device refines its own images: the CRF goes through them in turn, which XLA could not share out.
-  predict_refined = jax.shard_map(
-    predict_refined,
-    mesh=replicated.mesh,
-    in_specs=(replicated.spec, sharded.spec),
-    out_specs=sharded.spec,
-    check_vma=False,
-  )
-  predict_refined = compiled(predict_refined)
-  features = compiled(features)
-  gather = jax.jit(lambda tree: tree, in_shardings=sharded, out_shardings=replicated)
-  return CompiledSteps(
-    train=train,
-    predict=lambda state, images: jax.device_get(predict(state, share(images))),
-    predict_refined=lambda state, images: jax.device_get(predict_refined(state, share(images))),
-    features=lambda variables, batch: jax.device_get(features(variables, share(batch))),
-    put_batch=put_batch,
-    gather=lambda tree: tree if jax.process_count() == 1 else jax.device_get(gather(put_batch(tree))),
-    place=lambda tree: _replicate(tree, replicated),
-    fetch=lambda tree: tree,
-    saved=replicated,
-  )
+  shard_batch = functools.partial(jax.make_array_from_process_local_data, sharded)
+  return train, shard_batch, functools.partial(_replicate, replicated=replicated), lambda tree: tree
 
 
-def _compile_pmap(
-  step: Callable,
-  predict: Callable,
-  predict_refined: Callable,
-  features: Callable,
-  *,
-  replicated: NamedSharding,
-) -> CompiledSteps:
-  count, hosts, host = jax.local_device_count(), jax.process_count(), jax.process_index()
-  spread = jax.pmap(lambda tree: tree)
-
-  def split(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), tree)
-
-  def mine(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.split(x, hosts)[host], tree)
-
-  def first(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x[0], tree)
-
-  def gathering(function: Callable) -> Callable:
-    """Compiles a function of rows so that every device has those of all."""
-    return jax.pmap(lambda *args: jax.lax.all_gather(function(*args), "data", tiled=True), axis_name="data")
-
-  def fetched(function: Callable, values: Any, batch: Any) -> Any:
-    """The results of a gathering function for the images of all hosts."""
-    return jax.device_get(first(function(values, split(mine(batch)))))
-
+def _with_pmap(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> tuple[Callable, ...]:
+  """Returns the same; replicated trees and batches have an axis of this host's devices in front."""
+  del sharded
+  count = jax.local_device_count()
   mapped_step = jax.pmap(functools.partial(step, axis_name="data"), axis_name="data", donate_argnums=0)
-  predict, predict_refined, features = map(gathering, (predict, predict_refined, features))
-  gather = gathering(lambda tree: tree)
+  to_devices = jax.pmap(lambda tree: tree)
 
-  def train(state: Any, batch: Any, reference: Any) -> tuple[Any, dict[str, chex.Array]]:
-    state, metrics = mapped_step(state, batch, reference)
-    return state, first(metrics)
+  def train(state: TrainState, batch: Any, reference_variables: Any) -> tuple[TrainState, Metrics]:
+    state, metrics = mapped_step(state, batch, reference_variables)
+    return state, jax_utils.unreplicate(metrics)
 
-  def place(tree: Any) -> Any:
-    return spread(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), jax.device_get(tree)))
+  def shard_batch(batch: Any) -> Any:
+    return to_devices(jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch))
 
-  return CompiledSteps(
-    train=train,
-    predict=functools.partial(fetched, predict),
-    predict_refined=functools.partial(fetched, predict_refined),
-    features=functools.partial(fetched, features),
-    put_batch=lambda batch: spread(split(batch)),
-    gather=lambda tree: tree if hosts == 1 else jax.device_get(first(gather(split(tree)))),
-    place=place,
-    fetch=lambda tree: _replicate(first(tree), replicated),
-    saved=replicated,
-  )
+  def replicate(tree: Any) -> Any:
+    return jax_utils.replicate(jax.device_get(tree))
+
+  def unreplicate(tree: Any) -> Any:
+    return _replicate(jax_utils.unreplicate(tree), replicated)
+
+  return train, shard_batch, replicate, unreplicate

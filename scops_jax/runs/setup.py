@@ -1,9 +1,7 @@
-"""What a run consists of: made from its config, or found again in its work directory."""
+"""The parts of a run, each made from its config: networks, weights, optimizer, state, computed inputs."""
 
 import functools
-import json
-import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,85 +9,24 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from scops_jax.runs import hosts
-from scops_jax import models, weights
-from scops_jax.saliency import maps
-from scops_jax.runs.checkpoints import Checkpoints
-from scops_jax.runs.sizes import choose_sizes
-from scops_jax.kernels.compilation import jit
-from scops_jax.config import check_values, config_from_json
+from scops_jax import models, train_step, weights
+from scops_jax.config import check_values
 from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
+from scops_jax.kernels.compilation import jit
 from scops_jax.runs.feature_cache import CachedFeatures, cache_features
-from scops_jax.runs.parallel import CompiledSteps, compile_steps
-from scops_jax.train_step import Networks, TrainState, create_networks, create_optimizer, reference_features
-from scops_jax.runs.workdir import open_workdir
+from scops_jax.runs.sizes import choose_sizes
+from scops_jax.saliency import maps
+from scops_jax.train_step import Networks, TrainState
 
-# Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
+# Each draw has a key of its own, so that it does not depend on what else is drawn.
 _SEGMENTER_KEY, _REFERENCE_KEY, _BASIS_KEY = range(3)
-# In a run's directory: its DFF baseline.
-DFF_FILE = "dff.npz"
-# Of programs that run once: compiling them well takes longer than running them.
+# For programs that run once: optimizing them takes longer than running them.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-class Run(NamedTuple):
-  """What training and evaluation share; the state is made (`initial_state`) or restored apart from it."""
-
-  config: ConfigDict
-  workdir: pathlib.Path
-  collection: Collection
-  networks: Networks
-  transformation: optax.GradientTransformation
-  steps: CompiledSteps
-  reference_variables: Any
-  # Of the training images, if config.data.cache_reference_features and there is a use for them.
-  features: CachedFeatures | None
-
-
-class Segmenter(NamedTuple):
-  """The trained network of a run."""
-
-  config: ConfigDict
-  networks: Networks
-  params: Any  # of the segmenter
-  batch_stats: Any
-  part_basis: np.ndarray  # [K, C] ≥ 0
-  step: int  # of the checkpoint it comes from
-
-
-def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> Run:
-  """Builds everything of a run but its state; `create`: whether `workdir` may be new.
-
-  Raises:
-    UserError: the config, the data or the directory can't serve; no directory has been made then.
-  """
-  check_values(config)
-  config, opened = hosts.first_then_others(
-    lambda: choose_sizes(config, workdir, lambda: open_collection(config))
-  )
-  networks = _networks(config)
-  reference_variables = _reference_variables(networks, config)
-  transformation = _make_optimizer(networks, config, *_abstract_variables(networks, config))
-  steps = compile_steps(networks, transformation, config)
-
-  def open_all() -> tuple[Collection, CachedFeatures | None, pathlib.Path]:
-    collection = opened or open_collection(config)
-    _write_maps(collection, networks, reference_variables, config)
-    features = None
-    # An evaluation reads them for the DFF baseline alone, which is kept with the run.
-    if create or not (pathlib.Path(workdir) / DFF_FILE).exists():
-      features = _open_features(collection, networks, reference_variables, config)
-    # Last, so that no mistake leaves a directory behind.
-    return collection, features, open_workdir(workdir, config, create=create)
-
-  collection, features, path = hosts.first_then_others(open_all)
-  placed = steps.place(reference_variables)
-  return Run(config, path, collection, networks, transformation, steps, placed, features)
-
-
 def prepare(config: ConfigDict) -> None:
-  """Writes the collection's data set and what the config wants computed from it, and says what there is.
+  """Writes the collection's data set and what the config wants computed from it; prints what there is.
 
   Raises:
     UserError: the config, the data or the folders can't serve.
@@ -99,90 +36,107 @@ def prepare(config: ConfigDict) -> None:
   print(preparation)
   if config.data.saliency == "auto" or config.data.cache_reference_features:
     collection = open_collection(config, preparation)
-    config, _ = choose_sizes(config, None, lambda: collection)
-    networks = _networks(config)
-    reference_variables = _reference_variables(networks, config)
-    _write_maps(collection, networks, reference_variables, config)
-    _open_features(collection, networks, reference_variables, config)
+    config = choose_sizes(config, collection, workdir=None)
+    networks = create_networks(config)
+    reference_variables = load_reference(networks, config)
+    write_saliency_maps(collection, networks, reference_variables, config)
+    open_features(collection, networks, reference_variables, config)
 
 
-def initial_state(run: Run, *, part_basis: np.ndarray) -> TrainState:
+def create_networks(config: ConfigDict) -> Networks:
+  """Returns the modules that the config names.
+
+  Raises:
+    UserError: there is no such network or layer, or image_size does not suit the segmenter.
+  """
+  try:
+    models.check_image_size(config.segmenter, config.image_size)
+    return train_step.create_networks(config)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def load_reference(networks: Networks, config: ConfigDict) -> Any:
+  """Returns the reference's variables, with the weights that the config names.
+
+  Raises:
+    UserError: the weights can't be found or read, or are those of another network.
+  """
+  image = jnp.zeros((1, config.reference_image_size, config.reference_image_size, 3))
+  key = _key(config, _REFERENCE_KEY)
+  if config.reference_weights == "random":
+    return _initialize(networks.reference, key, image)
+  shapes = jax.eval_shape(networks.reference.init, key, image)  # a file has values for all of them
+  return _load_weights(
+    shapes, source=config.reference_weights, model_name=config.reference, key="reference_weights"
+  )
+
+
+def init_segmenter(networks: Networks, config: ConfigDict) -> Any:
+  """Returns the variables that the segmenter starts from; raises as load_reference does."""
+  image = jnp.zeros((1, config.image_size, config.image_size, 3))
+  variables = _initialize(networks.segmenter, _key(config, _SEGMENTER_KEY), image)
+  return _load_weights(
+    variables, source=config.segmenter_weights, model_name=config.segmenter, key="segmenter_weights"
+  )
+
+
+def create_optimizer(networks: Networks, config: ConfigDict) -> optax.GradientTransformation:
+  """Returns the optimizer of {"segmenter": params, "basis": params}.
+
+  Raises:
+    UserError: config.optimizer.frozen_modules names none of the segmenter's modules.
+  """
+  params = _abstract_variables(networks, config)["params"]
+  try:
+    return train_step.create_optimizer(networks, params, config)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def initial_state(
+  networks: Networks,
+  transformation: optax.GradientTransformation,
+  config: ConfigDict,
+  *,
+  segmenter_variables: Any,
+  part_basis: np.ndarray,
+) -> TrainState:
   """Returns the state before the first step.
 
   Args:
-    run: as set_up returns it.
+    networks: the run's.
+    transformation: the optimizer.
+    config: the run's.
+    segmenter_variables: as init_segmenter returns them.
     part_basis: `[K, C]`, where the basis starts if config.basis.initializer asks for a factorisation.
   """
-  variables = _segmenter_variables(run.networks, run.config)
-  basis = run.networks.basis.init(_key(run.config, _BASIS_KEY))["params"]
-  if run.config.basis.initializer != "normal":
+  basis = networks.basis.init(_key(config, _BASIS_KEY))["params"]
+  if config.basis.initializer != "normal":
     basis = {"raw": jnp.asarray(part_basis)}
-  return _new_state(variables, basis, run.transformation)
+  params = {"segmenter": segmenter_variables["params"], "basis": basis}
+  batch_stats = segmenter_variables.get("batch_stats", {})
+  return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, transformation.init(params))
 
 
-def abstract_state(run: Run) -> TrainState:
-  """Returns the state's shapes, dtypes and placement: what a checkpoint is restored into."""
-  return _abstract_state(run.networks, run.config, run.steps.saved)
+def abstract_state(
+  networks: Networks,
+  transformation: optax.GradientTransformation,
+  config: ConfigDict,
+  *,
+  sharding: jax.sharding.Sharding,
+) -> TrainState:
+  """Returns the state's shapes, dtypes and shardings: what a checkpoint is restored into."""
+  variables = _abstract_variables(networks, config)
+  step, opt_state = (
+    jax.ShapeDtypeStruct((), jnp.int32),
+    jax.eval_shape(transformation.init, variables["params"]),
+  )
+  state = TrainState(step, variables["params"], variables["batch_stats"], opt_state)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
-def load_config(workdir: str | pathlib.Path) -> ConfigDict:
-  """Returns the resolved, locked config of the run in `workdir`.
-
-  Raises:
-    UserError: there is no run, or this version does not know its config.
-  """
-  path = pathlib.Path(workdir) / "config.json"
-  try:
-    saved = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise UserError(f"--workdir={workdir} holds no run that can be read ({path}: {error})") from error
-  try:
-    return config_from_json(saved)
-  except (AttributeError, KeyError, TypeError) as error:
-    detail = " ".join(str(error).split())
-    raise UserError(f"{path} is the config of another version of scops_jax: {detail}") from error
-
-
-def load_segmenter(workdir: str | pathlib.Path) -> Segmenter:
-  """Restores the network of the newest checkpoint in `workdir`, without the collection or the reference.
-
-  Raises:
-    UserError: no run, or no checkpoint yet.
-  """
-  config = load_config(workdir)
-  networks = _networks(config)
-  checkpoints = Checkpoints(workdir)
-  step = newest_step(checkpoints, workdir)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  state, _ = checkpoints.restore(step, _abstract_state(networks, config, here))
-  checkpoints.close()
-  basis = np.asarray(networks.basis.apply({"params": state.params["basis"]}))
-  return Segmenter(config, networks, state.params["segmenter"], state.batch_stats, basis, step)
-
-
-def newest_step(checkpoints: Checkpoints, workdir: str | pathlib.Path) -> int:
-  """Returns the step of the newest checkpoint.
-
-  Raises:
-    UserError: there is none.
-  """
-  step = checkpoints.latest_step()
-  if step is None:
-    raise UserError(f"--workdir={workdir} holds no checkpoint yet: train there first")
-  return step
-
-
-def _open_features(
-  collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
-) -> CachedFeatures | None:
-  """Opens the reference's features if the config asks for them, computed first where they are missing."""
-  if not config.data.cache_reference_features:
-    return None
-  features = jit(functools.partial(reference_features, networks=networks, config=config))
-  return cache_features(collection, features, config, variables=reference_variables)
-
-
-def _write_maps(
+def write_saliency_maps(
   collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
 ) -> None:
   """Computes the saliency maps that are missing, if the config asks for them."""
@@ -196,16 +150,22 @@ def _write_maps(
   print(f"{written} {collection.maps}; those that you edit are kept")
 
 
-def _networks(config: ConfigDict) -> Networks:
-  try:
-    models.check_image_size(config.segmenter, config.image_size)
-    return create_networks(config)
-  except ValueError as error:
-    raise UserError(str(error)) from error
+def open_features(
+  collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
+) -> CachedFeatures | None:
+  """Opens the reference's features of the training images; computes them first if they are missing.
+
+  Returns:
+    The features; None unless config.data.cache_reference_features.
+  """
+  if not config.data.cache_reference_features:
+    return None
+  features = jit(functools.partial(train_step.reference_features, networks=networks, config=config))
+  return cache_features(collection, features, config, variables=reference_variables)
 
 
-def _key(config: ConfigDict, leaf: int) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(config.seed), leaf)
+def _key(config: ConfigDict, number: int) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(config.seed), number)
 
 
 def _load_weights(variables: Any, *, source: str, model_name: str, key: str) -> Any:
@@ -220,58 +180,15 @@ def _load_weights(variables: Any, *, source: str, model_name: str, key: str) -> 
 
 
 def _initialize(network: models.Segmenter | models.Reference, key: jax.Array, image: jax.Array) -> Any:
-  """Draws a network's variables; compiled, since the forward pass, which nobody reads, is then not done."""
+  """Draws a network's variables; under jit, which removes the forward pass, as nothing uses its result."""
   on_cpu = jax.default_backend() == "cpu"
   return jax.jit(network.init, compiler_options=_QUICK if on_cpu else None)(key, image)
 
 
-def _reference_variables(networks: Networks, config: ConfigDict) -> Any:
-  image = jnp.zeros((1, config.reference_image_size, config.reference_image_size, 3))
-  key = _key(config, _REFERENCE_KEY)
-  if config.reference_weights == "random":
-    variables = _initialize(networks.reference, key, image)
-  else:  # the file has all of them
-    variables = jax.eval_shape(networks.reference.init, key, image)
-  return _load_weights(
-    variables, source=config.reference_weights, model_name=config.reference, key="reference_weights"
-  )
-
-
-def _segmenter_variables(networks: Networks, config: ConfigDict) -> Any:
-  image = jnp.zeros((1, config.image_size, config.image_size, 3))
-  variables = _initialize(networks.segmenter, _key(config, _SEGMENTER_KEY), image)
-  return _load_weights(
-    variables, source=config.segmenter_weights, model_name=config.segmenter, key="segmenter_weights"
-  )
-
-
-def _new_state(variables: Any, basis: Any, transformation: optax.GradientTransformation) -> TrainState:
-  params = {"segmenter": variables["params"], "basis": basis}
-  opt_state = transformation.init(params)
-  return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), opt_state)
-
-
-def _abstract_variables(networks: Networks, config: ConfigDict) -> tuple[Any, Any]:
-  """Returns the shapes of the segmenter's variables and of the basis's parameters."""
+def _abstract_variables(networks: Networks, config: ConfigDict) -> dict[str, Any]:
+  """Returns the shapes of "params" and "batch_stats" of a TrainState."""
   image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-  segmenter = jax.eval_shape(lambda x: networks.segmenter.init(jax.random.key(0), x, train=False), image)
-  basis = jax.eval_shape(lambda: networks.basis.init(jax.random.key(0)))
-  return segmenter, basis["params"]
-
-
-def _make_optimizer(
-  networks: Networks, config: ConfigDict, variables: Any, basis: Any
-) -> optax.GradientTransformation:
-  """Returns the optimizer of the segmenter's variables and the basis's parameters; shapes do."""
-  params = {"segmenter": variables["params"], "basis": basis}
-  try:
-    return create_optimizer(networks, params, config)
-  except ValueError as error:
-    raise UserError(str(error)) from error
-
-
-def _abstract_state(networks: Networks, config: ConfigDict, sharding: jax.sharding.Sharding) -> TrainState:
-  variables, basis = _abstract_variables(networks, config)
-  transformation = _make_optimizer(networks, config, variables, basis)
-  state = jax.eval_shape(lambda v, b: _new_state(v, b, transformation), variables, basis)
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+  segmenter = jax.eval_shape(networks.segmenter.init, jax.random.key(0), image)
+  basis = jax.eval_shape(networks.basis.init, jax.random.key(0))
+  params = {"segmenter": segmenter["params"], "basis": basis["params"]}
+  return {"params": params, "batch_stats": segmenter.get("batch_stats", {})}

@@ -1,15 +1,12 @@
 """Sizes of a run that follow from its collection: the config keys that are 0.
 
-The rules start from what 1 000 images, nine in ten of them to train on, were found to need
-(experiments/own_images), and give less or more of it for fewer or more images.
+The rules scale what was found to serve 1 000 images, 900 of them for training (experiments/own_images).
 """
 
 import copy
 import io
-import json
 import math
 import pathlib
-from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,44 +14,45 @@ from PIL import Image
 
 from scops_jax.config import FROM_COLLECTION
 from scops_jax.data.collection import Collection, ExampleSource
+from scops_jax.errors import UserError
+from scops_jax.runs import hosts
+from scops_jax.runs.workdir import load_config
 
-_SAMPLE = 200  # images whose size is looked at
-_FEW = 100  # training images below which there are 6 parts
+_SAMPLE = 200  # images whose size is read
+_FEW = 100  # with fewer training images there are 6 parts
 _STEPS, _IMAGES, _FEWEST_STEPS = 1000, 900, 300
 _LARGEST, _SMALLEST, _STRIDE = 128, 64, 16  # of image_size, pixels
 
 
 def choose_sizes(
-  config: ConfigDict, workdir: str | pathlib.Path | None, open_collection: Callable[[], Collection]
-) -> tuple[ConfigDict, Collection | None]:
-  """Fills in the sizes that are 0: as a run in `workdir` has them, else by the collection.
+  config: ConfigDict, collection: Collection, *, workdir: str | pathlib.Path | None
+) -> ConfigDict:
+  """Fills in the sizes that are 0: from the run in `workdir` if there is one, else from the collection.
 
   Args:
     config: the run's; it is not changed.
+    collection: opened.
     workdir: the run's directory, which need not exist; None: there is none.
-    open_collection: called only if a size is to be chosen by the collection.
 
   Returns:
-    The config without zeros, locked, and the collection if it has been opened.
+    The config without zeros, locked.
   """
   missing = [key for key in FROM_COLLECTION if not config[key]]
   if not missing:
-    return config, None
-  chosen = _saved_sizes(workdir, missing) if workdir is not None else {}
-  collection = None
-  if len(chosen) < len(missing):
-    collection = open_collection()
-    edges = _shorter_edges(collection.train)
-    chosen = suitable_sizes(config, num_images=len(collection.train), edge=float(np.median(edges)))
+    return config
+  chosen = _saved_sizes(workdir) if workdir is not None else None
   resolved = copy.deepcopy(config)  # with its references: loss weights may follow num_parts
+  if chosen is None:
+    edge = float(np.median(_shorter_edges(collection.train)))
+    chosen = suitable_sizes(config, num_images=len(collection.train), edge=edge)
+    if hosts.is_first():
+      print("chosen for this collection: " + ", ".join(f"{key}={chosen[key]}" for key in missing))
   resolved.update({key: chosen[key] for key in missing})
-  if collection is not None:
-    print("chosen for this collection: " + ", ".join(f"{key}={resolved[key]}" for key in missing))
-  return resolved.copy_and_resolve_references().lock(), collection
+  return resolved.copy_and_resolve_references().lock()
 
 
 def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[str, int]:
-  """Returns a value for each key of FROM_COLLECTION; where the config has one, the others go with that.
+  """Returns a value for each key of FROM_COLLECTION; those that follow from others use the config's, if set.
 
   num_parts: 6 below 100 images, else 8. num_steps: 1 000 √(images / 900), at least 300.
   eval_every: half the steps. image_size: 128, or for smaller images the multiple of 16 below their shorter
@@ -78,13 +76,12 @@ def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[
   }
 
 
-def _saved_sizes(workdir: str | pathlib.Path, keys: list[str]) -> dict[str, int]:
-  """Returns these keys of the run in `workdir`; none if there is no run that can be read."""
+def _saved_sizes(workdir: str | pathlib.Path) -> ConfigDict | None:
+  """Returns the config of the run in `workdir`; None if there is none, or none that open_workdir accepts."""
   try:
-    saved = json.loads((pathlib.Path(workdir) / "config.json").read_text(encoding="utf-8"))
-    return {key: int(saved[key]) for key in keys}
-  except (OSError, ValueError, KeyError, TypeError):
-    return {}  # who opens the directory says so
+    return load_config(workdir)
+  except UserError:
+    return None
 
 
 def _shorter_edges(source: ExampleSource) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from scops_jax import cli, weights
-from scops_jax.runs import setup
+from scops_jax.prediction import restore
 from scops_jax.weights import formats, inspection, names, published
 
 _MODEL = flags.DEFINE_enum("model", None, names.MODELS, "The network the file is for; found if not given.")
@@ -28,7 +28,7 @@ def main(argument: str) -> None:
   source = pathlib.Path(argument)
   basis, model_name = None, _MODEL.value
   if source.is_dir():
-    segmenter = setup.load_segmenter(source)
+    segmenter = restore.load_segmenter(source)
     basis, model_name = segmenter.part_basis, segmenter.config.segmenter
     variables = {"params": segmenter.params, "batch_stats": segmenter.batch_stats}
     state_dict = weights.to_state_dict(variables, model_name=model_name)
