@@ -67,7 +67,10 @@ def _to_samples(points: Points) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Head:
-  """Pose and shape of a head. Its own frame: origin between ears, half its width is 1, y down, z to us."""
+  """Pose and shape of a head.
+
+  Its own frame: origin between the ears, half its width is 1, y down, z towards the viewer.
+  """
 
   centre: tuple[float, float]  # pixels
   scale: float  # pixels a unit
@@ -141,6 +144,11 @@ def curve(points: ArrayLike, steps: int = 6) -> Points:
 def mirrored(points: ArrayLike, side: int) -> Points:
   """The points for the image's right (side 1) or flipped to its left (side -1)."""
   return np.asarray(points, np.float64) * (side, 1)
+
+
+def between(line: ArrayLike, other: ArrayLike) -> Points:
+  """The outline of the area between two lines that run the same way."""
+  return np.concatenate([np.asarray(line, np.float64), np.asarray(other, np.float64)[::-1]])
 
 
 def shade(colour: Colour, factor: float) -> Colour:
