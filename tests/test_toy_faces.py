@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scops_jax.data.toy_faces.features import draw_eyes
 
 from scops_jax.data.toy_faces.canvas import PART_NAMES, Canvas, Head
 from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_face
-from scops_jax.data.toy_faces.features import draw_eyes
 from scops_jax.data.toy_faces.hair import sample_hair
 
 COUNT = 48
