@@ -259,7 +259,7 @@ def test_parts_are_for_the_test_images(config, root):
     prepare_collection(config)
 
 
-def test_an_edited_folder_is_prepared_anew(config, root):
+def test_an_edited_folder_is_prepared_again(config, root):
   first = prepare_collection(config)
   assert not prepare_collection(config).built
   os.utime(root / "saliency" / "a.png", ns=(1, 1))

@@ -1,4 +1,4 @@
-"""Image files as users have them: found by folder or glob, and read whatever their pixel format.
+"""Finds image files by folder or glob, and reads them in any pixel format.
 
 JPEG, PNG and WebP; the content decides which of them a file is, not its name.
 """
@@ -117,7 +117,7 @@ def resize_image(
 
 
 def pad_batch(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-  """Repeats the last image of a batch `[B, H, W, 3]` until there are `size`."""
+  """Pads a batch `[B, H, W, 3]` to `size` images by repeating the last one."""
   return np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
 
 

@@ -40,7 +40,7 @@ class Line(NamedTuple):
     return fields
 
   def numbers(self, count: int) -> NDArray[np.float64]:
-    """The `count` fields after the first, which must be all.
+    """The fields after the first, of which there must be `count`.
 
     Raises:
       UserError: there are more or fewer, or one is not a finite number.
@@ -59,10 +59,10 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> list[Line]:
-  """The lines of a text file that are not blank, with any line ends, in order.
+  """The lines of a text file that are not blank; any line ends will do.
 
   Raises:
-    UserError: there is no such file, or it is not text.
+    UserError: the file is missing or not text.
   """
   try:
     text = path.read_text(encoding="utf-8-sig")
@@ -74,10 +74,10 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def list_files(folder: Path, pattern: str = "*") -> list[str]:
-  """The paths of a folder's files that match, relative to it, sorted; hidden files are left out.
+  """The sorted paths, relative to a folder, of its files that match a pattern and are not hidden.
 
   Raises:
-    UserError: there is no such folder.
+    UserError: the folder is missing.
   """
   if not folder.is_dir():
     raise _missing(folder)
@@ -94,7 +94,7 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
   """Lines by their first field.
 
   Raises:
-    UserError: two lines have the same.
+    UserError: two lines have the same first field.
   """
   found: dict[str, Line] = {}
   for line in lines:
@@ -105,7 +105,7 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
 
 
 def read_picture(path: Path, name: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
-  """A picture's pixels: [H, W, 3] of mode "RGB", [H, W] of mode "L".
+  """A picture's pixels: [H, W, 3] in mode "RGB", [H, W] in mode "L".
 
   Raises:
     ValueError: it is missing or can't be decoded; the message begins with `name`.
