@@ -105,7 +105,7 @@ def test_saliency_elsewhere_or_none(config, folder, tmp_path):
 @pytest.mark.parametrize(
   "missing", ["list_landmarks_celeba.txt", "list_bbox_celeba.txt", "MAFL/testing.txt", "Saliency_Wild"]
 )
-def test_a_missing_file_of_the_layout_is_named_whatever_the_rule(config, folder, missing):
+def test_a_missing_file_of_the_layout_is_never_skipped(config, folder, missing):
   celeba_wild.write(folder, faults=False)
   (folder / missing).rename(folder / "away")
   config.data.on_bad_example = "skip"

@@ -6,7 +6,7 @@ from PIL import Image
 
 from scops_jax.config import default_config
 from scops_jax.data.collection import open_collection, prepare_collection
-from scops_jax.data.published.files import square_around
+from scops_jax.data.source_files import square_around
 from scops_jax.errors import UserError
 from tests import miniatures
 from tests.miniatures import cub_parts
@@ -88,7 +88,9 @@ def test_the_square_about_the_bird(config, folder):
   ],
 )
 def test_square_around(box, expected):
-  assert square_around(np.asarray(box, float), 20, 40, enlarge=1.0) == expected
+  left, top, right, bottom = expected
+  square = square_around(np.asarray(box, float), 20, 40, enlarge=1.0)
+  assert square == (slice(top, bottom), slice(left, right))
 
 
 def test_categories(config, folder):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from scops_jax.config import default_config
 from scops_jax.data.collection import open_collection, prepare_collection
-from scops_jax.data.folder.annotations import read_landmark_table, read_splits
+from scops_jax.data.folder.layout import read_landmark_table, read_splits
 from scops_jax.errors import UserError
 
 HEIGHT, WIDTH = 12, 20
@@ -158,7 +158,7 @@ def test_the_table_as_spreadsheets_write_it(tmp_path):
   path.write_bytes(text.encode())
   table = read_landmark_table(path, ["a, b.jpg", "c.jpg"])
   assert table.names == ('left "eye"', "tail")
-  assert table.points == {"a, b.jpg": {'left "eye"': (1.5, 2.0, 2)}}
+  assert table.points == {"a, b.jpg": {'left "eye"': (1.5, 2.0)}}
 
 
 @pytest.mark.parametrize("header", ["", "a.jpg,nose,1,2,1\n", "image;landmark;x;y;visible\n"])
@@ -259,7 +259,7 @@ def test_parts_are_for_the_test_images(config, root):
     prepare_collection(config)
 
 
-def test_an_edited_folder_is_prepared_anew(config, root):
+def test_an_edited_folder_is_prepared_again(config, root):
   first = prepare_collection(config)
   assert not prepare_collection(config).built
   os.utime(root / "saliency" / "a.png", ns=(1, 1))

@@ -11,7 +11,7 @@ from scipy.io.matlab import MatlabFunction, MatlabObject
 
 from scops_jax.config import check_values, default_config
 from scops_jax.data.collection import open_collection, prepare_collection
-from scops_jax.data.published.pascal_annotations import (
+from scops_jax.data.published.pascal_parts import (
   MERGED_PARTS,
   AnnotatedObject,
   part_labels,

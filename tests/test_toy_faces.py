@@ -1,12 +1,19 @@
+import os
+import pathlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from scops_jax.data.toy_faces.canvas import PART_NAMES, Canvas, Head
-from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_face
-from scops_jax.data.toy_faces.features import draw_eyes
+from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_eyes, draw_face
 from scops_jax.data.toy_faces.hair import sample_hair
+from scops_jax.data.toy_faces.processes import FaceProcesses
 
+ROOT = pathlib.Path(__file__).parent.parent
 COUNT = 48
 EYES, NOSE, MOUTH = (PART_NAMES.index(name) for name in ("eyes", "nose", "mouth"))
 
@@ -95,3 +102,63 @@ def test_other_sizes():
   assert face.image.shape == (64, 64, 3)
   assert face.visible.all()
   assert face.landmarks.max() < 64
+
+
+SCRIPT = """
+print("main")
+from scops_jax.config import default_config
+from scops_jax.data.collection import prepare_collection
+config = default_config()
+config.data.cache_dir = "{cache}"
+config.toy_faces.num_train, config.toy_faces.num_test = 3, 1
+print(prepare_collection(config).counts["train"]["written"])
+"""
+
+
+@pytest.mark.parametrize("caller", ["script", "stdin", "interactive", "command"])
+def test_any_main_module_can_prepare_faces(caller, tmp_path):
+  """A script without a main guard, a pipe, a notebook's interpreter: drawing never runs the caller again."""
+  code = SCRIPT.format(cache=tmp_path / "cache")
+  (tmp_path / "script.py").write_text(code)
+  arguments = {
+    "script": [str(tmp_path / "script.py")],
+    "stdin": ["-"],
+    "interactive": ["-q", "-i", "-"],
+    "command": ["-c", code],
+  }[caller]
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  result = subprocess.run(
+    [sys.executable, *arguments],
+    input=code,
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=tmp_path,
+    env=environment,
+  )
+  assert result.stdout.split() == ["main", "3"], result.stderr
+
+
+def test_modules_that_only_the_caller_sees_are_found(tmp_path):
+  """The caller's sys.path holds for the processes that draw, and modules in its folder hide nothing."""
+  (tmp_path / "queue.py").write_text("raise RuntimeError")
+  code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.path.remove('')\n" + SCRIPT.format(
+    cache=tmp_path
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+  )
+  assert result.stdout.split() == ["main", "3"], result.stderr
+
+
+def test_processes_draw_the_same_faces(faces):
+  with FaceProcesses(2) as processes, ThreadPoolExecutor(4) as threads:
+    drawn = list(threads.map(processes.draw, [(0, 0, index) for index in range(6)]))
+  for face, expected in zip(drawn, faces, strict=False):
+    np.testing.assert_array_equal(face.image, expected.image)
+
+
+def test_a_process_that_ends_is_an_error():
+  message = "a process that draws toy faces ended"
+  with FaceProcesses(1) as processes, pytest.raises(RuntimeError, match=message):
+    processes.draw(("no number",))

@@ -1,4 +1,4 @@
-"""The base of every collection's tfds builder: one schema, filtering, and a rule for bad examples."""
+"""The base of every collection's tfds builder: one schema, filters, and a rule for bad examples."""
 
 import dataclasses
 import hashlib
@@ -21,12 +21,15 @@ _CHUNK = 64  # examples held in memory while they are read by threads
 
 
 class FilteredError(Exception):
-  """An example that the collection leaves out by its own rules; the message is the reason."""
+  """An example that the collection's rules leave out; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """What a builder gives for one image; in pixels, an integer is a pixel's centre and the origin top-left."""
+  """An image and its annotations.
+
+  Coordinates are in pixels: an integer is the centre of a pixel, (0, 0) that of the top left one.
+  """
 
   name: str
   image: bytes  # an encoded RGB picture, PNG or JPEG
@@ -34,8 +37,7 @@ class Example:
   visible: NDArray[np.bool_]  # [L]
   saliency: NDArray[np.uint8] | None = None  # [H, W], 0..255 for 0..1; None: every pixel is foreground
   parts: NDArray[np.uint8] | None = None  # [H, W], index into PART_NAMES; None: no ground truth
-  # [4], the object's first and last column and row (x0, y0, x1, y1); None: the whole image.
-  box: NDArray[np.float32] | None = None
+  box: NDArray[np.float32] | None = None  # [4], see `corner_box`; None: the whole image
 
 
 class CollectionBuilder(  # type: ignore[call-arg]
@@ -43,18 +45,17 @@ class CollectionBuilder(  # type: ignore[call-arg]
 ):
   """Writes a collection as array_record, without TensorFlow.
 
-  A collection subclasses it, names its landmarks and parts, and gives `variant`, `list_records` and
-  `read_example`. tfds writes to a temporary folder and renames it, so no partial data set looks complete.
+  A subclass names its landmarks and parts and defines `variant`, `open_source`, `list_records` and
+  `read_example`. tfds writes to a temporary folder and renames it, so a data set is complete or absent.
   """
 
-  VERSION = tfds.core.Version("2.0.0")  # of the schema: data of another version are prepared anew
-  # "train": the network's images; "regression": those that landmarks are regressed on, the training images if
-  # the collection has no such split; "test".
+  VERSION = tfds.core.Version("2.0.0")  # of the schema; data sets of another version are prepared again
+  # "train": images to train the network on; "test"; and, unless these are the training images, "regression":
+  # images to fit the landmark regression on.
   splits: ClassVar[tuple[str, ...]] = ("train", "test")
+  # A subclass whose names depend on the config or on files sets them before it calls `__init__` here.
   landmark_names: tuple[str, ...] = ()
-  # Index 0 is the background; empty: no ground-truth parts. Both are set before `__init__` where config or
-  # files decide them.
-  part_names: tuple[str, ...] = ()
+  part_names: tuple[str, ...] = ()  # index 0 is the background; empty: no ground-truth parts
 
   def __init__(self, config: ConfigDict) -> None:
     """Opens the config's data set, prepared or not."""
@@ -67,19 +68,22 @@ class CollectionBuilder(  # type: ignore[call-arg]
 
   @classmethod
   def variant(cls, config: ConfigDict) -> str:
-    """A folder name that differs whenever the config asks for other data."""
+    """The data set's folder name: configs that ask for different data get different names."""
     raise TypeError(f"{cls.__name__} must define variant")
 
+  def open_source(self) -> None:
+    """Reads what all examples need; called once, before `list_records`. Its errors are never skipped."""
+
   def list_records(self, split: str) -> Sequence[Any]:
-    """What `read_example` needs for each image of a split, in a fixed order."""
+    """The argument of `read_example` for each image of a split, in a fixed order."""
     raise TypeError(f"{type(self).__name__} must define list_records")
 
   def read_example(self, record: Any) -> Example:
-    """Reads one image and its annotations; called from several threads.
+    """Reads an image and its annotations; called from several threads.
 
     Raises:
-      FilteredError: the collection leaves this one out; the message is the reason.
-      UserError, OSError, ValueError: the file or annotation named in the message can't be read.
+      FilteredError: the collection leaves the image out; the message is the reason.
+      UserError, OSError, ValueError: a file or an annotation, named in the message, can't be read.
     """
     raise TypeError(f"{type(self).__name__} must define read_example")
 
@@ -102,6 +106,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
     return self.dataset_info_from_configs(features=features, metadata=metadata, disable_shuffling=True)
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterable]:
+    self.open_source()
     return {split: self._generate_examples(split) for split in self.splits}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -135,7 +140,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
   def _note_bad(self, error: Exception) -> None:
     if self.settings.data.on_bad_example != "skip":
       raise UserError(
-        f"collection {self.name}: {error} (mend or remove the file, or set data.on_bad_example=skip)"
+        f"collection {self.name}: {error} (repair or remove the file, or set data.on_bad_example=skip)"
       ) from error
     self.skipped.append(str(error))
 
@@ -172,13 +177,14 @@ class CollectionBuilder(  # type: ignore[call-arg]
       "visible": visible,
       "box": box,
     }
-    digest = hashlib.sha256(example.name.encode())  # of the pixels: encoders differ between machines
+    # The digest is of pixels, not of encoded files, because encoders differ between machines.
+    digest = hashlib.sha256(example.name.encode())
     for array in (pixels, saliency, parts, landmarks, visible, box):
       digest.update(array.tobytes())
     return features, digest.digest()
 
   def _record_metadata(self) -> None:
-    """Keeps in the data set what was read and left out, and a digest of its content."""
+    """Stores in the data set the counts, why examples were skipped, and a digest of its content."""
     self.info.metadata.update(
       counts={split: dict(counts) for split, counts in self.counts.items()},
       skipped=list(self.skipped),
@@ -190,7 +196,7 @@ def decode_image(image: bytes, name: str, *, mode: str = "RGB") -> NDArray[np.ui
   """A picture file's pixels, [H, W, 3] of mode "RGB" and [H, W] of mode "L".
 
   Raises:
-    ValueError: it can't be decoded to its end; the message begins with `name`.
+    ValueError: it can't be decoded completely; the message begins with `name`.
   """
   try:
     return np.asarray(Image.open(io.BytesIO(image)).convert(mode))
@@ -208,5 +214,5 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def describe(counts: dict[str, int]) -> str:
-  """Counts in words: read, left out and why, written."""
+  """Counts as text: "6 read, 1 filtered: too small, 5 written"."""
   return ", ".join(f"{count} {what}" for what, count in counts.items()) or "0 read"

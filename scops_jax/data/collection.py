@@ -37,7 +37,7 @@ _PICTURES = ("image", "saliency", "parts")
 
 
 class ExampleSource(Sequence):
-  """One split: `source[i]` reads and decodes example i.
+  """The examples of a split: `source[i]` reads and decodes example i.
 
   An example is a dict: name (str), image [H, W, 3] uint8, saliency [H, W] uint8 (0..255 for 0..1), landmarks
   [L, 2] float32 (x, y) in pixels, visible [L] bool, parts [H, W] uint8 (index into the part names), box [4]
@@ -47,7 +47,7 @@ class ExampleSource(Sequence):
   def __init__(
     self, records: Sequence[dict[str, Any]], *, saliency: str = "collection", maps: Path | None = None
   ) -> None:
-    """Takes tfds's records; `maps` is the folder of the maps where `saliency` is "auto"."""
+    """Takes tfds's records, the value of data.saliency and, if it is "auto", the folder of the maps."""
     self._records = records
     self._saliency = saliency
     self._maps = maps
@@ -59,42 +59,39 @@ class ExampleSource(Sequence):
     return self.read(index, ("name", "landmarks", "visible", "box", *_PICTURES))
 
   def read(self, index: int, fields: Sequence[str]) -> dict[str, Any]:
-    """Some fields of example `index`; pictures that are not asked for are not decoded."""
+    """Some fields of example `index`; other pictures are not decoded."""
     record = self._records[int(index)]
-    example: dict[str, Any] = {field: record[field] for field in fields}
-    replaced = {"saliency"} if self._saliency != "collection" else set()
-    for field in set(fields).intersection(_PICTURES) - replaced:
-      picture = Image.open(io.BytesIO(record[field]))
-      example[field] = np.asarray(picture.convert("RGB") if field == "image" else picture)
-    if "name" in example:
-      example["name"] = example["name"].decode()
-    if "saliency" in example and replaced:
-      example["saliency"] = self._replaced_saliency(record)
-    return example
+    return {field: self._decode(record, field) for field in fields}
 
   def encoded_image(self, index: int) -> tuple[str, bytes]:
     """The name and the image file's bytes of example `index`."""
     record = self._records[int(index)]
     return record["name"].decode(), record["image"]
 
-  def _replaced_saliency(self, record: dict[str, Any]) -> np.ndarray:
-    if self._maps is not None:
+  def _decode(self, record: dict[str, Any], field: str) -> Any:
+    if field == "name":
+      return record["name"].decode()
+    if field not in _PICTURES:
+      return record[field]
+    if field == "saliency" and self._maps is not None:
       return read_map(map_path(self._maps, record["name"].decode()), record["image"])
-    width, height = Image.open(io.BytesIO(record["image"])).size
-    return np.full((height, width), 255, np.uint8)
+    if field == "saliency" and self._saliency != "collection":
+      width, height = Image.open(io.BytesIO(record["image"])).size
+      return np.full((height, width), 255, np.uint8)
+    picture = Image.open(io.BytesIO(record[field]))
+    return np.asarray(picture.convert("RGB") if field == "image" else picture)
 
 
 @dataclass(frozen=True)
 class Collection:
   """A prepared collection."""
 
-  name: str
   train: ExampleSource
-  regression: ExampleSource  # what landmarks are regressed on; `train` where the collection has no such split
+  regression: ExampleSource  # to fit the landmark regression on; `train` if there is no such split
   test: ExampleSource
   landmark_names: tuple[str, ...]
   part_names: tuple[str, ...]  # index 0 is the background; empty: no ground-truth parts
-  fingerprint: str  # differs for data that differ
+  fingerprint: str  # of the data's content
   maps: Path | None  # folder of the computed saliency maps (data.saliency = "auto")
   folder: Path  # of the prepared data set
 
@@ -105,9 +102,9 @@ class Preparation:
 
   path: Path
   built: bool  # False: it was there already
-  counts: dict[str, dict[str, int]]  # of each split: read, filtered (and why), written
-  skipped: tuple[str, ...]  # why each bad example was left out (data.on_bad_example = "skip")
-  summary: tuple[str, ...]  # what a folder of own images holds
+  counts: dict[str, dict[str, int]]  # by split: how many were read, filtered (and why), written
+  skipped: tuple[str, ...]  # why bad examples were left out (data.on_bad_example = "skip")
+  summary: tuple[str, ...]  # lines about a folder of own images
 
   def __str__(self) -> str:
     head = f"prepared {self.path}" if self.built else f"{self.path} is there already; nothing to do"
@@ -119,8 +116,8 @@ def prepare_collection(config: ConfigDict) -> Preparation:
   """Writes the tfds data set of `config.data.name` under `config.data.cache_dir`, unless it is there.
 
   Raises:
-    UserError: an unknown `data.name`, no image in a split, an example that can't be read, a folder that can't
-      be written.
+    UserError: `data.name` is unknown, a split has no image, an example can't be read, or the folder can't be
+      written.
   """
   try:
     with _quiet_tfds():
@@ -129,7 +126,7 @@ def prepare_collection(config: ConfigDict) -> Preparation:
         built = not builder.is_prepared()
         if built:
           _write(builder)
-      builder = _builder(config)  # reads what was written, by whichever process
+      builder = _builder(config)  # reads what this or another process has written
   except OSError as error:
     raise UserError(
       f"can't prepare {config.data.name} in data.cache_dir={config.data.cache_dir}: {error}"
@@ -138,7 +135,7 @@ def prepare_collection(config: ConfigDict) -> Preparation:
   if metadata["skipped"] and config.data.on_bad_example == "error":
     raise UserError(
       f"{builder.data_dir} was prepared without {len(metadata['skipped'])} bad examples, the first: "
-      f"{metadata['skipped'][0]} (set data.on_bad_example=skip, or delete the folder and mend the files)"
+      f"{metadata['skipped'][0]} (set data.on_bad_example=skip, or delete the folder and repair the files)"
     )
   return Preparation(
     path=Path(builder.data_dir),
@@ -150,11 +147,11 @@ def prepare_collection(config: ConfigDict) -> Preparation:
 
 
 def open_collection(config: ConfigDict, preparation: Preparation | None = None) -> Collection:
-  """Opens the collection of `config.data.name`, prepared first if it is missing; raises as that does.
+  """Opens the collection of `config.data.name`.
 
   Args:
     config: the run's.
-    preparation: of `prepare_collection`; None: it is done here and what there is to say is printed.
+    preparation: from `prepare_collection`; None: calls it, with its errors, and prints what it did.
   """
   if preparation is None:
     preparation = prepare_collection(config)
@@ -172,7 +169,6 @@ def open_collection(config: ConfigDict, preparation: Preparation | None = None) 
   }
   metadata = builder.info.metadata
   return Collection(
-    name=builder.name,
     train=sources["train"],
     regression=sources.get("regression", sources["train"]),
     test=sources["test"],
@@ -185,9 +181,9 @@ def open_collection(config: ConfigDict, preparation: Preparation | None = None) 
 
 
 def _maps_folder(config: ConfigDict, prepared: Path) -> Path:
-  """Where computed saliency maps lie: beside a folder's own images, else beside the prepared data set.
+  """The folder of computed saliency maps: in a folder of own images, else beside the prepared data set.
 
-  Maps of own images outlive a change of the folder, and so do edits of them.
+  So maps of own images, and edits of them, are kept when the folder changes.
   """
   if config.data.saliency_dir:
     return Path(config.data.saliency_dir)
@@ -204,7 +200,7 @@ def _builder(config: ConfigDict) -> CollectionBuilder:
 
 @contextmanager
 def _quiet_tfds() -> Iterator[None]:
-  """Keeps back tfds's own notes; they speak of downloads, and there are none."""
+  """Suppresses tfds's messages, which speak of downloads although there are none."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()
@@ -217,7 +213,7 @@ def _quiet_tfds() -> Iterator[None]:
 
 @contextmanager
 def _only_writer(builder: CollectionBuilder) -> Iterator[None]:
-  """Holds the data set's lock, which the system releases when a process dies."""
+  """Holds the data set's lock, which the system releases if the process dies."""
   folder = Path(builder.data_dir).parent
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / "lock").open("w") as lock:
@@ -229,6 +225,4 @@ def _write(builder: CollectionBuilder) -> None:
   for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):  # of a killed preparation
     shutil.rmtree(leftover)
   options = tfds.download.DownloadConfig(try_download_gcs=False)
-  # tfds prints that it downloads, which it does not.
-  with redirect_stdout(io.StringIO()):
-    builder.download_and_prepare(download_config=options, file_format="array_record")
+  builder.download_and_prepare(download_config=options, file_format="array_record")

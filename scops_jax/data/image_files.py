@@ -1,38 +1,29 @@
-"""Image files as users have them: found by folder or glob, and read whatever their pixel format.
+"""Finds image files by folder or glob, and reads them in any pixel format.
 
-JPEG, PNG and WebP, told by their content, whatever their name says.
+JPEG, PNG and WebP; the content decides which of them a file is, not its name.
 """
 
+import contextlib
 import glob
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from scops_jax.errors import UserError
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of the files that are looked for in folders, in any case
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of image files in folders, in lower or upper case
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-_UPRIGHT = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
 
 
 class Picture(NamedTuple):
   """A decoded image."""
 
-  image: Image.Image  # RGB; what is transparent shows white, as in a viewer
-  alpha: NDArray[np.uint8] | None  # [H, W], 255 = opaque; None if the file says nothing of transparency
+  image: Image.Image  # RGB; transparent pixels are blended with white, as in a viewer
+  alpha: NDArray[np.uint8] | None  # [H, W], 255 = opaque; None if the file has no transparency
 
   @property
   def pixels(self) -> NDArray[np.uint8]:
@@ -43,18 +34,18 @@ class Picture(NamedTuple):
 def read_image(path: str | pathlib.Path) -> Picture:
   """Reads an image file as 8-bit RGB, upright.
 
-  Greyscale, palette, CMYK and 16-bit files are converted (16 bits are scaled, not clipped), transparency of
-  every kind becomes `alpha`, the EXIF orientation is applied. Of an animation the first frame is read. Colour
-  profiles are ignored.
+  Greyscale, palette, CMYK and 16-bit files are converted (16 bits are scaled, not clipped), every kind of
+  transparency becomes `alpha`, and the EXIF orientation is applied. Only the first frame of an animation is
+  read. Colour profiles are ignored.
 
   Args:
-    path: of a JPEG, PNG or WebP file, whatever its name.
+    path: a JPEG, PNG or WebP file; its suffix does not matter.
 
   Returns:
     The image; its arrays are read-only.
 
   Raises:
-    UserError: there is no such file, it is no image of these formats, or it is damaged or cut off.
+    UserError: the file is missing, not in one of these formats, damaged or truncated.
   """
   try:
     with Image.open(path, formats=_FORMATS) as picture:
@@ -62,26 +53,26 @@ def read_image(path: str | pathlib.Path) -> Picture:
       return _decode(picture)
   except UnidentifiedImageError as error:
     raise UserError(f"{path} is not a JPEG, PNG or WebP image") from error
-  # Pillow raises whatever a damaged file makes it stumble over: SyntaxError, zlib.error, struct.error, ….
+  # Pillow raises many kinds of errors for damaged files: SyntaxError, zlib.error, struct.error, …
   except Exception as error:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    raise UserError(f"{path} can't be read as an image ({reason}): mend or remove the file") from error
+    raise UserError(f"{path} can't be read as an image ({reason}): repair or remove the file") from error
 
 
 def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
   """Finds image files by name; they are not opened.
 
   Args:
-    where: a file; a folder, searched with its subfolders for the suffixes in SUFFIXES, hidden files left out;
-      or a glob ("photos/**/*.jpg"), all files of which are taken. What exists is not read as a glob.
+    where: a file; a folder, whose files and subfolders are searched for SUFFIXES, except hidden ones; or a
+      glob ("photos/**/*.jpg"), which may match files with any suffix. A path that exists is not a glob.
     outside: a folder whose files are left out.
 
   Returns:
-    Path by name, sorted by name. A name is the path below the folder, or below the folders in front of the
-    glob's first wildcard, with slashes.
+    Paths by name, sorted by name. A name is the path relative to the folder, or to the folders in front of
+    the glob's first wildcard, with slashes.
 
   Raises:
-    UserError: nothing is found.
+    UserError: no image is found.
   """
   path = pathlib.Path(where)
   base = path
@@ -108,35 +99,39 @@ def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = Non
 
 
 def resize_pixels(
-  pixels: NDArray[np.uint8], size: int, filter_: Image.Resampling = Image.Resampling.BILINEAR
+  pixels: NDArray[np.uint8],
+  size: int | tuple[int, int],
+  filter_: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> NDArray[np.uint8]:
-  """Resizes an image `[H, W, 3]` or map `[H, W]` to the square of `size` pixels that the networks see."""
-  if pixels.shape[:2] == (size, size):
-    return pixels
-  return resize_image(Image.fromarray(pixels), size, filter_)
+  """Resizes an image `[H, W, 3]` or map `[H, W]` to a square of `size` pixels, or to (height, width)."""
+  shape = (size, size) if isinstance(size, int) else size
+  return pixels if pixels.shape[:2] == shape else resize_image(Image.fromarray(pixels), shape, filter_)
 
 
 def resize_image(
-  image: Image.Image, size: int, filter_: Image.Resampling = Image.Resampling.BILINEAR
+  image: Image.Image, size: int | tuple[int, int], filter_: Image.Resampling = Image.Resampling.BILINEAR
 ) -> NDArray[np.uint8]:
-  """Does the same for Pillow's image; a copy less."""
-  return np.asarray(image if image.size == (size, size) else image.resize((size, size), filter_))
+  """Does the same to Pillow's image, which saves a copy."""
+  height, width = (size, size) if isinstance(size, int) else size
+  return np.asarray(image if image.size == (width, height) else image.resize((width, height), filter_))
 
 
 def pad_batch(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-  """Repeats the last image of a batch `[B, H, W, 3]` until there are `size`."""
+  """Pads a batch `[B, H, W, 3]` to `size` images by repeating the last one."""
   return np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
 
 
 def _decode(picture: Image.Image) -> Picture:
-  picture = _upright(picture)
+  # Damaged metadata is no reason to refuse the pixels; Pillow raises many kinds of errors for it.
+  with contextlib.suppress(Exception):
+    ImageOps.exif_transpose(picture, in_place=True)
   if picture.mode.startswith("I"):
     return _decode_16_bits(picture)
   if not picture.has_transparency_data:
     return Picture(picture.convert("RGB"), None)
   key = picture.info.get("transparency")
   if isinstance(key, tuple) and max(key) > 255:
-    # The colour key of a 16-bit image, whose pixels Pillow has reduced to their high bytes.
+    # This is the colour key of a 16-bit image, whose pixels Pillow has reduced to their high bytes.
     picture.info["transparency"] = tuple(value >> 8 for value in key)
   rgba = picture.convert("RGBA")
   white = Image.new("RGBA", rgba.size, "white")
@@ -144,7 +139,7 @@ def _decode(picture: Image.Image) -> Picture:
 
 
 def _decode_16_bits(picture: Image.Image) -> Picture:
-  """Reads 16-bit greyscale, which Pillow would clip at 255; its transparency is one grey value."""
+  """Scales 16-bit greyscale, which Pillow would clip at 255; one grey value may be transparent."""
   values = np.asarray(picture).astype(np.uint32)
   grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
   alpha = None
@@ -153,12 +148,3 @@ def _decode_16_bits(picture: Image.Image) -> Picture:
     alpha = np.where(opaque, 255, 0).astype(np.uint8)
     grey = np.where(opaque, grey, 255).astype(np.uint8)
   return Picture(Image.fromarray(grey).convert("RGB"), alpha)
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-  try:
-    orientation = picture.getexif().get(_ORIENTATION)
-  # Damaged metadata are no reason to refuse the pixels; Pillow stumbles over them in as many ways.
-  except Exception:
-    return picture
-  return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture

@@ -1,7 +1,7 @@
 """Batches of a collection's images, read ahead by Grain's threads and sharded over hosts.
 
-Host i of n reads the i-th of n equal pieces of every batch, so that the pieces in the hosts' order are the
-batch that a single host would have.
+Host i of n reads the i-th of n equal shards of every batch. In the order of the hosts, the shards make up the
+batch that a single host would read.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from scops_jax.data.image_files import resize_pixels
 
 
 class Kept(NamedTuple):
-  """What is kept of an image: pixels `[S, S, 3]` uint8, and features, maps `[h, w, C]`."""
+  """An image's cached pixels and features."""
 
-  image: NDArray[np.uint8]
-  features: tuple[NDArray, ...]
+  image: NDArray[np.uint8]  # [S, S, 3]
+  features: tuple[NDArray, ...]  # maps [h, w, C]
 
 
 Batch = dict[str, Any]  # arrays; of features a tuple of them
@@ -36,7 +36,7 @@ class TrainBatches(Iterator[Batch]):
   """Endless shuffled batches; `get_state` and `set_state` resume exactly."""
 
   def __init__(self, examples: grain.MapDataset, shard: "_Shard", options: grain.ReadOptions) -> None:
-    """Takes the examples of all hosts in the order of their batches."""
+    """Takes the examples of all hosts, in order."""
     self._examples, self._shard, self._options = examples, shard, options
     self._taken = 0  # batches
     self._batches: Iterator[Batch] | None = None
@@ -49,19 +49,19 @@ class TrainBatches(Iterator[Batch]):
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """Returns what JSON can hold and every host has alike: the number of images that all hosts have taken."""
+    """Returns the number of images that all hosts have taken, for JSON; it is the same on every host."""
     return {"next_index": self._taken * self._shard.global_size}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Makes the batch come next that came next when `get_state` was called, on however many hosts."""
+    """Continues with the batch that followed `get_state`; the number of hosts may have changed."""
     self._taken = state["next_index"] // self._shard.global_size
     self._batches = None
 
   def _open(self) -> Iterator[Batch]:
     first = self._taken * self._shard.batch_size
     rows = grain.MapDataset.range(first, sys.maxsize)
-    mine = rows.map(lambda row: self._examples[self._shard.position(row)])
-    return iter(mine.to_iter_dataset(self._options).batch(self._shard.batch_size))
+    shard = rows.map(lambda row: self._examples[self._shard.position(row)])
+    return iter(shard.to_iter_dataset(self._options).batch(self._shard.batch_size))
 
 
 def train_batches(
@@ -77,24 +77,25 @@ def train_batches(
 ) -> TrainBatches:
   """Endless shuffled batches: `next(batches)`, and `get_state` / `set_state` to resume exactly.
 
-  All hosts share one endless order, in which every epoch is shuffled anew from the seed, and cut it into
-  batches. So every batch is full, and a collection may be smaller than a batch.
+  The epochs, each shuffled with its own seed, form one endless sequence that is cut into batches. So every
+  batch is full, and a collection may be smaller than a batch.
 
   Args:
     source: the images.
-    batch_size: B, images a batch on this host.
-    image_size: S, pixels a side; other images are resized (bilinear).
+    batch_size: B, images per batch on this host.
+    image_size: S, height and width in pixels; other images are resized (bilinear).
     seed: of the order.
-    num_threads: threads that read ahead; 0 reads in the caller's.
+    num_threads: threads that read ahead; 0 reads in the caller's thread.
     process_index: this host.
     process_count: the number of hosts.
-    kept: of each image at image_size, if the batches shall have features.
+    kept: cached pixels and features of each image at image_size; with them the batches have features.
 
   Returns:
     An iterator over {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8}, with `kept` also
     {"features": a tuple of [B, h, w, C]}.
   """
-  # Grain shuffles epoch e with seed + e: spread the seeds, or run 1 would have run 0's epochs one later.
+  # Grain shuffles epoch e with seed + e. The seed is hashed first: otherwise a run with seed 1 would repeat
+  # the epochs of a run with seed 0, one epoch earlier.
   order = int(np.random.SeedSequence(seed).generate_state(1)[0])
   indices = grain.MapDataset.range(len(source)).shuffle(seed=order).repeat()
   examples = indices.map(_Load(source, image_size, _TRAIN_FIELDS, kept))
@@ -116,20 +117,20 @@ def evaluation_batches(
   fields: Sequence[str] = EVALUATION_FIELDS,
   kept: Sequence[Kept] | None = None,
 ) -> Iterator[Batch]:
-  """Every image once, in order; the last batch is padded with the last image and `valid` is False there.
+  """Every image once, in order; the last batch is padded with the last image, where `valid` is False.
 
-  All hosts yield the same number of batches; on the last hosts the last one may be nothing but padding.
+  All hosts yield the same number of batches; the last batch of the last hosts may be all padding.
 
   Args:
     source: the images.
-    batch_size: B, images a batch on this host.
-    image_size: S, pixels a side; other images are resized (bilinear; parts to the nearest pixel).
-    limit: the number of images, from the first on; 0: all.
-    num_threads: threads that read ahead; 0 reads in the caller's.
+    batch_size: B, images per batch on this host.
+    image_size: S, height and width in pixels; other images are resized (bilinear, parts nearest).
+    limit: the number of images, starting with the first; 0: all.
+    num_threads: threads that read ahead; 0 reads in the caller's thread.
     process_index: this host.
     process_count: the number of hosts.
-    fields: what is read of an image.
-    kept: of each image at image_size, if the batches shall have features.
+    fields: the fields to read.
+    kept: cached pixels and features of each image at image_size; with them the batches have features.
 
   Yields:
     {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8, "landmarks": [B, L, 2] float32 (x, y) where -1
@@ -155,7 +156,7 @@ def evaluation_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """This host's piece of every batch."""
+  """This host's shard of every batch."""
 
   batch_size: int  # of this host
   process_index: int
@@ -163,18 +164,18 @@ class _Shard:
 
   @property
   def global_size(self) -> int:
-    """Images a batch of all hosts."""
+    """Images per batch of all hosts."""
     return self.batch_size * self.process_count
 
   def position(self, row: int) -> int:
-    """Returns where among all hosts' images this host's image number `row` stands."""
+    """Returns the index, among the images of all hosts, of this host's image number `row`."""
     batch, offset = divmod(row, self.batch_size)
     return batch * self.global_size + self.process_index * self.batch_size + offset
 
 
 @dataclasses.dataclass(frozen=True)
 class _Load:
-  """Reads one example and brings it to the network's size."""
+  """Reads an example and resizes it for the network."""
 
   source: ExampleSource
   image_size: int
@@ -184,7 +185,7 @@ class _Load:
   def __call__(self, index: int) -> Element:
     kept = None if self.kept is None else self.kept[index]
     fields = self.fields
-    # Coordinates need the size of the picture as it is.
+    # Only coordinates need the original image: its size.
     if kept is not None and not {"landmarks", "box"}.intersection(fields):
       fields = [field for field in fields if field != "image"]
     example = self.source.read(index, fields)

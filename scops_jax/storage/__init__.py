@@ -1,1 +1,1 @@
-"""Files on disk that are whole or absent."""
+"""Files on disk that are complete or absent."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files that are complete or absent."""
 
 import pathlib
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a temporary path beside `path` to write to, and renames it to `path` if no error comes.
+  """Yields a temporary path beside `path` to write to, and renames it to `path` unless there is an error.
 
-  A reader sees the old file or the new one, never half of it. The folder is made if it is missing.
+  So a reader never sees a partly written file. Makes the folder if it is missing.
   """
   path = pathlib.Path(path)
   if not path.parent.is_dir():

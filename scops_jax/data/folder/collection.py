@@ -1,4 +1,4 @@
-"""A folder of own images, with what there is of masks, landmarks and parts.
+"""A folder of own images, with masks, landmarks and parts if there are any.
 
 `data.dir` holds
 
@@ -7,17 +7,16 @@
   landmarks.csv         image,landmark,x,y,visible; in pixels of the upright image, an integer is a pixel's
                         centre, the origin top-left
   parts/STEM.png        index maps of ground-truth parts, 0 = background; for the evaluation only
-  train.txt, test.txt   one name a line; where both are missing, see `folder_annotations.read_splits`
+  train.txt, test.txt   a name on each line; if one or both are missing, see `layout.read_splits`
 
-All but images/ may be missing.
+Only images/ is required.
 """
 
-import functools
 import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,34 +24,47 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scops_jax.data.builder import CollectionBuilder, Example, decode_image, encode_png
-from scops_jax.data.folder.annotations import Point
-from scops_jax.data.folder.layout import folder_digest, read_layout
-from scops_jax.data.folder.summary import Finding, summarize
-from scops_jax.data.image_files import Picture, read_image
-from scops_jax.data.published.files import read_bytes
+from scops_jax.data.folder.layout import folder_digest, map_name, read_layout
+from scops_jax.data.image_files import Picture, read_image, resize_pixels
+from scops_jax.data.source_files import mask_box, read_bytes
 from scops_jax.errors import UserError
 
 _JPEG_QUALITY = 95
 _PNG_SIGNATURE = b"\x89PNG"
 _INDEX_MODES = ("1", "L", "P", "I;16", "I")
+_FEW_IMAGES = 200  # with fewer training images parts are seldom consistent
+_EMPTY, _FULL = 0.005, 0.95  # shares of an image; a mask below or above them is of no use
+
+
+class _Finding(NamedTuple):
+  """What was found about one image."""
+
+  split: str
+  height: int  # of the file, upright
+  width: int
+  reduced: bool
+  foreground: float | None  # mean of the mask, 0..1; None: no mask
+  part_indices: tuple[int, ...] | None  # in its index map; None: no map
+  visible: tuple[bool, ...]  # of each landmark
+  outside: int  # landmarks that count as hidden because they lie outside the image
 
 
 class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
   """One example for each image.
 
-  Images are turned upright as their EXIF data say, and reduced so that the longer edge has at most
-  `folder.max_edge` pixels; masks, parts and landmarks go with them, landmarks as real numbers. Files that
-  need no change keep their bytes; the others are encoded anew, losslessly if they were PNG.
+  Images are turned upright (EXIF) and reduced so that the longer edge has at most `folder.max_edge` pixels;
+  masks, parts and landmarks are scaled with them, and landmarks keep their fractions. Files that need no
+  change keep their bytes; the others are encoded again, without loss if they were PNG.
 
-  Saliency: the masks' folder; without one the images' transparency; with data.saliency "ones" or "auto"
-  neither is read. The object's box is that of its mask's pixels above one half. A landmark outside its image
-  counts as hidden.
+  Saliency comes from the folder of masks, or from the images' transparency if there is no such folder. With
+  data.saliency "ones" or "auto" neither is read. The object's box encloses the mask's pixels above one half.
+  A landmark outside its image counts as hidden.
 
-  The data set's name depends on the names, sizes and dates of all files: an edited folder is prepared anew.
+  The data set's name depends on the names, sizes and dates of all files: edited folders are prepared again.
   """
 
   def __init__(self, config: ConfigDict) -> None:
-    """Opens the data set of the folder as it is now, prepared or not; raises UserError on a faulty layout."""
+    """Opens the data set of the folder as it is now, prepared or not; raises as `read_layout` does."""
     self._layout = read_layout(config)
     self.landmark_names = self._layout.table.names
     if len(self.landmark_names) == 1 and config.data.landmark_normalizer == "inter_ocular":
@@ -60,7 +72,7 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
         "data.landmark_normalizer=inter_ocular is the distance of the first two landmarks, and landmarks.csv "
         "has one: set data.landmark_normalizer=image"
       )
-    self._findings: list[Finding] = []
+    self._findings: list[_Finding] = []
     super().__init__(config)
 
   @classmethod
@@ -81,11 +93,11 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     parts = self._read_parts(name, (height, width), required=split == "test")
     landmarks, visible, outside = self._landmarks(name, (height, width), shape)
     if saliency is not None:
-      saliency = _resize(saliency, shape, Image.Resampling.BOX)
+      saliency = resize_pixels(saliency, shape, Image.Resampling.BOX)
     if parts is not None:
-      parts = _resize(parts, shape, Image.Resampling.NEAREST)
+      parts = resize_pixels(parts, shape, Image.Resampling.NEAREST)
     self._findings.append(
-      Finding(
+      _Finding(
         split=split,
         height=height,
         width=width,
@@ -103,7 +115,7 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       visible=visible,
       saliency=saliency,
       parts=parts,
-      box=None if saliency is None else _box(saliency),
+      box=None if saliency is None else mask_box(saliency >= 128),
     )
 
   def _read_saliency(self, name: str, picture: Picture) -> NDArray[np.uint8] | None:
@@ -113,22 +125,24 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       if picture.alpha is None:
         raise ValueError(f"{name}: the image has no transparency to serve as its mask, others have")
       return picture.alpha
-    path = self._layout.masks / f"{self._layout.stems[name]}.png"
+    path = self._layout.masks / map_name(name)
     if not path.is_file():
       raise ValueError(f"{name}: there is no mask {path}")
     mask = read_image(path)
-    # A cut-out says with its transparency what the object is.
+    values = np.asarray(mask.image.convert("L"))
     if mask.alpha is not None and mask.alpha.min() < 255:
-      values = mask.alpha
-    else:
-      values = np.asarray(mask.image.convert("L"))
+      values = mask.alpha  # of a cut-out
     shape = (picture.image.height, picture.image.width)
-    return _resize(_of_aspect(values, shape, path), shape)
+    # A mask may have another size than the image, but the same aspect: within a pixel.
+    scale = max(values.shape) / max(shape)
+    if np.abs(np.asarray(values.shape) - scale * np.asarray(shape)).max() > 1:
+      raise ValueError(f"the mask {path} has {_pixels(values.shape)}, the upright image {_pixels(shape)}")
+    return resize_pixels(values, shape)
 
   def _read_parts(self, name: str, shape: tuple[int, int], *, required: bool) -> NDArray[np.uint8] | None:
     if self._layout.parts is None:
       return None
-    path = self._layout.parts / f"{self._layout.stems[name]}.png"
+    path = self._layout.parts / map_name(name)
     if not path.is_file():
       if required:
         raise ValueError(f"{name}: there is no map of its parts {path}, and a test image needs one")
@@ -148,15 +162,15 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
   def _landmarks(
     self, name: str, shape: tuple[int, int], reduced: tuple[int, int]
   ) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
-    """Returns places in the reduced image [L, 2], visibility [L], and how many lie outside the image."""
+    """Returns (x, y) in the reduced image [L, 2], visibility [L], and how many lie outside the image."""
     size, reduced_size = np.asarray(shape[::-1], float), np.asarray(reduced[::-1], float)
-    points: dict[str, Point] = self._layout.table.points.get(name, {})
+    points = self._layout.table.points.get(name, {})
     landmarks = np.zeros((len(self.landmark_names), 2))
     visible = np.zeros(len(self.landmark_names), np.bool_)
     for row, landmark in enumerate(self.landmark_names):
       if landmark in points:
-        # Reducing maps areas: the outer edges of the first and last pixels stay where they are.
-        place = np.asarray(points[landmark][:2]) + 0.5
+        # Reducing keeps the outer edges of the first and last pixels, not their centres.
+        place = np.asarray(points[landmark]) + 0.5
         visible[row] = ((place >= 0) & (place <= size)).all()
         landmarks[row] = np.where(visible[row], place * reduced_size / size - 0.5, 0)
     return landmarks.astype(np.float32), visible, len(points) - int(visible.sum())
@@ -166,17 +180,14 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     found = [finding for finding in self._findings if finding.split == split]
     if self.landmark_names:
       seen = np.any([finding.visible for finding in found], axis=0)
-      # The regression needs every landmark, the error any.
+      # The regression needs every landmark in a training image, its error any landmark in a test image.
       unseen = [name for name, ok in zip(self.landmark_names, seen, strict=True) if not ok]
       if unseen and (split == "train" or not seen.any()):
+        table = Path(self.settings.data.dir) / "landmarks.csv"
         raise UserError(
-          f"{self._root / 'landmarks.csv'}: no {split} image shows the landmark {unseen[0]!r}: "
+          f"{table}: no {split} image shows the landmark {unseen[0]!r}: "
           "remove its rows, annotate more images, or choose other splits"
         )
-
-  @functools.cached_property
-  def _root(self) -> Path:
-    return Path(self.settings.data.dir)
 
   def _record_metadata(self) -> None:
     indices = [max(finding.part_indices) for finding in self._findings if finding.part_indices]
@@ -185,7 +196,7 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     super()._record_metadata()
     self.info.metadata.update(
       part_names=list(self.part_names),
-      summary=summarize(self._findings, landmark_names=self.landmark_names, part_names=self.part_names),
+      summary=_summarize(self._findings, landmark_names=self.landmark_names, part_names=self.part_names),
     )
 
 
@@ -194,23 +205,14 @@ def _reduced_shape(height: int, width: int, max_edge: int) -> tuple[int, int]:
   return max(2, round(height * scale)), max(2, round(width * scale))
 
 
-def _resize(
-  pixels: NDArray[np.uint8], shape: tuple[int, int], filter_: Image.Resampling = Image.Resampling.BILINEAR
-) -> NDArray[np.uint8]:
-  if pixels.shape[:2] == shape:
-    return pixels
-  return np.asarray(Image.fromarray(pixels).resize(shape[::-1], filter_))
-
-
 def _encode(pixels: NDArray[np.uint8], shape: tuple[int, int], *, original: bytes) -> bytes:
-  """Returns the file's own bytes if they decode to what is wanted, else encodes the pixels in this shape."""
+  """Returns the file's bytes if they decode to these pixels in this shape, else encodes them."""
   is_png = original.startswith(_PNG_SIGNATURE)
-  is_known = is_png or original.startswith(b"\xff\xd8")  # JPEG; tfds keeps no WebP
-  if is_known and pixels.shape[:2] == shape:
-    decoded = decode_image(original, "")
-    if np.array_equal(decoded, pixels):
-      return original
-  pixels = _resize(pixels, shape, Image.Resampling.LANCZOS)
+  is_jpeg = original.startswith(b"\xff\xd8")
+  # tfds stores no WebP.
+  if (is_png or is_jpeg) and pixels.shape[:2] == shape and np.array_equal(decode_image(original, ""), pixels):
+    return original
+  pixels = resize_pixels(pixels, shape, Image.Resampling.LANCZOS)
   if is_png:
     return encode_png(pixels)
   stream = io.BytesIO()
@@ -218,22 +220,64 @@ def _encode(pixels: NDArray[np.uint8], shape: tuple[int, int], *, original: byte
   return stream.getvalue()
 
 
-def _of_aspect(mask: NDArray[np.uint8], shape: tuple[int, int], path: Path) -> NDArray[np.uint8]:
-  """Returns the mask, which may have another size than the image but must cover the same: within a pixel."""
-  height, width = shape
-  scale = max(mask.shape) / max(shape)
-  if np.abs(np.asarray(mask.shape) - scale * np.asarray([height, width])).max() > 1:
-    raise ValueError(f"the mask {path} has {_pixels(mask.shape)}, the upright image {_pixels(shape)}")
-  return mask
-
-
 def _pixels(shape: tuple[int, ...]) -> str:
   return f"{shape[1]} × {shape[0]} pixels"
 
 
-def _box(saliency: NDArray[np.uint8]) -> NDArray[np.float32] | None:
-  """First and last column and row of the mask's pixels above one half; None if there are none."""
-  rows, columns = (np.flatnonzero((saliency >= 128).any(axis=axis)) for axis in (1, 0))
-  if not rows.size:
-    return None
-  return np.asarray((columns[0], rows[0], columns[-1], rows[-1]), np.float32)
+def _summarize(
+  findings: Sequence[_Finding], *, landmark_names: Sequence[str], part_names: Sequence[str]
+) -> list[str]:
+  """Returns lines about images, masks, landmarks and parts; problems start with "warning"."""
+  train = [finding for finding in findings if finding.split == "train"]
+  test = [finding for finding in findings if finding.split == "test"]
+  lines = [f"images: {len(train)} to train on, {len(test)} to test on; {_describe_sizes(findings)}"]
+  if len(train) < _FEW_IMAGES:
+    lines.append(
+      f"warning: {len(train)} training images are few; with {_FEW_IMAGES} or more, parts mean the same in "
+      "every image more reliably"
+    )
+  lines += _describe_masks(findings)
+  lines += _describe_landmarks(train, test, landmark_names)
+  if part_names:
+    count = sum(finding.part_indices is not None for finding in findings)
+    lines.append(f"ground-truth parts: {len(part_names) - 1}, in {count} images; used by the evaluation only")
+  else:
+    lines.append("ground-truth parts: none")
+  return lines
+
+
+def _describe_sizes(findings: Sequence[_Finding]) -> str:
+  def text(finding: _Finding) -> str:
+    return f"{finding.width} × {finding.height}"
+
+  ordered = sorted(findings, key=lambda finding: finding.width * finding.height)
+  smallest, largest = text(ordered[0]), text(ordered[-1])
+  words = f"all {smallest}" if smallest == largest else f"from {smallest} to {largest} pixels"
+  reduced = sum(finding.reduced for finding in findings)
+  return words + (f", {reduced} of them kept smaller (folder.max_edge)" if reduced else "")
+
+
+def _describe_masks(findings: Sequence[_Finding]) -> list[str]:
+  shares = np.asarray([finding.foreground for finding in findings if finding.foreground is not None])
+  if not shares.size:
+    return ["masks: none"]
+  lines = [f"masks: {len(shares)}, the object covers {np.median(shares):.0%} of an image (median)"]
+  for what, count in (("empty", (shares < _EMPTY).sum()), ("nearly full", (shares > _FULL).sum())):
+    if count:
+      lines.append(f"warning: {count} masks are {what}; white is the object, black the background")
+  return lines
+
+
+def _describe_landmarks(
+  train: Sequence[_Finding], test: Sequence[_Finding], names: Sequence[str]
+) -> list[str]:
+  if not names:
+    return ["landmarks: none, so no landmark error"]
+  lines = [f"landmarks: {len(names)}; visible in (training, test) images:"]
+  for index, name in enumerate(names):
+    counts = (sum(finding.visible[index] for finding in split) for split in (train, test))
+    lines.append(f"  {name}: " + ", ".join(map(str, counts)))
+  outside = sum(finding.outside for finding in (*train, *test))
+  if outside:
+    lines.append(f"warning: {outside} landmarks lie outside their image and count as hidden")
+  return lines

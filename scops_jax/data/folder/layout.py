@@ -1,24 +1,37 @@
-"""Which files a folder of own images consists of; see `image_folder` for what they are."""
+"""Finds the files of a folder of own images and reads its text files; `folder.collection` describes them."""
 
+import csv
+import difflib
 import hashlib
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scops_jax.data.folder.annotations import LandmarkTable, read_landmark_table, read_splits
 from scops_jax.data.image_files import find_images
+from scops_jax.data.source_files import chosen_for_test, name_number, read_lines
 from scops_jax.errors import UserError
+
+_COLUMNS = ("image", "landmark", "x", "y", "visible")
+_TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
+
+
+class LandmarkTable(NamedTuple):
+  """The content of landmarks.csv."""
+
+  names: tuple[str, ...]  # in the order of their first appearance
+  points: dict[str, dict[str, tuple[float, float]]]  # (x, y) of the visible ones, by image and landmark
 
 
 class FolderLayout(NamedTuple):
   """The files of a folder."""
 
   images: dict[str, Path]  # by name
-  stems: dict[str, str]  # of the masks' and parts' files, by name
-  masks: Path | None  # None: the images' alpha, or none
-  parts: Path | None
+  masks: Path | None  # folder of the masks; None: the images' transparency, or no masks
+  parts: Path | None  # folder of the index maps
   table: LandmarkTable
   splits: dict[str, list[str]]
 
@@ -27,8 +40,8 @@ def read_layout(config: ConfigDict) -> FolderLayout:
   """Finds the files of the folder `config.data.dir` and reads its text files.
 
   Raises:
-    UserError: images/ is missing or empty, two images have the same stem, a text file is faulty, or there are
-      no masks although data.saliency asks for them.
+    UserError: images/ is missing or empty, two images would have the same mask, a text file has a mistake, or
+      there are no masks although data.saliency asks for them.
   """
   root = Path(config.data.dir)
   if not (root / "images").is_dir():
@@ -36,22 +49,19 @@ def read_layout(config: ConfigDict) -> FolderLayout:
       f"there is no folder {root / 'images'}: data.dir={root} should hold the images in images/"
     )
   images = find_images(root / "images")
-  stems = {name: Path(name).with_suffix("").as_posix() for name in images}
   first: dict[str, str] = {}
-  for name, stem in stems.items():
-    if stem in first:
+  for name in images:
+    if first.setdefault(map_name(name), name) != name:
       raise UserError(
-        f"{root / 'images'} holds {first[stem]!r} and {name!r}: masks and parts are found by the name "
-        "without its suffix, so rename one of them"
+        f"{root / 'images'} holds {first[map_name(name)]!r} and {name!r}: masks and parts are found by the "
+        "name without its suffix, so rename one of them"
       )
-    first[stem] = name
   table = LandmarkTable((), {})
   if (root / "landmarks.csv").exists():
     table = read_landmark_table(root / "landmarks.csv", images)
   parts = root / "parts"
   return FolderLayout(
     images=images,
-    stems=stems,
     masks=_find_masks(config, images),
     parts=parts if parts.is_dir() else None,
     table=table,
@@ -59,8 +69,13 @@ def read_layout(config: ConfigDict) -> FolderLayout:
   )
 
 
+def map_name(name: str) -> str:
+  """The file name of an image's mask and index map: "a/b.jpg" → "a/b.png"."""
+  return Path(name).with_suffix(".png").as_posix()
+
+
 def _find_masks(config: ConfigDict, images: dict[str, Path]) -> Path | None:
-  """Returns the masks' folder; None where the images' transparency serves or no mask is wanted."""
+  """Returns the masks' folder; None if masks are the images' transparency, or none are read."""
   if config.data.saliency != "collection":
     return None
   folder = Path(config.data.saliency_dir or Path(config.data.dir) / "saliency")
@@ -79,11 +94,11 @@ def _has_transparency(path: Path) -> bool:
     with Image.open(path) as picture:  # reads the header only
       return picture.has_transparency_data
   except (OSError, SyntaxError):
-    return False  # read_example meets and names it
+    return False  # read_example gets the same error and reports it
 
 
 def folder_digest(config: ConfigDict) -> str:
-  """Differs where another file would be read, or a file has another size or date."""
+  """A digest of which files are read, and of their sizes and dates."""
   root = Path(config.data.dir)
   own_masks = config.data.saliency == "collection"
   folders = [root / "images", root / "parts"]
@@ -99,3 +114,114 @@ def folder_digest(config: ConfigDict) -> str:
       place = path.relative_to(root) if path.is_relative_to(root) else path
       digest.update(f"\n{place} {status.st_size} {status.st_mtime_ns}".encode())
   return digest.hexdigest()[:12]
+
+
+def read_landmark_table(path: Path, images: Collection[str]) -> LandmarkTable:
+  """Reads a table with the columns image, landmark, x, y, visible in any order, ignoring other columns.
+
+  A landmark is hidden if its row says so (x and y may then be empty) or if it has no row.
+
+  Args:
+    path: a comma-separated table with a header; it may have any line ends and quoted fields.
+    images: the names that may stand in the column "image".
+
+  Raises:
+    UserError: the file can't be read, or a line names an unknown image, repeats a landmark of an image, or
+      has a value that is not a number or truth value; the message names the line.
+  """
+  points: dict[str, dict[str, tuple[float, float]]] = {}
+  lines: dict[tuple[str, str], int] = {}  # line of each image and landmark
+  try:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+      rows = csv.DictReader(file, skipinitialspace=True, strict=True)
+      columns = [(name or "").strip() for name in rows.fieldnames or ()]
+      if not set(_COLUMNS) <= set(columns):
+        raise UserError(f"{path}, line 1: expected a header with the columns {','.join(_COLUMNS)}")
+      rows.fieldnames = columns
+      for row in rows:
+        where = f"{path}, line {rows.line_num}"
+        image, landmark, point = _parse_row(row, where, images)
+        if (image, landmark) in lines:
+          raise UserError(f"{where}: {landmark!r} of {image!r} is in line {lines[image, landmark]} already")
+        lines[image, landmark] = rows.line_num
+        if point is not None:
+          points.setdefault(image, {})[landmark] = point
+  except csv.Error as error:
+    raise UserError(f"{path}, line {rows.line_num + 1}: {error}") from error  # line_num counts complete lines
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} can't be read as text in UTF-8: {error}") from error
+  names = tuple(dict.fromkeys(landmark for _, landmark in lines))
+  return LandmarkTable(names, points)
+
+
+def _parse_row(
+  row: dict[str, str | None], where: str, images: Collection[str]
+) -> tuple[str, str, tuple[float, float] | None]:
+  """Returns image, landmark and its (x, y) if it is visible."""
+  if None in row or None in row.values():
+    raise UserError(f"{where}: expected as many fields as the header has")
+  image, landmark, x, y, visible = ((row[name] or "").strip() for name in _COLUMNS)
+  _check_name(image, images, where)
+  if not landmark:
+    raise UserError(f"{where}: the landmark has no name")
+  if visible.lower() not in _TRUE + _FALSE:
+    raise UserError(f"{where}: visible={visible!r} should be 1 or 0")
+  if visible.lower() in _FALSE:
+    return image, landmark, None
+  return image, landmark, (_number(x, "x", where), _number(y, "y", where))
+
+
+def _number(text: str, what: str, where: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not math.isfinite(value):
+    raise UserError(f"{where}: {what}={text!r} is not a number")
+  return value
+
+
+def _check_name(name: str, images: Collection[str], where: str) -> None:
+  """Raises UserError, which suggests the nearest name, unless `name` is an image."""
+  if name not in images:
+    nearest = difflib.get_close_matches(name, images, n=1)
+    hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+    raise UserError(f"{where}: there is no image {name!r} in images/{hint}")
+
+
+def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:
+  """The images' names by split, "train" and "test", sorted.
+
+  train.txt and test.txt hold a name on each line. If one of them is missing, its split is what the other does
+  not name. If both are, `chosen_for_test` decides, and at least one image is for tests.
+
+  Raises:
+    UserError: a line names no image, or one that was named before, or a split is empty.
+  """
+  lists = {split: folder / f"{split}.txt" for split in ("train", "test")}
+  listed: dict[str, set[str]] = {}
+  lines: dict[str, str] = {}  # file and line of each name
+  for split, path in lists.items():
+    if not path.exists():
+      continue
+    listed[split] = set()
+    for line in read_lines(path):
+      name = line.text.strip()
+      _check_name(name, images, str(line))
+      if name in lines:
+        raise UserError(f"{line}: {name!r} is in {lines[name]} already")
+      lines[name] = str(line)
+      listed[split].add(name)
+  if not listed:
+    chosen = {name for name in images if chosen_for_test(name)}
+    # Very few images: none or all of them may be chosen.
+    listed["test"] = chosen if 0 < len(chosen) < len(images) else {min(images, key=name_number)}
+  for split, other in (("train", "test"), ("test", "train")):
+    if split not in listed:
+      listed[split] = set(images) - listed[other]
+  for split, names in listed.items():
+    if not names:
+      raise UserError(
+        f"{folder} has no image for the {split} split: {len(images)} in images/, see {split}.txt"
+      )
+  return {split: sorted(listed[split]) for split in lists}

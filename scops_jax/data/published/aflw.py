@@ -5,17 +5,15 @@
   data/aflw.sqlite or aflw.sqlite   the annotations
   data/flickr/PATH.jpg              the images, PATH as in the database's FaceImages.filepath
   saliency/PATH.png                 (or data.saliency_dir)
-  train.txt, test.txt               PATH.jpg, one a line; where both are missing, see `Aflw`
+  train.txt, test.txt               a PATH.jpg on each line; if both are missing, see `Aflw`
 """
 
 import contextlib
-import functools
-import hashlib
 import itertools
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -24,7 +22,9 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from scops_jax.data.builder import CollectionBuilder, Example, FilteredError
-from scops_jax.data.published.files import (
+from scops_jax.data.source_files import (
+  chosen_for_test,
+  corner_box,
   find_saliency_folder,
   picture_size,
   read_bytes,
@@ -35,7 +35,6 @@ from scops_jax.data.published.files import (
 from scops_jax.errors import UserError
 
 _MIN_BOX = 0.3  # of the image's area
-_TEST_SHARE = 10  # one image in ten is a test image
 # The landmarks, as FeatureCoordTypes.descr names them.
 _LANDMARKS = {
   "left_eye": "LeftEyeCenter",
@@ -48,24 +47,23 @@ _TABLES = ("Faces", "FaceImages", "FaceRect", "FeatureCoords", "FeatureCoordType
 
 
 class Face(NamedTuple):
-  """A face as the database has it; SQLite's columns have no types, so the values are not checked yet."""
+  """A face in the database. SQLite's columns have no types, so `read_example` checks the values."""
 
   face_id: Any
   path: str  # of the image, below data/flickr
-  size: tuple[Any, Any] | None  # (height, width) of the image; None: the database does not know it
-  box: tuple[Any, ...] | None  # (x, y, width, height); None: the face has none
-  points: dict[str, tuple[Any, Any]]  # (x, y) by landmark name; a hidden landmark is missing
+  size: tuple[Any, ...] | None  # (height, width) of the image; None: not in the database
+  box: tuple[Any, ...] | None  # (x, y, width, height); None: not in the database
+  points: dict[str, tuple[Any, Any]]  # (x, y) of the visible landmarks, by name
 
 
 class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
   """The largest face of each image, if its box covers at least 30 % of the image.
 
-  Images keep their published bytes, landmarks their coordinates, taken with 0 for the first pixel. A landmark
-  that the database lacks, or that lies outside the image, is hidden.
+  Images keep their published bytes. Coordinates start with 0 at the first pixel. A landmark that the database
+  lacks, or that lies outside the image, is hidden.
 
-  AFLW has no published split. Without lists an image is a test image if the SHA-256 of its path in the
-  database, as a number, is a multiple of ten. An image is one example, so no image is in both splits; other
-  faces of it are left out, because the same picture can't have two sets of part centres.
+  AFLW has no published split. Without lists, `chosen_for_test` decides by an image's path in the database. An
+  image is one example: its other faces are left out, because an image has one set of part centres.
   """
 
   landmark_names = tuple(_LANDMARKS)
@@ -74,13 +72,18 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
   def variant(cls, config: ConfigDict) -> str:
     return f"box30-{source_digest(config)}"
 
+  def open_source(self) -> None:
+    self._root = Path(self.settings.data.dir)
+    self._saliency_folder = find_saliency_folder(self.settings, self._root / "saliency")
+    places = [self._root / "data" / "aflw.sqlite", self._root / "aflw.sqlite"]
+    self._faces = read_database(next((path for path in places if path.exists()), places[0]))
+    self._paths = self._read_splits({face.path for face in self._faces})
+
   def list_records(self, split: str) -> Sequence[tuple[Face, bool]]:
     """Every face, and whether it is the largest of its image."""
-    self._saliency_folder  # noqa: B018  (its absence is an error of the collection, not of an image)
-    wanted = self._image_paths[split]
     records: list[tuple[Face, bool]] = []
     for path, faces in itertools.groupby(self._faces, key=lambda face: face.path):
-      if path in wanted:
+      if path in self._paths[split]:
         group = list(faces)
         largest = max(group, key=_area)
         records.extend((face, face is largest) for face in group)
@@ -96,8 +99,8 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
     if not is_largest:
       raise FilteredError("another face of the image is larger")
     height, width = _numbers(face.size, name, "the image's size")
-    x, y, box_width, box_height = _numbers(face.box, name, "the face's box")
-    if box_width * box_height < _MIN_BOX * width * height:
+    box = _numbers(face.box, name, "the face's box")
+    if box[2] * box[3] < _MIN_BOX * width * height:
       raise FilteredError("the face's box covers less than 30 % of the image")
     path = self._root / "data" / "flickr" / _inside(face.path, name)
     shape = picture_size(path, name)
@@ -117,29 +120,14 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
       landmarks=np.where(visible[:, None], landmarks, 0).astype(np.float32),
       visible=visible,
       saliency=read_saliency(self._saliency_folder, face.path, shape),
-      box=np.asarray((x, y, x + box_width - 1, y + box_height - 1), np.float32),
+      box=corner_box(*box),
     )
 
-  @functools.cached_property
-  def _root(self) -> Path:
-    return Path(self.settings.data.dir)
-
-  @functools.cached_property
-  def _saliency_folder(self) -> Path | None:
-    return find_saliency_folder(self.settings, self._root / "saliency")
-
-  @functools.cached_property
-  def _faces(self) -> list[Face]:
-    places = [self._root / "data" / "aflw.sqlite", self._root / "aflw.sqlite"]
-    return read_database(next((path for path in places if path.exists()), places[0]))
-
-  @functools.cached_property
-  def _image_paths(self) -> dict[str, set[str]]:
+  def _read_splits(self, paths: set[str]) -> dict[str, set[str]]:
     """The images of each split."""
-    paths = {face.path for face in self._faces}
     lists = {split: self._root / f"{split}.txt" for split in self.splits}
     if not any(path.exists() for path in lists.values()):
-      test = {path for path in paths if _is_test(path)}
+      test = {path for path in paths if chosen_for_test(path)}
       return {"train": paths - test, "test": test}
     listed: dict[str, set[str]] = {}
     for split, path in lists.items():
@@ -157,15 +145,15 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
 def read_database(path: Path) -> list[Face]:
   """All faces of AFLW's database, sorted by image and number.
 
-  It is opened for reading only, and only plain tables are read: no view, trigger or function of it runs.
+  It is opened read-only, and only plain tables are read: none of its views, triggers or functions runs.
 
   Raises:
-    UserError: it is missing, no SQLite file, or lacks a table, column or landmark.
+    UserError: the file is missing, not SQLite, or lacks a table, column or landmark.
   """
   if not path.is_file():
     raise UserError(f"{path} is missing: data.dir must hold AFLW as it is published")
   try:
-    # Immutable: no lock or journal is made beside it, so the folder may be read-only.
+    # immutable: SQLite writes no lock or journal file, so the folder may be read-only.
     uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
       connection.execute("PRAGMA trusted_schema = OFF")
@@ -181,42 +169,40 @@ def _read_faces(connection: sqlite3.Connection, path: Path) -> list[Face]:
   for table in _TABLES:
     if table.lower() not in tables:
       raise UserError(f"{path} has no table {table}: expected the aflw.sqlite that AFLW publishes")
-  landmarks = {descr: name for name, descr in _LANDMARKS.items()}
+  descriptions = {descr: name for name, descr in _LANDMARKS.items()}
   feature_ids: dict[Any, str] = {}
   for feature_id, descr in connection.execute("SELECT feature_id, descr FROM FeatureCoordTypes"):
-    if descr in landmarks:
-      feature_ids[feature_id] = landmarks[descr]
-  absent = [descr for descr, name in landmarks.items() if name not in feature_ids.values()]
+    if descr in descriptions:
+      feature_ids[feature_id] = descriptions[descr]
+  absent = [descr for descr, name in descriptions.items() if name not in feature_ids.values()]
   if absent:
     raise UserError(f"{path}: the table FeatureCoordTypes does not describe {', '.join(absent)}")
 
-  # Of entries for the same thing (several annotators) the first counts.
   points: dict[Any, dict[str, tuple[Any, Any]]] = defaultdict(dict)
-  slots = ", ".join("?" * len(feature_ids))
-  query = f"SELECT face_id, feature_id, x, y FROM FeatureCoords WHERE feature_id IN ({slots})"
-  for face_id, feature_id, x, y in connection.execute(query, list(feature_ids)):
-    points[face_id].setdefault(feature_ids[feature_id], (x, y))
-  boxes: dict[Any, tuple[Any, ...]] = {}
-  for face_id, *box in connection.execute("SELECT face_id, x, y, w, h FROM FaceRect"):
-    boxes.setdefault(face_id, tuple(box))
-  images: dict[Any, tuple[str, tuple[Any, Any]]] = {}
-  for file_id, file_path, height, width in connection.execute(
-    "SELECT file_id, filepath, height, width FROM FaceImages"
-  ):
-    images.setdefault(file_id, (str(file_path), (height, width)))
+  for face_id, feature_id, x, y in connection.execute("SELECT face_id, feature_id, x, y FROM FeatureCoords"):
+    if feature_id in feature_ids:
+      points[face_id].setdefault(feature_ids[feature_id], (x, y))  # the first, as in _first_rows
+  boxes = _first_rows(connection.execute("SELECT face_id, x, y, w, h FROM FaceRect"))
+  images = _first_rows(connection.execute("SELECT file_id, filepath, height, width FROM FaceImages"))
   faces = []
   for face_id, file_id in connection.execute("SELECT face_id, file_id FROM Faces"):
-    image_path, size = images.get(file_id, (str(file_id), None))
-    faces.append(Face(face_id, image_path, size, boxes.get(face_id), points.get(face_id, {})))
+    image_path, *size = images.get(file_id, (file_id,))
+    faces.append(
+      Face(face_id, str(image_path), tuple(size) or None, boxes.get(face_id), points.get(face_id, {}))
+    )
   return sorted(faces, key=lambda face: (face.path, str(face.face_id)))
 
 
-def _is_test(path: str) -> bool:
-  return int.from_bytes(hashlib.sha256(path.encode()).digest(), "big") % _TEST_SHARE == 0
+def _first_rows(rows: Iterable[tuple[Any, ...]]) -> dict[Any, tuple[Any, ...]]:
+  """Rows by their first column, without it; of several annotators' rows with the same one, the first."""
+  found: dict[Any, tuple[Any, ...]] = {}
+  for key, *values in rows:
+    found.setdefault(key, tuple(values))
+  return found
 
 
 def _area(face: Face) -> float:
-  """Of a face's box; infinite where it is not numbers, so that `read_example` meets and names the face."""
+  """The area of a face's box; infinite if it is not numbers, so that `read_example` reports the face."""
   if face.box is None:
     return 0.0
   width, height = face.box[2:]
@@ -230,7 +216,7 @@ def _numbers(values: tuple[Any, ...], name: str, what: str) -> NDArray[np.float6
 
 
 def _inside(path: str, name: str) -> PurePosixPath:
-  """The path, which must not lead out of the image folder."""
+  """Returns the path if it stays inside the image folder."""
   relative = PurePosixPath(path)
   if relative.is_absolute() or ".." in relative.parts:
     raise ValueError(f"{name}: the database's path leads out of the image folder")

@@ -3,8 +3,8 @@
 `data.dir` holds
 
   img_celeba/NAME.jpg
-  list_landmarks_celeba.txt   NAME x1 y1 … x5 y5; a count and the columns' names stand before
-  list_bbox_celeba.txt        NAME x y width height, likewise
+  list_landmarks_celeba.txt   NAME x1 y1 … x5 y5, after lines with the count and the columns' names
+  list_bbox_celeba.txt        NAME x y width height, after two such lines
   list_imsize_celeba.txt      NAME height width; without it the sizes are read from the images
   Saliency_Wild/NAME.png      or in data.saliency_dir
   MAFL/training.txt           names of the images that landmarks are regressed on
@@ -14,18 +14,17 @@
 and coordinates are in pixels.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from scops_jax.data.builder import CollectionBuilder, Example, FilteredError
-from scops_jax.data.published.files import (
+from scops_jax.data.source_files import (
   Line,
   by_key,
+  corner_box,
   find_saliency_folder,
   list_files,
   picture_size,
@@ -39,11 +38,11 @@ _MIN_BOX = 0.3  # of the image's area (section 4.1)
 
 
 class CelebaWild(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
-  """Faces whose box covers at least 30 % of the image, without MAFL's images where the network is trained.
+  """Faces whose box covers at least 30 % of the image; MAFL's images are not trained on.
 
-  The images keep their published bytes. Coordinates are taken with 0 for the first pixel.
+  The images keep their published bytes. Coordinates start with 0 at the first pixel.
 
-  Differs from the release: landmarks keep their fractions where it truncates them after resizing.
+  Differs from the release: landmarks keep their fractions; the release truncates them after resizing.
   """
 
   splits = ("train", "regression", "test")
@@ -53,71 +52,48 @@ class CelebaWild(CollectionBuilder, skip_registration=True):  # type: ignore[cal
   def variant(cls, config: ConfigDict) -> str:
     return f"wild-{source_digest(config)}"
 
+  def open_source(self) -> None:
+    root = Path(self.settings.data.dir)
+    self._images = root / "img_celeba"
+    self._saliency_folder = find_saliency_folder(self.settings, root / "Saliency_Wild")
+    self._landmarks = by_key(_entries(root / "list_landmarks_celeba.txt"))
+    self._boxes = by_key(_entries(root / "list_bbox_celeba.txt"))
+    sizes, training = root / "list_imsize_celeba.txt", root / "MAFL" / "celebA_training.txt"
+    self._sizes = by_key(_entries(sizes)) if sizes.exists() else {}
+    self._names = {
+      "regression": [line.key for line in _entries(root / "MAFL" / "training.txt")],
+      "test": [line.key for line in _entries(root / "MAFL" / "testing.txt")],
+    }
+    if training.exists():
+      names = [line.key for line in _entries(training)]
+    else:
+      names = sorted({*list_files(self._images), *self._landmarks, *self._boxes})
+    held_out = {*self._names["regression"], *self._names["test"]}
+    self._names["train"] = [name for name in names if name not in held_out]
+
   def list_records(self, split: str) -> Sequence[str]:
-    return self._published.splits[split]
+    return self._names[split]
 
   def read_example(self, record: str) -> Example:
-    published = self._published
-    path = published.images / record
+    path = self._images / record
     if not path.is_file():
       raise ValueError(f"{record}: there is no file {path}")
-    for lines, what in ((published.boxes, "box"), (published.landmarks, "landmarks")):
+    for lines, what in ((self._boxes, "box"), (self._landmarks, "landmarks")):
       if record not in lines:
         raise ValueError(f"{record}: the published lists have no {what} for it")
-    x, y, width, height = published.boxes[record].numbers(4)
-    landmarks = published.landmarks[record].numbers(10)
-    listed = published.sizes.get(record)
-    if width * height < _MIN_BOX * np.prod(listed.numbers(2) if listed else picture_size(path, record)):
+    box = self._boxes[record].numbers(4)
+    landmarks = self._landmarks[record].numbers(10)
+    listed = self._sizes.get(record)
+    if box[2] * box[3] < _MIN_BOX * np.prod(listed.numbers(2) if listed else picture_size(path, record)):
       raise FilteredError("the face's box covers less than 30 % of the image")
     return Example(
       name=record,
       image=read_bytes(path, record),
       landmarks=landmarks.reshape(5, 2).astype(np.float32),
       visible=np.ones(5, bool),
-      saliency=read_saliency(published.saliency, record, picture_size(path, record)),
-      box=np.asarray((x, y, x + width - 1, y + height - 1), np.float32),
+      saliency=read_saliency(self._saliency_folder, record, picture_size(path, record)),
+      box=corner_box(*box),
     )
-
-  @functools.cached_property
-  def _published(self) -> "_Published":
-    return _read_published(self.settings)
-
-
-class _Published(NamedTuple):
-  """What the files beside the images say."""
-
-  images: Path
-  saliency: Path | None
-  landmarks: dict[str, Line]
-  boxes: dict[str, Line]
-  sizes: dict[str, Line]
-  splits: dict[str, list[str]]
-
-
-def _read_published(config: ConfigDict) -> _Published:
-  root = Path(config.data.dir)
-  images, mafl = root / "img_celeba", root / "MAFL"
-  landmarks = by_key(_entries(root / "list_landmarks_celeba.txt"))
-  boxes = by_key(_entries(root / "list_bbox_celeba.txt"))
-  sizes, training = root / "list_imsize_celeba.txt", mafl / "celebA_training.txt"
-  splits = {
-    "regression": [line.key for line in _entries(mafl / "training.txt")],
-    "test": [line.key for line in _entries(mafl / "testing.txt")],
-  }
-  if training.exists():
-    names = [line.key for line in _entries(training)]
-  else:
-    names = sorted({*list_files(images), *landmarks, *boxes})
-  held_out = {*splits["regression"], *splits["test"]}
-  splits["train"] = [name for name in names if name not in held_out]
-  return _Published(
-    images=images,
-    saliency=find_saliency_folder(config, root / "Saliency_Wild"),
-    landmarks=landmarks,
-    boxes=boxes,
-    sizes=by_key(_entries(sizes)) if sizes.exists() else {},
-    splits=splits,
-  )
 
 
 def _entries(path: Path) -> list[Line]:

@@ -11,11 +11,10 @@
   CUB_200_2011/images/CLASS/NAME.jpg
   segmentations/CLASS/NAME.png         here or in CUB_200_2011, or in data.saliency_dir
 
-where class, image and part are numbers from 1, and coordinates are in pixels. `image_class_labels.txt` says
-again what an image's folder says, and is not read.
+where class, image and part are numbers from 1, and coordinates are in pixels. `image_class_labels.txt` is not
+read, because an image's folder gives its class.
 """
 
-import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +25,10 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from scops_jax.data.builder import CollectionBuilder, Example, encode_png
-from scops_jax.data.published.files import (
+from scops_jax.data.source_files import (
   Line,
   by_key,
+  corner_box,
   find_saliency_folder,
   list_files,
   read_lines,
@@ -38,8 +38,6 @@ from scops_jax.data.published.files import (
   square_around,
 )
 from scops_jax.errors import UserError
-
-_ENLARGE = 1.1  # side of the cut-out square over the box's longer edge: a margin of 5 % on each side
 
 # parts/parts.txt, in its order.
 _PARTS = (
@@ -64,10 +62,9 @@ _PARTS = (
 class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Birds with 15 landmarks, some of them hidden, and silhouettes for saliency (section 4.2).
 
-  An image is cut to the square about the bird's box, enlarged to 1.1 of the box's longer edge; the square is
-  moved into the image where it reaches over the edge, and cut off where it does not fit. The cut-out is kept
-  as PNG, so nothing is compressed twice. The silhouettes are the means of several annotators, kept soft.
-  Coordinates are taken with 0 for the first pixel.
+  Images are cut to squares with a margin around the bird's box, see `square_around`, and kept as PNG, so that
+  nothing is compressed twice. The silhouettes are means over several annotators and stay soft. Coordinates
+  start with 0 at the first pixel.
   """
 
   landmark_names = tuple(name.replace(" ", "_") for name in _PARTS)
@@ -77,32 +74,44 @@ class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-
     category = config.cub.category
     return f"{f'category{category:03d}' if category else 'all'}-{source_digest(config)}"
 
+  def open_source(self) -> None:
+    root = Path(self.settings.data.dir) / "CUB_200_2011"
+    names = tuple(line.words(1)[0].strip() for line in read_lines(root / "parts" / "parts.txt"))
+    if names != _PARTS:
+      raise UserError(
+        f"{root / 'parts' / 'parts.txt'} names {', '.join(names)}; expected {', '.join(_PARTS)}"
+      )
+    self._parts: dict[str, list[Line]] = defaultdict(list)
+    for line in read_lines(root / "parts" / "part_locs.txt"):
+      self._parts[line.key].append(line)
+    self._images = root / "images"
+    self._saliency_folder = find_saliency_folder(
+      self.settings, root.parent / "segmentations", root / "segmentations"
+    )
+    self._boxes = by_key(read_lines(root / "bounding_boxes.txt"))
+    self._birds = _read_splits(root, self.settings.cub.category)
+
   def list_records(self, split: str) -> Sequence["_Bird"]:
-    return self._published.splits[split]
+    return self._birds[split]
 
   def read_example(self, record: "_Bird") -> Example:
     if record.problem:
       raise ValueError(f"{record.name}: {record.problem}")
-    published = self._published
-    box = _read_box(record, published.boxes)
-    landmarks, visible = _read_landmarks(record, published.parts)
-    pixels = read_picture(published.images / record.name, record.name)
+    box = _read_box(record, self._boxes)
+    landmarks, visible = _read_landmarks(record, self._parts.get(record.number, []))
+    pixels = read_picture(self._images / record.name, record.name)
     height, width = pixels.shape[:2]
-    left, top, right, bottom = square_around(box, height, width, enlarge=_ENLARGE)
-    saliency = read_saliency(published.saliency, record.name, (height, width))
-    offset = np.asarray((left, top), np.float32)
+    square = square_around(box, height, width)
+    saliency = read_saliency(self._saliency_folder, record.name, (height, width))
+    offset = np.asarray((square[1].start, square[0].start), np.float32)
     return Example(
       name=record.name,
-      image=encode_png(np.ascontiguousarray(pixels[top:bottom, left:right])),
+      image=encode_png(pixels[square]),
       landmarks=np.where(visible[:, None], landmarks - offset, 0),
       visible=visible,
-      saliency=None if saliency is None else saliency[top:bottom, left:right],
+      saliency=None if saliency is None else saliency[square],
       box=box - np.tile(offset, 2),
     )
-
-  @functools.cached_property
-  def _published(self) -> "_Published":
-    return _read_published(self.settings)
 
 
 class _Bird(NamedTuple):
@@ -111,35 +120,8 @@ class _Bird(NamedTuple):
   problem: str  # why it can't be used; "": it can
 
 
-class _Published(NamedTuple):
-  """What the files beside the images say; the keys of dicts are image numbers."""
-
-  images: Path
-  saliency: Path | None
-  boxes: dict[str, Line]
-  parts: dict[str, list[Line]]
-  splits: dict[str, list[_Bird]]
-
-
-def _read_published(config: ConfigDict) -> _Published:
-  root = Path(config.data.dir) / "CUB_200_2011"
-  names = tuple(line.words(1)[0].strip() for line in read_lines(root / "parts" / "parts.txt"))
-  if names != _PARTS:
-    raise UserError(f"{root / 'parts' / 'parts.txt'} names {', '.join(names)}; expected {', '.join(_PARTS)}")
-  parts: dict[str, list[Line]] = defaultdict(list)
-  for line in read_lines(root / "parts" / "part_locs.txt"):
-    parts[line.key].append(line)
-  return _Published(
-    images=root / "images",
-    saliency=find_saliency_folder(config, root.parent / "segmentations", root / "segmentations"),
-    boxes=by_key(read_lines(root / "bounding_boxes.txt")),
-    parts=dict(parts),
-    splits=_read_splits(root, config.cub.category),
-  )
-
-
 def _read_splits(root: Path, category: int) -> dict[str, list[_Bird]]:
-  """The birds of a category, or of all if it is 0; those in no published split are bad training birds."""
+  """The birds of a category, or of all if it is 0; those in no published split are faulty training birds."""
   folder = "*"
   if category:
     classes = by_key(read_lines(root / "classes.txt"))
@@ -167,14 +149,12 @@ def _read_box(bird: _Bird, lines: dict[str, Line]) -> NDArray[np.float32]:
   x, y, width, height = lines[bird.number].numbers(4)
   if min(width, height) <= 0:
     raise ValueError(f"{bird.name}: its box is {width} × {height} pixels")
-  return np.asarray((x, y, x + width - 1, y + height - 1), np.float32)
+  return corner_box(x, y, width, height)
 
 
-def _read_landmarks(
-  bird: _Bird, lines: dict[str, list[Line]]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-  """The parts' places [15, 2] and whether they can be seen [15]."""
-  rows = np.asarray([line.numbers(4) for line in lines.get(bird.number, [])]).reshape(-1, 4)
+def _read_landmarks(bird: _Bird, lines: list[Line]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+  """The parts' coordinates [15, 2] and whether they are visible [15]."""
+  rows = np.asarray([line.numbers(4) for line in lines]).reshape(-1, 4)
   rows = rows[np.argsort(rows[:, 0])]
   if not np.array_equal(rows[:, 0], 1 + np.arange(len(_PARTS))):
     raise ValueError(f"{bird.name}: part_locs.txt should have each of {len(_PARTS)} parts once for it")

@@ -4,52 +4,101 @@
 
   VOCdevkit/VOC2010/JPEGImages/NAME.jpg
   VOCdevkit/VOC2010/ImageSets/Main/CATEGORY_train.txt   NAME 1 (shows it), 0 or -1; the training images
-  VOCdevkit/VOC2010/ImageSets/Main/CATEGORY_val.txt     likewise, the test images
+  VOCdevkit/VOC2010/ImageSets/Main/CATEGORY_val.txt     the same for the test images
   Annotations_Part/NAME.mat                             PASCAL-Part
+
+PASCAL-Part (Chen et al., "Detect What You Can", CVPR 2014) has a MATLAB file for each image: the struct
+`anno` with `objects`, each with `class`, the silhouette `mask` and `parts`, each with `part_name` and `mask`.
+Nothing else in a file is used, and a function handle or an object in the place of one of these is refused.
 """
 
-import functools
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
+from scipy.io import loadmat
 
 from scops_jax.data.builder import CollectionBuilder, Example, FilteredError, encode_png
-from scops_jax.data.published.files import (
+from scops_jax.data.source_files import (
   find_saliency_folder,
+  mask_box,
+  read_bytes,
   read_lines,
   read_picture,
   read_saliency,
   source_digest,
   square_around,
 )
-from scops_jax.data.published.pascal_annotations import (
-  AnnotatedObject,
-  part_labels,
-  part_names,
-  read_annotation,
-)
 
 _LISTS = {"train": "train", "test": "val"}
 _MIN_BOX = 0.2  # of the image's area
-_ENLARGE = 1.1  # side of the cut-out square over the box's longer edge: a margin of 5 % on each side
+
+_LEGS = tuple(f"{side}{end}{half}" for side in "lr" for end in "fb" for half in ("uleg", "lleg", "ho"))
+_ANIMAL = {
+  "torso": ("torso",),
+  "neck": ("neck",),
+  "legs": _LEGS,
+  "tail": ("tail",),
+  "head": ("head", "leye", "reye", "lear", "rear", "lhorn", "rhorn", "muzzle"),
+}
+_ROAD_VEHICLE = {
+  "side": ("leftside", "rightside", "door", "leftmirror", "rightmirror"),
+  "roof": ("roofside",),
+  "back": ("backside", "bliplate"),
+  "front": ("frontside", "fliplate", "headlight"),
+  "windows": ("window",),
+  "wheels": ("wheel",),
+}
+# The merged parts of each category, and the annotated parts that form them, without the number that some have
+# (wheel_2). Where parts overlap, the later one is in front.
+MERGED_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+  "aeroplane": {
+    "body": ("body",),
+    "tail": ("stern", "tail"),
+    "wings": ("lwing", "rwing"),
+    "engines": ("engine",),
+    "wheels": ("wheel",),
+  },
+  "bus": _ROAD_VEHICLE,
+  "car": _ROAD_VEHICLE,
+  "cow": _ANIMAL,
+  "horse": _ANIMAL,
+  "motorbike": {
+    "saddle": ("saddle",),
+    "handlebar": ("handlebar",),
+    "headlight": ("headlight",),
+    "wheels": ("fwheel", "bwheel"),
+  },
+  "sheep": _ANIMAL,
+}
+_OTHER = 1  # the label of an object's pixels that are in none of its annotated parts
+
+
+class AnnotatedObject(NamedTuple):
+  """One object of an image."""
+
+  category: str
+  mask: NDArray[np.bool_]  # [H, W], its silhouette
+  parts: tuple[tuple[str, NDArray[np.bool_]], ...]  # annotated name and mask [H, W]
 
 
 class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
   """One example for each object of `pascal.category` whose box covers at least 20 % of the image.
 
-  The box is that of the object's silhouette. The image is cut to the square about it, enlarged to 1.1 of the
-  box's longer edge; the square is moved into the image where it reaches over the edge, and cut off where it
-  does not fit. The cut-out is kept as PNG, so nothing is compressed twice. Other objects of the category in
-  it count as foreground and their parts as parts, since nothing tells the network which one is meant; objects
-  of other categories are background.
+  The box is that of the object's silhouette. Images are cut to squares with a margin around it, see
+  `square_around`, and kept as PNG, so that nothing is compressed twice. Other objects of the category in the
+  square count as foreground and their parts as parts, since nothing tells the network which object is meant;
+  objects of other categories are background.
 
-  The saliency is that of `data.saliency_dir`, of the whole image, cut alike. Without such a folder it is the
-  category's silhouettes: supervision that the paper does not use here, so the data set's name says so.
+  Saliency maps of whole images are read from `data.saliency_dir`. Without such a folder the category's
+  silhouettes serve: supervision that the paper does not use here, so the data set's name says so.
 
-  The parts, merged as in `pascal_annotations`, are for the evaluation only. There are no landmarks.
+  The merged parts (MERGED_PARTS) are for the evaluation only. There are no landmarks.
   """
 
   def __init__(self, config: ConfigDict) -> None:
@@ -62,9 +111,14 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     source = "silhouettes-" if _takes_silhouettes(config) else ""
     return f"{config.pascal.category}-{source}{source_digest(config)}"
 
+  def open_source(self) -> None:
+    root = Path(self.settings.data.dir)
+    self._voc, self._annotations = root / "VOCdevkit" / "VOC2010", root / "Annotations_Part"
+    silhouettes = _takes_silhouettes(self.settings)
+    self._saliency_folder = None if silhouettes else find_saliency_folder(self.settings)
+
   def list_records(self, split: str) -> Sequence[tuple[str, int]]:
-    """Image names and the objects' numbers among those of the category in their image."""
-    self._saliency_folder  # noqa: B018  (its absence is an error of the collection, not of an image)
+    """Image names, each with the numbers of the category's objects in the image."""
     category = self.settings.pascal.category
     path = self._voc / "ImageSets" / "Main" / f"{category}_{_LISTS[split]}.txt"
     # 0: it shows only objects that are marked as difficult; -1: none.
@@ -73,72 +127,146 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
 
   def read_example(self, record: tuple[str, int]) -> Example:
     name, number = record
-    objects = read_annotation(self._annotation_path(name), name)
+    objects = self._read_objects(name)
     found = self._of_category(objects)
     if not found:
       raise FilteredError("no object of the category is annotated")
     pixels = read_picture(self._voc / "JPEGImages" / f"{name}.jpg", name)
     height, width = pixels.shape[:2]
-    if any(mask.shape != (height, width) for mask in _masks(objects)):
+    masks = [mask for item in objects for mask in (item.mask, *(mask for _, mask in item.parts))]
+    if any(mask.shape != (height, width) for mask in masks):
       raise ValueError(f"{name}: a mask of its annotation is not of the image's size, {height} × {width}")
-    x0, y0, x1, y1 = box = _box(found[number].mask, name)
-    if (x1 - x0 + 1) * (y1 - y0 + 1) < _MIN_BOX * height * width:
+    box = mask_box(found[number].mask)
+    if box is None:
+      raise ValueError(f"{name}: the silhouette of an object is empty")
+    if np.prod(box[2:] - box[:2] + 1) < _MIN_BOX * height * width:
       raise FilteredError("the object's box covers less than 20 % of the image")
     try:
       parts = part_labels(objects, self.settings.pascal.category)
     except ValueError as error:
       raise ValueError(f"{name}: {error}") from error
-    left, top, right, bottom = square_around(box, height, width, enlarge=_ENLARGE)
-    crop = np.s_[top:bottom, left:right]
-    saliency = self._saliency(name, parts)
+    saliency = read_saliency(self._saliency_folder, f"{name}.jpg", parts.shape)
+    if _takes_silhouettes(self.settings):
+      saliency = np.where(parts > 0, 255, 0).astype(np.uint8)
+    square = square_around(box, height, width)
     return Example(
       name=f"{name}/{number + 1}",
-      image=encode_png(pixels[crop]),
+      image=encode_png(pixels[square]),
       landmarks=np.zeros((0, 2), np.float32),
       visible=np.zeros(0, np.bool_),
-      saliency=None if saliency is None else saliency[crop],
-      parts=parts[crop],
-      box=box - np.asarray((left, top, left, top), np.float32),
+      saliency=None if saliency is None else saliency[square],
+      parts=parts[square],
+      box=box - np.tile(np.asarray((square[1].start, square[0].start), np.float32), 2),
     )
 
-  @functools.cached_property
-  def _voc(self) -> Path:
-    return Path(self.settings.data.dir) / "VOCdevkit" / "VOC2010"
-
-  @functools.cached_property
-  def _saliency_folder(self) -> Path | None:
-    return None if _takes_silhouettes(self.settings) else find_saliency_folder(self.settings)
-
-  def _annotation_path(self, name: str) -> Path:
-    return Path(self.settings.data.dir) / "Annotations_Part" / f"{name}.mat"
+  def _read_objects(self, name: str) -> tuple[AnnotatedObject, ...]:
+    return read_annotation(self._annotations / f"{name}.mat", name)
 
   def _of_category(self, objects: Sequence[AnnotatedObject]) -> list[AnnotatedObject]:
     return [item for item in objects if item.category == self.settings.pascal.category]
 
   def _count_objects(self, name: str) -> int:
     try:
-      objects = read_annotation(self._annotation_path(name), name)
+      return max(1, len(self._of_category(self._read_objects(name))))
     except ValueError:
-      return 1  # read_example meets the same error, and names the image
-    return max(1, len(self._of_category(objects)))
-
-  def _saliency(self, name: str, parts: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    if _takes_silhouettes(self.settings):
-      return np.where(parts > 0, 255, 0).astype(np.uint8)
-    return read_saliency(self._saliency_folder, f"{name}.jpg", parts.shape)
+      return 1  # read_example gets the same error and reports it
 
 
 def _takes_silhouettes(config: ConfigDict) -> bool:
   return config.data.saliency == "collection" and not config.data.saliency_dir
 
 
-def _masks(objects: Sequence[AnnotatedObject]) -> list[NDArray[np.bool_]]:
-  return [mask for item in objects for mask in (item.mask, *(mask for _, mask in item.parts))]
+def part_names(category: str) -> tuple[str, ...]:
+  """The names of a category's labels: the background, pixels in no annotated part, the merged parts."""
+  return ("background", "other", *MERGED_PARTS[category])
 
 
-def _box(mask: NDArray[np.bool_], name: str) -> NDArray[np.float32]:
-  """First and last column and row of a silhouette, (x0, y0, x1, y1)."""
-  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-  if not rows.size:
-    raise ValueError(f"{name}: the silhouette of an object is empty")
-  return np.asarray((columns[0], rows[0], columns[-1], rows[-1]), np.float32)
+def read_annotation(path: Path, name: str) -> tuple[AnnotatedObject, ...]:
+  """The objects of an image; later ones are in front of earlier ones.
+
+  Args:
+    path: the .mat file.
+    name: the image's name.
+
+  Raises:
+    ValueError: the file is missing, damaged or not an annotation; the message begins with `name`.
+  """
+  content = read_bytes(path, name)
+  try:
+    variables = loadmat(io.BytesIO(content), variable_names=["anno"])
+  # SciPy raises many kinds of errors for damaged files: OSError, IndexError, MatReadError, …
+  except Exception as error:
+    raise ValueError(f"{name}: {path} can't be read as a MATLAB 5 file: {error}") from error
+  try:
+    annotations = _elements(variables.get("anno"), "anno", ("objects",))
+    if len(annotations) != 1:
+      raise ValueError(f"expected one struct anno, got {len(annotations)}")
+    return tuple(
+      AnnotatedObject(
+        category=_text(item["class"], "class"), mask=_mask(item["mask"], "mask"), parts=_parts(item["parts"])
+      )
+      for item in _elements(annotations[0]["objects"], "objects", ("class", "mask", "parts"))
+    )
+  except ValueError as error:
+    raise ValueError(f"{name}: {path} is no annotation of PASCAL-Part: {error}") from error
+
+
+def part_labels(objects: Sequence[AnnotatedObject], category: str) -> NDArray[np.uint8]:
+  """Labels each pixel with the merged part of the category that is visible there.
+
+  Args:
+    objects: the objects of an image, at least one.
+    category: objects of other categories are background, also where they hide one of this category.
+
+  Returns:
+    [H, W], an index into `part_names(category)`.
+
+  Raises:
+    ValueError: an annotated part is not one of the category's.
+  """
+  merged = MERGED_PARTS[category].values()
+  label_of = {part: label for label, parts in enumerate(merged, _OTHER + 1) for part in parts}
+  labels = np.zeros(objects[0].mask.shape, np.uint8)
+  for item in objects:
+    labels[item.mask] = _OTHER if item.category == category else 0
+    if item.category != category:
+      continue
+    labelled = []
+    for part, mask in item.parts:
+      stem = re.sub(r"_\d+$", "", part)
+      if stem not in label_of:
+        raise ValueError(f"{part!r} is not a part of a {category}")
+      labelled.append((label_of[stem], mask))
+    for label, mask in sorted(labelled, key=lambda pair: pair[0]):
+      labels[mask & item.mask] = label
+  return labels
+
+
+def _parts(value: Any) -> tuple[tuple[str, NDArray[np.bool_]], ...]:
+  return tuple(
+    (_text(part["part_name"], "part_name"), _mask(part["mask"], "mask of a part"))
+    for part in _elements(value, "parts", ("part_name", "mask"))
+  )
+
+
+def _elements(value: Any, what: str, fields: tuple[str, ...]) -> list[Any]:
+  """The elements of a struct array, which MATLAB writes as an empty matrix if there are none."""
+  # SciPy reads function handles and objects as subclasses of ndarray.
+  if type(value) is np.ndarray:
+    if value.size == 0:
+      return []
+    if set(fields) <= set(value.dtype.names or ()):
+      return list(value.ravel())
+  raise ValueError(f"expected a struct {what} with {', '.join(fields)}")
+
+
+def _text(value: Any, what: str) -> str:
+  if type(value) is not np.ndarray or value.dtype.kind != "U" or value.size != 1:
+    raise ValueError(f"expected text as {what}")
+  return str(value.item())
+
+
+def _mask(value: Any, what: str) -> NDArray[np.bool_]:
+  if type(value) is not np.ndarray or value.dtype.kind not in "bu" or value.ndim != 2:
+    raise ValueError(f"expected a logical or uint8 matrix as {what}")
+  return value != 0

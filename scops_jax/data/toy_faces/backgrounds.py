@@ -20,16 +20,15 @@ def draw_background(rng: np.random.Generator, size: int) -> Image.Image:
 def random_colour(
   rng: np.random.Generator, saturation: tuple = (0.05, 0.7), value: tuple = (0.25, 0.95)
 ) -> Colour:
-  """A colour uniform in hue, and in saturation and value between bounds."""
+  """A random colour: hue, and saturation and value between their bounds, are uniform."""
   rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
   return tuple(round(255 * c) for c in rgb)  # type: ignore[return-value]
 
 
-def smooth_noise(rng: np.random.Generator, size: int, cells: int, channels: int = 1) -> NDArray[np.float32]:
-  """Noise of about `cells` blobs a side, [size, size, channels], deviation about 1 before smoothing."""
-  coarse = rng.standard_normal((channels, cells + 3, cells + 3)).astype(np.float32)
-  planes = [Image.fromarray(c).resize((size, size), Image.Resampling.BICUBIC) for c in coarse]
-  return np.stack([np.asarray(p) for p in planes], axis=-1)
+def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> NDArray[np.float32]:
+  """Noise with about `cells` blobs per side, [size, size, 1]; its deviation is about 1 before smoothing."""
+  coarse = rng.standard_normal((cells + 3, cells + 3)).astype(np.float32)
+  return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))[..., None]
 
 
 def _clouds(rng: np.random.Generator, size: int) -> Image.Image:
@@ -44,9 +43,9 @@ def _clouds(rng: np.random.Generator, size: int) -> Image.Image:
 
 def _landscape(rng: np.random.Generator, size: int) -> Image.Image:
   """Sky, hills and trees."""
-  sky = mixable = np.asarray((rng.integers(90, 190), rng.integers(150, 215), rng.integers(200, 250)))
+  sky = np.asarray((rng.integers(90, 190), rng.integers(150, 215), rng.integers(200, 250)))
   ramp = np.linspace(0, 1, size)[:, None, None]
-  pixels = np.broadcast_to(sky + (255 - mixable) * 0.7 * ramp, (size, size, 3))
+  pixels = np.broadcast_to(sky + (255 - sky) * 0.7 * ramp, (size, size, 3))
   image = Image.fromarray((pixels + 6 * smooth_noise(rng, size, 5)).clip(0, 255).astype(np.uint8))
   draw = ImageDraw.Draw(image)
   for depth in range(3):

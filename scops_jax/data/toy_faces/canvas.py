@@ -20,7 +20,7 @@ HAIR, FACE, EYES, NOSE, MOUTH, NECK, CLOTHES, ACCESSORY = range(1, len(PART_NAME
 
 
 class Canvas:
-  """An RGB picture and its index map of parts, drawn with the same shapes; points are in output pixels."""
+  """An RGB picture and its index map of parts, drawn together; points are in pixels of the output."""
 
   def __init__(self, background: Image.Image) -> None:
     """Starts from an RGB background of the output's size."""
@@ -32,7 +32,7 @@ class Canvas:
     self._labels = ImageDraw.Draw(self.labels)
 
   def fill(self, points: Points, colour: Colour, part: int | None = None, *, opacity: float = 1.0) -> None:
-    """Fills a polygon; without a part it only tints what is there."""
+    """Fills a polygon; without `part`, the index map stays as it is."""
     samples = _to_samples(points)
     self._colours.polygon(samples, fill=(*colour, round(255 * opacity)))
     if part is not None:
@@ -41,7 +41,7 @@ class Canvas:
   def stroke(
     self, points: Points, colour: Colour, width: float, part: int | None = None, *, opacity: float = 1.0
   ) -> None:
-    """Draws an open line of a width in output pixels."""
+    """Draws an open line; `width` is in pixels of the output."""
     samples, pixels = _to_samples(points), max(1, round(width * SUPERSAMPLING))
     self._colours.line(samples, fill=(*colour, round(255 * opacity)), width=pixels)
     if part is not None:
@@ -67,10 +67,13 @@ def _to_samples(points: Points) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Head:
-  """Pose and shape of a head. Its own frame: origin between ears, half its width is 1, y down, z to us."""
+  """Pose and shape of a head.
+
+  Its own frame: origin between the ears, half its width is 1, y down, z towards the viewer.
+  """
 
   centre: tuple[float, float]  # pixels
-  scale: float  # pixels a unit
+  scale: float  # pixels per unit
   roll: float  # radians, clockwise in the image
   yaw: float  # radians, positive turns the face to the image's right
   pitch: float  # radians, positive turns it down
@@ -79,19 +82,19 @@ class Head:
   jaw: float  # exponent of the lower outline: small is square, large is pointed
 
   def surface(self, points: ArrayLike, bulge: ArrayLike = 0.0) -> Points:
-    """Pixels of points on the turned head's front, `bulge` units above an ellipsoid."""
+    """Pixels of points on the front of the turned head, `bulge` units above an ellipsoid."""
     u, v = np.asarray(points, np.float64).T
     z = 0.9 * np.sqrt(np.maximum(0.0, 1 - u * u - v * v / 2.25)) + bulge
     (sin_yaw, cos_yaw), (sin_pitch, cos_pitch) = self._turn
     return self._to_pixels(u * cos_yaw + z * sin_yaw, v * cos_pitch + (z * cos_yaw - u * sin_yaw) * sin_pitch)
 
   def plane(self, points: ArrayLike, z: float = 0.0) -> Points:
-    """Pixels of points in an upright plane at depth z; it does not narrow when the head turns."""
+    """Pixels of points in a plane at depth z, which does not narrow when the head turns."""
     u, v = np.asarray(points, np.float64).T
     return self._to_pixels(u + z * self._turn[0][0], v + z * self._turn[1][0])
 
   def outline(self, start: float = 0.0, stop: float = 360.0, grow: float = 1.0) -> Points:
-    """Points of the silhouette in the head's frame, from angle to angle (degrees, 0 right, 90 chin)."""
+    """Points of the silhouette in the head's frame, between two angles (degrees, 0 right, 90 chin)."""
     t = np.deg2rad(np.linspace(start, stop, max(3, round(abs(stop - start) / 8))))
     x, y = np.cos(t), np.sin(t)
     lower = np.maximum(y, 0.0)
@@ -139,8 +142,13 @@ def curve(points: ArrayLike, steps: int = 6) -> Points:
 
 
 def mirrored(points: ArrayLike, side: int) -> Points:
-  """The points for the image's right (side 1) or flipped to its left (side -1)."""
+  """The points as they are for the image's right (side 1), mirrored for its left (side -1)."""
   return np.asarray(points, np.float64) * (side, 1)
+
+
+def between(line: ArrayLike, other: ArrayLike) -> Points:
+  """The outline of the area between two lines that run the same way."""
+  return np.concatenate([np.asarray(line, np.float64), np.asarray(other, np.float64)[::-1]])
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -151,7 +159,7 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def mix(a: Colour, b: Colour, amount: float) -> Colour:
-  """`amount` of b in a."""
+  """A blend of two colours: a for amount 0, b for 1."""
   return tuple(round(x + (y - x) * amount) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 

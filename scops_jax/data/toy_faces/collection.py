@@ -1,18 +1,14 @@
 """The embedded collection: cartoon faces drawn from a seed, with landmarks and ground-truth parts."""
 
-import multiprocessing
-import sys
-import types
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from scops_jax.data.builder import CollectionBuilder, Example, encode_png
 from scops_jax.data.toy_faces.canvas import PART_NAMES
-from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_numbered_face
+from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES
+from scops_jax.data.toy_faces.processes import FaceProcesses
 
 
 class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -32,8 +28,7 @@ class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-
 
   def read_example(self, record: tuple[str, int]) -> Example:
     split, index = record
-    key = (self.settings.toy_faces.seed, self.splits.index(split), index)
-    face = self._artists.submit(draw_numbered_face, key).result()
+    face = self._processes.draw((self.settings.toy_faces.seed, self.splits.index(split), index))
     return Example(
       name=f"{split}/{index:06d}",
       image=encode_png(face.image),
@@ -44,20 +39,5 @@ class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-
     )
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Drawing holds Python's lock, so the base's threads wait for processes that draw.
-    count = self.settings.data.num_threads
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as self._artists:
-      with _without_main_module():
-        list(self._artists.map(abs, range(count)))  # starts them
+    with FaceProcesses(self.settings.data.num_threads) as self._processes:
       yield from super()._generate_examples(split)
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-  """Keeps processes that start meanwhile from importing the main module, which may be slow or a pipe."""
-  main = sys.modules["__main__"]
-  sys.modules["__main__"] = types.ModuleType("__main__")
-  try:
-    yield
-  finally:
-    sys.modules["__main__"] = main

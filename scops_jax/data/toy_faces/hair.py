@@ -12,6 +12,7 @@ from scops_jax.data.toy_faces.canvas import (
   Colour,
   Head,
   Points,
+  between,
   choice,
   curve,
   ellipse,
@@ -45,62 +46,30 @@ _STYLES: dict[str, float] = {
 _HATS: dict[str, float] = {"none": 8, "beanie": 0.5, "cap": 0.5, "brim": 0.5}
 _GLASSES: dict[str, float] = {"none": 8, "round": 0.8, "square": 0.8, "sun": 0.2}
 
-# The line where forehead and hair meet, from the left temple to the right, on the head's surface.
+# The line where forehead and hair meet, from the left temple to the right, on the head's surface: x and y of
+# its points. Styles that are not listed have that of "short"; "long" and "bob" choose one.
 _HAIRLINES = {
-  "short": [
-    (-0.98, 0.0),
-    (-0.93, -0.4),
-    (-0.72, -0.72),
-    (-0.3, -0.86),
-    (0.3, -0.86),
-    (0.72, -0.72),
-    (0.93, -0.4),
-    (0.98, 0.0),
-  ],
-  "side_part": [
-    (-0.98, 0.0),
-    (-0.95, -0.3),
-    (-0.8, -0.6),
-    (-0.55, -0.9),
-    (-0.2, -0.74),
-    (0.4, -0.55),
-    (0.93, -0.3),
-    (0.98, 0.1),
-  ],
-  "bangs": [
-    (-0.98, 0.2),
-    (-0.93, -0.2),
-    (-0.7, -0.42),
-    (-0.3, -0.5),
-    (0.0, -0.46),
-    (0.3, -0.5),
-    (0.7, -0.42),
-    (0.93, -0.2),
-    (0.98, 0.2),
-  ],
-  "middle": [
-    (-0.98, 0.3),
-    (-0.93, -0.1),
-    (-0.75, -0.5),
-    (-0.3, -0.85),
-    (0.0, -1.0),
-    (0.3, -0.85),
-    (0.75, -0.5),
-    (0.93, -0.1),
-    (0.98, 0.3),
-  ],
-  "receding": [
-    (-0.98, -0.1),
-    (-0.92, -0.5),
-    (-0.66, -0.95),
-    (-0.2, -1.02),
-    (0.2, -1.02),
-    (0.66, -0.95),
-    (0.92, -0.5),
-    (0.98, -0.1),
-  ],
+  "short": (
+    [-0.98, -0.93, -0.72, -0.3, 0.3, 0.72, 0.93, 0.98],
+    [0.0, -0.4, -0.72, -0.86, -0.86, -0.72, -0.4, 0.0],
+  ),
+  "side_part": (
+    [-0.98, -0.95, -0.8, -0.55, -0.2, 0.4, 0.93, 0.98],
+    [0.0, -0.3, -0.6, -0.9, -0.74, -0.55, -0.3, 0.1],
+  ),
+  "bangs": (
+    [-0.98, -0.93, -0.7, -0.3, 0.0, 0.3, 0.7, 0.93, 0.98],
+    [0.2, -0.2, -0.42, -0.5, -0.46, -0.5, -0.42, -0.2, 0.2],
+  ),
+  "middle": (
+    [-0.98, -0.93, -0.75, -0.3, 0.0, 0.3, 0.75, 0.93, 0.98],
+    [0.3, -0.1, -0.5, -0.85, -1.0, -0.85, -0.5, -0.1, 0.3],
+  ),
+  "receding": (
+    [-0.98, -0.92, -0.66, -0.2, 0.2, 0.66, 0.92, 0.98],
+    [-0.1, -0.5, -0.95, -1.02, -1.02, -0.95, -0.5, -0.1],
+  ),
 }
-_HAIRLINE_OF = {"long": "middle", "curly": "short", "spiky": "short", "bun": "short"}
 
 
 @dataclass(frozen=True)
@@ -109,38 +78,40 @@ class Hair:
 
   style: str
   colour: Colour
-  hairline: tuple  # points on the head's surface
+  hairline: Points  # on the head's surface
   volume: float  # thickness over the skull, units
   hat: str
+
+  @property
+  def is_long(self) -> bool:
+    """Whether it falls beside the face."""
+    return self.style in ("long", "bob")
 
 
 def sample_hair(rng: np.random.Generator) -> Hair:
   """Draws a style, colour and perhaps a hat."""
   style, hat = choice(rng, _STYLES), choice(rng, _HATS)
-  line = _HAIRLINE_OF.get(style, style)
+  line = style
   if style in ("long", "bob"):
     line = str(rng.choice(np.array(["middle", "bangs", "side_part"])))
-  points = np.asarray(_HAIRLINES.get(line, _HAIRLINES["short"])) + np.asarray((0, rng.uniform(-0.08, 0.06)))
-  points = mirrored(points, -1)[::-1] if rng.random() < 0.5 else points
-  colour = jitter(choice(rng, _COLOURS), rng)
-  return Hair(style, colour, tuple(map(tuple, points)), rng.uniform(0.1, 0.22), hat)
+  x, y = np.asarray(_HAIRLINES.get(line, _HAIRLINES["short"]))
+  hairline = np.stack([x, y + rng.uniform(-0.08, 0.06)], -1)
+  if rng.random() < 0.5:
+    hairline = mirrored(hairline, -1)[::-1]
+  return Hair(style, jitter(choice(rng, _COLOURS), rng), hairline, rng.uniform(0.1, 0.22), hat)
 
 
 def draw_back_hair(rng: np.random.Generator, canvas: Canvas, head: Head, hair: Hair) -> None:
   """The hair behind neck and shoulders."""
   dark = shade(hair.colour, 0.78)
-  if hair.style in ("long", "bob"):
+  if hair.is_long:
     length = rng.uniform(1.9, 2.8) if hair.style == "long" else rng.uniform(0.9, 1.35)
     width = rng.uniform(1.15, 1.4)
-    side = [
-      (width, 0.2),
-      (width * 1.04, 0.6 * length),
-      (width * rng.uniform(0.8, 1.1), length),
-      (0.3, length * 1.02),
-    ]
-    right, left = np.asarray(side), mirrored(side, -1)[::-1]
+    end = width * rng.uniform(0.8, 1.1)
+    side = [(width, 0.2), (width * 1.04, 0.6 * length), (end, length), (0.3, length * 1.02)]
     crown = head.outline(190, 350, 1 + hair.volume)
-    canvas.fill(curve(head.plane(np.concatenate([crown, right, left]), -0.25), 3), dark, HAIR)
+    shape = np.concatenate([crown, between(side, mirrored(side, -1))])
+    canvas.fill(curve(head.plane(shape, -0.25), 3), dark, HAIR)
   elif hair.style == "curly":
     _draw_curls(rng, canvas, head.plane(head.outline(150, 390, 1.1), -0.2), head.scale, dark)
   elif hair.style == "bun" and hair.hat == "none":
@@ -150,7 +121,7 @@ def draw_back_hair(rng: np.random.Generator, canvas: Canvas, head: Head, hair: H
 
 def draw_locks(rng: np.random.Generator, canvas: Canvas, head: Head, hair: Hair) -> None:
   """The hair that falls beside the face, over ears and shoulders."""
-  if hair.style not in ("long", "bob"):
+  if not hair.is_long:
     return
   length = rng.uniform(1.5, 2.3) if hair.style == "long" else rng.uniform(0.75, 1.1)
   for side in (-1, 1):
@@ -176,31 +147,24 @@ def draw_front_hair(rng: np.random.Generator, canvas: Canvas, head: Head, hair: 
   outer = head.plane(crown, -0.1)
   canvas.fill(np.concatenate([line, outer]), hair.colour, HAIR)
   if hair.style == "curly":
+    inner = 0.78 * outer[3:-3:2] + 0.22 * line.mean(axis=0)
     _draw_curls(rng, canvas, outer, head.scale, hair.colour)
-    _draw_curls(rng, canvas, 0.78 * outer[3:-3:2] + 0.22 * line.mean(axis=0), 0.85 * head.scale, hair.colour)
-    return
-  _draw_strands(rng, canvas, line, outer[::-1], hair.colour)
+    _draw_curls(rng, canvas, inner, 0.85 * head.scale, hair.colour)
+  else:
+    _draw_strands(rng, canvas, line, outer[::-1], hair.colour)
 
 
 def draw_beard(rng: np.random.Generator, canvas: Canvas, head: Head, hair: Hair) -> None:
   """A beard along the jaw with a moustache, or the moustache alone."""
-  colour = shade(hair.colour, 0.9)
   if rng.random() < 0.6:
     jaw = head.plane(head.outline(12, 168, 1.02))
     inner = [(-0.9, 0.25), (-0.72, 0.6), (-0.36, 0.66), (0, 0.66), (0.36, 0.66), (0.72, 0.6), (0.9, 0.25)]
-    canvas.fill(np.concatenate([jaw, curve(head.surface(inner))]), colour, HAIR)
+    shape = np.concatenate([jaw, curve(head.surface(inner))])
   else:
-    shape = [
-      (-0.36, 0.82),
-      (-0.2, 0.64),
-      (0, 0.62),
-      (0.2, 0.64),
-      (0.36, 0.82),
-      (0.18, 0.76),
-      (0, 0.73),
-      (-0.18, 0.76),
-    ]
-    canvas.fill(curve(head.surface(shape, 0.05)), colour, HAIR)
+    upper = [(-0.36, 0.82), (-0.2, 0.64), (0, 0.62), (0.2, 0.64), (0.36, 0.82)]
+    lower = [(0.18, 0.76), (0, 0.73), (-0.18, 0.76)]
+    shape = curve(head.surface(upper + lower, 0.05))
+  canvas.fill(shape, shade(hair.colour, 0.9), HAIR)
 
 
 def draw_hat(rng: np.random.Generator, canvas: Canvas, head: Head, hair: Hair) -> None:
@@ -213,11 +177,10 @@ def draw_hat(rng: np.random.Generator, canvas: Canvas, head: Head, hair: Hair) -
   dome = head.plane(head.outline(366, 174, 1.16), -0.05)
   canvas.fill(np.concatenate([line, dome]), colour, ACCESSORY)
   for rib in range(2, len(dome) - 2, 3):
-    canvas.stroke(
-      np.stack([line[rib * len(line) // len(dome)], dome[-rib]]), shade(colour, 0.8), 0.8, opacity=0.6
-    )
+    ends = np.stack([line[rib * len(line) // len(dome)], dome[-rib]])
+    canvas.stroke(ends, shade(colour, 0.8), 0.8, opacity=0.6)
   if hair.hat == "beanie":
-    band = np.concatenate([line, curve(head.surface(np.asarray(edge) - (0, 0.26), 0.14))[::-1]])
+    band = between(line, curve(head.surface(np.asarray(edge) - (0, 0.26), 0.14)))
     canvas.fill(band, shade(colour, 1.2), ACCESSORY)
   elif hair.hat == "cap":
     tip = [(0.85, -0.62), (0.6, -0.42), (0.0, -0.34), (-0.6, -0.42), (-0.85, -0.62)]
@@ -225,7 +188,7 @@ def draw_hat(rng: np.random.Generator, canvas: Canvas, head: Head, hair: Hair) -
     canvas.fill(visor, shade(colour, 0.7), ACCESSORY)
   else:
     canvas.fill(head.plane(ellipse((0, -0.62), 1.75, 0.3), 0.1), shade(colour, 0.9), ACCESSORY)
-    canvas.fill(head.plane(head.outline(352, 188, 1.08) * (1, 0.95) - (0, 0.2), 0.0), colour, ACCESSORY)
+    canvas.fill(head.plane(head.outline(352, 188, 1.08) * (1, 0.95) - (0, 0.2)), colour, ACCESSORY)
     ribbon = [(-1.05, -0.62), (0, -0.48), (1.05, -0.62), (1.05, -0.82), (0, -0.68), (-1.05, -0.82)]
     canvas.fill(head.plane(ribbon, 0.1), shade(colour, 0.55), ACCESSORY)
 
@@ -236,27 +199,21 @@ def draw_glasses(rng: np.random.Generator, canvas: Canvas, head: Head, eyes: Poi
   if kind == "none":
     return
   frame = random_colour(rng, (0.1, 0.6), (0.1, 0.45))
-  width, exponent = max(0.9, 0.05 * head.scale), 0.5 if kind == "square" else 1.0
+  width = max(0.9, 0.05 * head.scale)
+  exponent, height = (0.5, 0.24) if kind == "square" else (1.0, 0.28)
+  ring = ellipse((0, 0), 1, 1)
+  shape = np.sign(ring) * np.abs(ring) ** exponent * (0.31, height)
   for side, centre in zip((-1, 1), eyes, strict=True):
-    ring = ellipse((0, 0), 1, 1)
-    lens = (
-      centre + (0, 0.03) + np.sign(ring) * np.abs(ring) ** exponent * (0.31, 0.24 if exponent < 1 else 0.28)
-    )
-    rim = head.surface(lens, 0.1)
-    dark = kind == "sun"
-    canvas.fill(
-      rim,
-      (30, 30, 40) if dark else (225, 235, 245),
-      ACCESSORY if dark else None,
-      opacity=0.85 if dark else 0.15,
-    )
+    rim = head.surface(centre + np.asarray((0, 0.03)) + shape, 0.1)
+    if kind == "sun":
+      canvas.fill(rim, (30, 30, 40), ACCESSORY, opacity=0.85)
+    else:
+      canvas.fill(rim, (225, 235, 245), opacity=0.15)
     canvas.stroke(np.concatenate([rim, rim[:2]]), frame, width, ACCESSORY)
     if side * head.yaw > 0.2:  # the far arm is behind the head
       continue
-    arm = np.concatenate(
-      [head.surface(centre[None] + np.asarray((side * 0.31, 0)), 0.1), head.plane([(side * 0.98, 0.0)], -0.1)]
-    )
-    canvas.stroke(arm, frame, width, ACCESSORY)
+    hinge, ear = head.surface(centre[None] + [(side * 0.31, 0)], 0.1), head.plane([(side * 0.98, 0.0)], -0.1)
+    canvas.stroke(np.concatenate([hinge, ear]), frame, width, ACCESSORY)
   bridge = np.asarray([eyes[0] + (0.3, 0), [0, -0.02], eyes[1] - (0.3, 0)])
   canvas.stroke(curve(head.surface(bridge, 0.12)), frame, width, ACCESSORY)
 
@@ -275,9 +232,5 @@ def _draw_strands(
   for t in rng.uniform(0.06, 0.94, 22):
     a, b = line[int(t * len(line))], outer[int(t * len(outer))]
     tone = shade(colour, rng.uniform(0.65, 1.3))
-    canvas.stroke(
-      np.stack([a + 0.1 * (b - a), a + rng.uniform(0.5, 0.95) * (b - a)]),
-      tone,
-      rng.uniform(0.5, 1.2),
-      opacity=0.5,
-    )
+    ends = np.stack([a + 0.1 * (b - a), a + rng.uniform(0.5, 0.95) * (b - a)])
+    canvas.stroke(ends, tone, rng.uniform(0.5, 1.2), opacity=0.5)

@@ -1,4 +1,4 @@
-"""Reads what published collections consist of: text tables, pictures, and folders of saliency maps."""
+"""What readers of collections share: text tables, pictures, saliency maps, boxes, and the default split."""
 
 import hashlib
 import math
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scops_jax.data.builder import decode_image
+from scops_jax.data.image_files import resize_pixels
 from scops_jax.errors import UserError
 
 
 class Line(NamedTuple):
-  """A line of a text table; its fields are read when asked for, so a bad one spoils one image only."""
+  """A line of a text table; its fields are parsed on demand, so that a bad line affects one image only."""
 
   path: Path
   number: int  # from 1
@@ -39,7 +40,7 @@ class Line(NamedTuple):
     return fields
 
   def numbers(self, count: int) -> NDArray[np.float64]:
-    """The `count` fields after the first, which must be all.
+    """The fields after the first, of which there must be `count`.
 
     Raises:
       UserError: there are more or fewer, or one is not a finite number.
@@ -58,10 +59,10 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> list[Line]:
-  """The lines of a text file that are not blank, with any line ends, in order.
+  """The lines of a text file that are not blank; any line ends will do.
 
   Raises:
-    UserError: there is no such file, or it is not text.
+    UserError: the file is missing or not text.
   """
   try:
     text = path.read_text(encoding="utf-8-sig")
@@ -73,10 +74,10 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def list_files(folder: Path, pattern: str = "*") -> list[str]:
-  """The paths of a folder's files that match, relative to it, sorted; hidden files are left out.
+  """The sorted paths, relative to a folder, of its files that match a pattern and are not hidden.
 
   Raises:
-    UserError: there is no such folder.
+    UserError: the folder is missing.
   """
   if not folder.is_dir():
     raise _missing(folder)
@@ -93,7 +94,7 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
   """Lines by their first field.
 
   Raises:
-    UserError: two lines have the same.
+    UserError: two lines have the same first field.
   """
   found: dict[str, Line] = {}
   for line in lines:
@@ -104,7 +105,7 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
 
 
 def read_picture(path: Path, name: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
-  """A picture's pixels: [H, W, 3] of mode "RGB", [H, W] of mode "L".
+  """A picture's pixels: [H, W, 3] in mode "RGB", [H, W] in mode "L".
 
   Raises:
     ValueError: it is missing or can't be decoded; the message begins with `name`.
@@ -142,11 +143,11 @@ def picture_size(path: Path, name: str) -> tuple[int, int]:
 
 
 def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
-  """The folder of saliency maps, or None where it has no use (data.saliency "ones" or "auto").
+  """The folder of saliency maps; None if none is read (data.saliency "ones" or "auto").
 
   Args:
-    config: the run's; `data.saliency_dir` comes before the published places.
-    *published: where the collection has them; the first that exists is taken.
+    config: the run's; a `data.saliency_dir` replaces the published folders.
+    *published: the collection's own folders, of which the first that exists is taken.
 
   Raises:
     UserError: there is no such folder.
@@ -165,15 +166,16 @@ def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
 
 
 def read_saliency(folder: Path | None, name: str, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
-  """An image's saliency, soft: 0..255 for 0..1.
+  """An image's soft saliency map, 0..255 for 0..1.
 
   Args:
-    folder: of `find_saliency_folder`.
-    name: the image's path in its own folder; its map is at the same place, STEM.png or NAME.png.
+    folder: from `find_saliency_folder`.
+    name: the image's path in its folder; the map has the same path, with .png in place of the suffix or
+      appended.
     shape: (H, W) of the image; a map of another size is resized (bilinear).
 
   Returns:
-    [H, W]; None where the folder is.
+    [H, W]; None if `folder` is None.
 
   Raises:
     ValueError: there is no map, or it can't be decoded.
@@ -185,45 +187,61 @@ def read_saliency(folder: Path | None, name: str, shape: tuple[int, int]) -> NDA
     path = folder / f"{name}.png"
   if not path.is_file():
     raise ValueError(f"{name}: there is no saliency map {folder / Path(name).with_suffix('.png')}")
-  saliency = read_picture(path, f"{name}: saliency map {path}", mode="L")
-  if saliency.shape != shape:
-    height, width = shape
-    picture = Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR)
-    saliency = np.asarray(picture)
-  return saliency
+  return resize_pixels(read_picture(path, f"{name}: saliency map {path}", mode="L"), shape)
 
 
 def source_digest(config: ConfigDict) -> str:
-  """Differs where the config takes its files from other places or does without saliency; for `variant`.
+  """A digest of where the config takes its files from, for `variant`.
 
-  The paths count as they are given, so a cache can be carried to another machine.
+  The paths are taken as given, not made absolute, so that a cache can be copied to another machine.
   """
   saliency = f"in {config.data.saliency_dir}" if config.data.saliency == "collection" else "ones"
   return hashlib.sha256(f"{config.data.dir}\n{saliency}".encode()).hexdigest()[:8]
 
 
-def square_around(
-  box: NDArray[np.floating], height: int, width: int, *, enlarge: float
-) -> tuple[int, int, int, int]:
-  """The pixels of a square with a box in its middle.
+def chosen_for_test(name: str) -> bool:
+  """Whether an image is a test image where no list says so: one in ten, by the SHA-256 of its name.
 
-  A square that reaches over the image's edge is moved into the image; what does not fit then is cut off, so
-  the result is a square unless the image is smaller than it.
+  So images that are added do not move the others.
+  """
+  return name_number(name) % 10 == 0
+
+
+def name_number(name: str) -> int:
+  """The SHA-256 of a name as a number."""
+  return int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
+
+
+def corner_box(x: float, y: float, width: float, height: float) -> NDArray[np.float32]:
+  """A box in pixels as its first and last column and row, (x0, y0, x1, y1)."""
+  return np.asarray((x, y, x + width - 1, y + height - 1), np.float32)
+
+
+def mask_box(mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+  """The first and last column and row of a mask [H, W], (x0, y0, x1, y1); None if it is empty."""
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  if not rows.size:
+    return None
+  return np.asarray((columns[0], rows[0], columns[-1], rows[-1]), np.float32)
+
+
+def square_around(
+  box: NDArray[np.floating], height: int, width: int, *, enlarge: float = 1.1
+) -> tuple[slice, slice]:
+  """The rows and columns of a square with a box in its middle.
+
+  A square that crosses the image's edge is moved inside. If it is larger than the image, the rest is cut off.
 
   Args:
-    box: [4], first and last column and row (x0, y0, x1, y1), in pixels.
+    box: [4], as `corner_box` gives it.
     height: of the image.
     width: of the image.
-    enlarge: the square's side over the box's longer edge.
-
-  Returns:
-    (left, top, right, bottom); the last two are not part of it.
+    enlarge: the square's side divided by the box's longer edge; 1.1 leaves a margin of 5 % on each side.
   """
   side = math.ceil(enlarge * (np.max(box[2:] - box[:2]) + 1))
   spans = []
   for first, last, length in zip(box[:2], box[2:], (width, height), strict=True):
     start = math.floor((first + last + 1 - side) / 2)
     start = max(0, min(start, length - side))
-    spans.append((start, min(length, start + side)))
-  (left, right), (top, bottom) = spans
-  return left, top, right, bottom
+    spans.append(slice(start, min(length, start + side)))
+  return spans[1], spans[0]
