@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scops_jax.geometry import HIGHEST, accumulation_dtype, check_part_maps
+from scops_jax.geometry import HIGHEST, accumulation_dtype, check_part_maps, interpolation_weights
 
 # The spatial standard deviations are pixels of an image whose longer side is this, as in PASCAL VOC.
 REFERENCE_SIZE = 500
@@ -188,7 +188,7 @@ def _tiled_axis(size: int, sigma: float) -> _Axis:
   tiles = math.ceil(size / side)
   pixels = np.arange(size)
   positions = (pixels + 0.5) / side  # tile t spans t .. t + 1
-  interpolation = np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(tiles + 1)))
+  interpolation = interpolation_weights(positions, tiles + 1)
   membership = (np.floor(positions)[:, None] == np.arange(tiles)).astype(np.float64)
   gaussian = np.exp(-0.5 * ((pixels[:, None] - pixels) / sigma) ** 2)
   # A corner with hardly any pixels would otherwise get a huge coefficient.

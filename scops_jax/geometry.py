@@ -132,15 +132,37 @@ def part_centers(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
   )
 
 
-@functools.lru_cache(maxsize=64)
-def interpolation_matrix(size: int, new_size: int) -> np.ndarray:
-  """Returns the align-corners linear interpolation of an axis as a matrix, float64 [new_size, size].
+def interpolation_positions(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns where the cells of a resized axis lie between the old ones, with aligned corners.
 
-  Output cell o lies at s = o (size - 1) / (new_size - 1) between the cells floor(s) and floor(s) + 1: its row
-  has at most these two non-zero entries. A single output cell lies on the first input cell.
+  New cell o lies at o (size - 1) / (new_size - 1), a single new cell at 0.
+
+  Args:
+    size: of the old axis, cells, at least 1.
+    new_size: of the new axis, at least 1.
+
+  Returns:
+    For each new cell the old cell before it, int [new_size], at most size - 2 so that there is a next one
+    (0 if size is 1), and its distance from there, float64 [new_size] in [0, 1].
   """
   positions = np.arange(new_size) * ((size - 1) / max(new_size - 1, 1))
-  matrix = np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(size)))
+  cells = np.clip(positions.astype(np.intp), 0, max(size - 2, 0))
+  return cells, positions - cells
+
+
+def interpolation_weights(positions: np.ndarray, size: int) -> np.ndarray:
+  """Returns the matrix [P, size], float64, that interpolates an axis linearly at `positions` [P].
+
+  Positions are in cells, from 0 to size - 1: a row has at most two entries that are not 0.
+  """
+  return np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(size)))
+
+
+@functools.lru_cache(maxsize=64)
+def interpolation_matrix(size: int, new_size: int) -> np.ndarray:
+  """Returns the resizing of an axis with aligned corners as a matrix, float64 [new_size, size], read-only."""
+  cells, fractions = interpolation_positions(size, new_size)
+  matrix = interpolation_weights(cells + fractions, size)
   matrix.flags.writeable = False
   return matrix
 

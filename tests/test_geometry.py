@@ -114,6 +114,18 @@ def test_centers_reject_bad_input():
     geometry.part_centers(np.ones((1, 4, 4, 3), np.int32))
 
 
+def test_interpolation_positions_by_hand():
+  cells, fractions = geometry.interpolation_positions(3, 5)
+  np.testing.assert_array_equal(cells, [0, 0, 1, 1, 1])  # the last one has a next cell too
+  np.testing.assert_array_equal(fractions, [0, 0.5, 0, 0.5, 1])
+  for size, new_size in ((1, 3), (4, 1)):
+    cells, fractions = geometry.interpolation_positions(size, new_size)
+    np.testing.assert_array_equal(cells + fractions, np.zeros(new_size))
+  np.testing.assert_array_equal(
+    geometry.interpolation_weights(np.array([0.25, 2.0]), 3), [[0.75, 0.25, 0], [0, 0, 1]]
+  )
+
+
 def test_resize_by_hand():
   x = jnp.array([0.0, 2.0, 10.0]).reshape(1, 1, 3, 1)
   np.testing.assert_allclose(geometry.resize_bilinear(x, 1, 5).ravel(), [0, 1, 2, 6, 10], atol=1e-6)
