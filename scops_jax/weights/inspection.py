@@ -29,7 +29,7 @@ _LAST_LAYERS = {
   "resnet50": "layer4",
   "resnet101": "layer4",
 }
-_IMAGES = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # no variable's shape depends on the size
+_IMAGES = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # the size matters to no variable's shape
 
 
 class Fit(NamedTuple):
@@ -63,8 +63,8 @@ def find_fits(
 
   Args:
     state_dict: as load_state_dict returns it.
-    model_name: the only network to compare with; None: all that know more than half of the entries' names.
-    num_parts: K of the segmenter; None: that of the state dict's head.
+    model_name: the only network to compare with; None: all that know most of the entries' names.
+    num_parts: K of the segmenter; None: what the state dict's head has.
   """
   fits = []
   for name in [model_name] if model_name else names.MODELS:

@@ -33,7 +33,7 @@ def table(model_name: str) -> Table:
 
 
 def logits_bias(model_name: str) -> str | None:
-  """Returns the name of the segmenter's entry whose shape is `[K+1]`; None if no segmenter has this name."""
+  """Returns the name of a segmenter's entry of shape `[K+1]`, by which files differ in K."""
   if model_name.startswith("deeplab"):
     return "layer5.conv2d_list.0.bias"
   return "head_logits.bias" if model_name == "efficientnet_lite0" else None
@@ -109,7 +109,7 @@ def _efficientnet_lite0() -> Table:
   return entries | _layer("_fc", "classifier", bias=True)
 
 
-# Each table is built once, when it is first asked for.
+# Tables are built when they are asked for, and once.
 _TABLES: dict[str, Callable[[], Table]] = {
   name: functools.cache(functools.partial(build, *arguments))
   for name, build, *arguments in (
