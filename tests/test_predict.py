@@ -293,6 +293,25 @@ def test_a_process_that_is_killed_or_can_not_write_is_an_error(segmenter, photos
   assert len(table(out)) == 3 * len(SIZES)
 
 
+IDLE_WORKER = """
+import multiprocessing, os, signal
+from concurrent.futures import ProcessPoolExecutor
+from scops_jax.prediction import processes
+context = multiprocessing.get_context("spawn")
+shares = context.SimpleQueue()
+shares.put([])
+pool = ProcessPoolExecutor(1, context, initializer=processes._start, initargs=(shares,))
+pool.submit(int).result()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_end_when_their_parent_is_killed():
+  # It returns only when the parent and its child have both closed their output.
+  result = subprocess.run([sys.executable, "-c", IDLE_WORKER], capture_output=True, timeout=120, check=False)
+  assert result.returncode == -9
+
+
 def test_processes_are_for_many_images_on_a_cpu(segmenter, photos, tmp_path, monkeypatch):
   cores = list(range(40))
   monkeypatch.setattr(processes, "_cores", lambda: cores)

@@ -31,12 +31,21 @@ class ImageFile(NamedTuple):
   path: pathlib.Path
   stem: str  # of the names of its output files
 
+  def version(self) -> dict[str, Any]:
+    """Returns what tells that the file has changed.
+
+    Raises:
+      OSError: the file can't be found.
+    """
+    status = self.path.stat()
+    return {"image": self.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
 
 class LoadedImage(NamedTuple):
   """An image that has been read."""
 
   file: ImageFile
-  source: dict[str, Any]  # see describe_source
+  source: dict[str, Any]  # the file's version
   network_pixels: NDArray[np.uint8]  # [S, S, 3]
   image: Image.Image | None  # RGB; None: too large to keep
 
@@ -53,7 +62,7 @@ class DoneImage(NamedTuple):
   """An image whose files have been written."""
 
   stem: str
-  source: dict[str, Any]
+  source: dict[str, Any]  # the file's version
   rows: list[list[Any]]  # its rows of parts.csv, without the image's name
 
 
@@ -77,7 +86,7 @@ class OutputFiles(NamedTuple):
 def load_image(file: ImageFile, *, image_size: int) -> LoadedImage | UserError:
   """Reads an image and resizes it to image_size²; returns the error if it can't be read."""
   try:
-    source = describe_source(file.name, file.path)  # first: if the file changes now, it is labelled again
+    source = file.version()  # first: if the file changes from here on, it is labelled again
     image = read_image(file.path).image
   except UserError as error:
     return error
@@ -97,12 +106,6 @@ def pair_maps(images: Sequence[LoadedImage], prediction: Any) -> Iterator[tuple[
   labels, probs, centers = jax.device_get(prediction)
   for i, image in enumerate(images):
     yield image, ImageMaps(labels[i], probs[i], centers[i])
-
-
-def describe_source(name: str, path: pathlib.Path) -> dict[str, Any]:
-  """Returns what identifies this version of an image file."""
-  status = path.stat()
-  return {"image": name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
 def write_image(predicted: tuple[LoadedImage, ImageMaps], *, out: OutputFiles) -> DoneImage | UserError:

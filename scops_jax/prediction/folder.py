@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from scops_jax.errors import UserError
-from scops_jax.prediction.files import DoneImage, ImageFile, OutputFiles, describe_source
-from scops_jax.runs.workdir import write_text
+from scops_jax.prediction.files import DoneImage, ImageFile, OutputFiles
 from scops_jax.storage.files import replacing
 
-COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
+_COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
 
 
 class PredictionFolder:
@@ -43,7 +42,7 @@ class PredictionFolder:
       raise UserError(f"--out={path} can't be written ({error.strerror}): give a writable folder") from error
     try:
       fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      self._check_settings(dict(settings))
+      self._check_settings(settings)
       self._records = self._read_journal()
     except BlockingIOError as error:
       self.close()
@@ -52,10 +51,11 @@ class PredictionFolder:
       self.close()
       raise
 
-  def _check_settings(self, settings: dict[str, Any]) -> None:
+  def _check_settings(self, settings: Mapping[str, Any]) -> None:
     saved = self.files.path / "settings.json"
     if not saved.exists():
-      write_text(saved, json.dumps(settings, indent=2) + "\n")
+      with replacing(saved) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
       return
     before = json.loads(saved.read_text(encoding="utf-8"))
     keys = [key for key in settings if before.get(key) != settings[key]]
@@ -85,7 +85,7 @@ class PredictionFolder:
     """Returns whether all output files of this image, in its present version, exist."""
     source, _ = self._records.get(file.stem, (None, 0))
     try:
-      unchanged = source == describe_source(file.name, file.path)
+      unchanged = source == file.version()
     except OSError:
       return False
     return unchanged and all(written.exists() for written in self.files.of(file.stem).values())
@@ -105,7 +105,7 @@ class PredictionFolder:
     """
     with replacing(self.files.path / "parts.csv") as temporary, _open_text(temporary) as file:
       table = csv.writer(file, lineterminator="\n")
-      table.writerow(COLUMNS)
+      table.writerow(_COLUMNS)
       for image in images:
         if self.is_done(image):
           self._journal.seek(self._records[image.stem][1])

@@ -60,7 +60,12 @@ def resolve(source: str, model_name: str, key: str) -> pathlib.Path | None:
   path = pathlib.Path(source)
   if not path.is_file():
     raise WeightsError(f"{key}={source}: no such file. {_advice(model_name, key)}")
-  check_digest(path)
+  named = _NAME_WITH_DIGEST.fullmatch(path.name)
+  if named and not (digest := sha256(path)).startswith(named[1]):
+    raise WeightsError(
+      f"weight file {path}: its SHA-256 is {digest}, but its name says {named[1]}…: it is damaged or "
+      "another file; download it again, or rename it"
+    )
   return path
 
 
@@ -85,20 +90,6 @@ def sha256(path: pathlib.Path) -> str:
   """Returns the SHA-256 of a file's content in hexadecimal."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_digest(path: pathlib.Path) -> None:
-  """Compares the SHA-256 of a published file with the digits in its name; other names are not checked.
-
-  Raises:
-    WeightsError: they differ.
-  """
-  match = _NAME_WITH_DIGEST.fullmatch(path.name)
-  if match and not (digest := sha256(path)).startswith(match[1]):
-    raise WeightsError(
-      f"weight file {path}: its SHA-256 is {digest}, but its name says {match[1]}…: it is damaged or "
-      "another file; download it again, or rename it"
-    )
 
 
 def _advice(model_name: str, key: str) -> str:
