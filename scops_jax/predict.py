@@ -1,22 +1,21 @@
 """Finds the parts in any images: python -m scops_jax.predict --workdir=DIR --images=FOLDER --out=OUT.
 
-OUT gets, for each image STEM.jpg (or .png, .webp):
+For each image STEM.jpg (or .png, .webp), OUT contains:
 
   labels/STEM.png          index image of the original's size: 0 = background, k = part k, with a palette
   overlays/STEM.jpg        the part colours over the original
   probabilities/STEM.npz   with --probabilities: probs [S, S, K+1] float16, S = the network's image_size,
                            and centers [K, 2] float32, (x, y) in [-1, 1]
 
-and parts.csv, a line for each image and part: image, part (1..K), x, y (centre of mass of the part's soft
-map, in pixels of the original; an integer is a pixel's centre, the origin is the top left one), area (pixels
-of the original with that label) and mean_probability (of the part, over these pixels; empty where there are
-none, while x and y are always there). Subfolders of FOLDER are kept; where two images differ only in their
+and parts.csv has a line for each image and part: image, part (1..K), x, y (centre of mass of the part's soft
+map in pixels of the original; integers are pixel centres, (0, 0) is the top left pixel), area (pixels of the
+original with that label) and mean_probability (of the part, over these pixels). A part without pixels has x
+and y, but an empty mean_probability. Subfolders of FOLDER are kept. Where two images differ only in their
 suffix, STEM is the full name.
 
 A file that can't be read is reported, listed in failed.txt and left out; the exit code is 0 if at least one
-image could be read. A call that was interrupted, run again, does what is missing; images that have changed
-since are done again. --export=DIR writes the network as a program that needs jax and flatbuffers alone, with
-or without --images.
+image could be read. Run again, an interrupted call labels only what is missing or has changed since.
+--export=DIR writes the network as a program that needs only jax and flatbuffers, with or without --images.
 """
 
 import pathlib
@@ -29,23 +28,23 @@ from scops_jax.errors import UserError
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run whose newest checkpoint is used.", required=True)
 _IMAGES = flags.DEFINE_string("images", None, "An image file, a folder (with its subfolders), or a glob.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write.")
-_PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Keep the soft part maps too.")
+_PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Also write the soft part maps.")
 _CRF = flags.DEFINE_bool("crf", False, "Sharpen the maps along the image's edges with a dense CRF.")
-_EXPORT = flags.DEFINE_string("export", None, "Write the network as a program of its own to this folder.")
+_EXPORT = flags.DEFINE_string("export", None, "Write the network as a standalone program to this folder.")
 _BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", None, "Images that the network sees at once; 8 on a CPU, else 32.", lower_bound=1
+  "batch_size", None, "Images per call of the network. Default: 8 on a CPU, else 32.", lower_bound=1
 )
 _PROCESSES = flags.DEFINE_integer(
   "processes",
   None,
-  "Processes that share a CPU's cores, each 0.4 GB; one a core (at most 16) for 1000 images or more, else 1.",
+  "Processes that share a CPU's cores, 0.4 GB each. Default: one per core (at most 16) from 1000 images on.",
   lower_bound=1,
 )
 
 
 def main() -> None:
-  """Checks the flags, then predicts and exports."""
-  # Here, not above: each of --processes imports this module again, and needs none of these.
+  """Checks the flags, then exports and predicts."""
+  # Not at the top: each of --processes imports this module again without needing these.
   from scops_jax.data.image_files import find_images
   from scops_jax.prediction.exporting import export_program
   from scops_jax.prediction.restore import load_segmenter
@@ -54,7 +53,7 @@ def main() -> None:
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
   if (where is None) != (out is None) or (where is None and export is None):
     raise UserError("give --images and --out together, or --export, or all three")
-  # Before the network is loaded, as a mistake in them is soon made.
+  # Before loading the network: a wrong path shows at once.
   images = find_images(where, outside=pathlib.Path(out)) if where is not None and out is not None else {}
   segmenter = load_segmenter(_WORKDIR.value)
   if export is not None:

@@ -1,7 +1,7 @@
-"""Weights that anybody can rebuild, with which the recorded activations of the networks were computed.
+"""Weights from a formula, with which the recorded activations of the networks were computed.
 
-Tensor j of a state dict gets at its element i (row-major) a number u(i, j) in [-1, 1], scaled by what the
-tensor is. Computed in float64, rounded to float32.
+Element i (row-major) of tensor j of a state dict is a number u(i, j) in [-1, 1], scaled according to the kind
+of tensor. Computed in float64, rounded to float32.
 """
 
 import json
@@ -12,7 +12,7 @@ from tests import oracle
 
 
 def architecture(name):
-  """Returns the entries of a network's state dict in order: "key", "shape", and of parameters "visits"."""
+  """Returns the entries of a network's state dict in order: "key", "shape", and "visits" of parameters."""
   return json.loads((oracle.GOLDEN / "state_dict_keys.json").read_text(encoding="utf-8"))[name]
 
 
@@ -20,7 +20,7 @@ def fill(shapes, rule, *, constants, seed):
   """Returns a state dict of float32 arrays.
 
   Args:
-    shapes: of the floating tensors by key, in the order of the state dict.
+    shapes: shape by key of the floating-point tensors, in the order of the state dict.
     rule: "sin", u = sin(a i + b j + c), or "hash", u from an integer hash of i and j.
     constants: (a, b, c) of "sin".
     seed: of "hash".
@@ -38,7 +38,7 @@ def fill(shapes, rule, *, constants, seed):
 
 
 def _hash(i, j, seed):
-  """Mixes 32-bit integers; products wrap."""
+  """Mixes 32-bit integers; products wrap around."""
   h = i * np.uint32(2654435761) + np.uint32((40503 * j + seed) % 2**32)
   h ^= h >> np.uint32(16)
   h *= np.uint32(2246822519)

@@ -1,7 +1,9 @@
-"""predict: every image's files, the table, resuming, bad files, colliding names; the library's predictor."""
+"""predict: every image's files, the table, resuming, bad files, colliding names, processes, the command."""
 
 import csv
 import json
+import multiprocessing
+import pathlib
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from PIL import Image
 from scops_jax.data.image_files import find_images, resize_pixels
 from scops_jax.errors import UserError
 from scops_jax.prediction import files, predictor, processes, stream
-from scops_jax.prediction.folder import PredictionFolder, output_stems
+from scops_jax.prediction.folder import PredictionFolder, image_files
 from scops_jax.prediction.labels import label_pixels
 from scops_jax.prediction.predictor import Predictor
 from scops_jax.report.palette import part_colors
@@ -65,6 +67,10 @@ def table(out):
     return list(csv.DictReader(file))
 
 
+def stems(names):
+  return {file.name: file.stem for file in image_files(dict.fromkeys(names, pathlib.Path()))}
+
+
 def tree(folder):
   return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -72,18 +78,18 @@ def tree(folder):
 def test_the_files_and_the_table_hold_what_the_network_says(segmenter, photos, tmp_path):
   out = tmp_path / "out"
   assert run(segmenter, photos, out, probabilities=True) == []
-  stems = {"a.jpg": "a.jpg", "a.png": "a.png", "b.png": "b", "sub/a.png": "sub/a", "sub/c.webp": "sub/c"}
+  names = {"a.jpg": "a.jpg", "a.png": "a.png", "b.png": "b", "sub/a.png": "sub/a", "sub/c.webp": "sub/c"}
   kinds = {"labels": "png", "overlays": "jpg", "probabilities": "npz"}
-  expected = [f"{kind}/{stem}.{suffix}" for kind, suffix in kinds.items() for stem in stems.values()]
+  expected = [f"{kind}/{stem}.{suffix}" for kind, suffix in kinds.items() for stem in names.values()]
   assert tree(out) == sorted([*expected, "parts.csv", "progress.jsonl", "settings.json"])
   rows = table(out)
-  assert [(row["image"], row["part"]) for row in rows] == [(n, str(k)) for n in stems for k in (1, 2, 3)]
+  assert [(row["image"], row["part"]) for row in rows] == [(n, str(k)) for n in names for k in (1, 2, 3)]
   predict_parts = Predictor(segmenter, batch_size=4)
-  for i, (name, stem) in enumerate(stems.items()):
+  for i, (name, stem) in enumerate(names.items()):
     pixels = np.asarray(Image.open(photos / name).convert("RGB"))
     height, width = pixels.shape[:2]
     small = predict_parts(resize_pixels(pixels, 16)[None])
-    found = label_pixels(small.probs[0], height=height, width=width)
+    found = label_pixels(small.probs[0], small.labels[0], height=height, width=width)
     with Image.open(out / "labels" / f"{stem}.png") as picture:
       assert picture.mode == "P"
       assert picture.getpalette()[:6] == [0, 0, 0, *part_colors(1)[0]]
@@ -128,7 +134,7 @@ def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
   journal = out / "progress.jsonl"
   done = [json.loads(line)["stem"] for line in journal.read_text().splitlines()]
   assert 0 < len(done) <= 3
-  # What a kill in the middle of a line leaves, and a file that someone deleted.
+  # As after a kill in the middle of a line; and someone has deleted a file.
   with journal.open("a") as file:
     file.write('{"stem": "sub/c", "sour')
   (out / "labels" / f"{done[0]}.png").unlink()
@@ -141,13 +147,13 @@ def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
 
   monkeypatch.setattr(stream, "write_image", note)
   run(segmenter, photos, out)
-  assert sorted(again) == sorted({*output_stems(SIZES).values()} - set(done[1:]))
+  assert sorted(again) == sorted({*stems(SIZES).values()} - set(done[1:]))
   assert (out / "parts.csv").read_bytes() == (whole / "parts.csv").read_bytes()
   assert tree(out) == tree(whole)
   again.clear()
   run(segmenter, photos, out)
   assert again == []
-  # Soft maps were not asked for before: all is done again. Then one image changes.
+  # Soft maps are missing: all is done again. Then one image changes.
   run(segmenter, photos, out, probabilities=True)
   assert len(again) == len(SIZES)
   again.clear()
@@ -186,7 +192,7 @@ def test_no_readable_image_is_an_error(segmenter, tmp_path):
 
 
 def test_predictions_of_another_network_are_not_mixed_in(segmenter, photos, tmp_path):
-  out = photos / "parts"  # in the midst of the images: what it holds is not taken for images
+  out = photos / "parts"  # among the images: the files in it are not taken for images
   run(segmenter, photos, out)
   with pytest.raises(UserError, match=r"holds predictions of another network .* give another --out"):
     run(tiny_run.tiny_segmenter(seed=1), photos, out)
@@ -236,15 +242,11 @@ def test_reading_runs_a_bounded_number_of_images_ahead(segmenter, tmp_path, monk
 
 
 def test_stems_are_distinct():
-  assert output_stems(["a.png", "b/a.png", "c.tar.png"]) == {
-    "a.png": "a",
-    "b/a.png": "b/a",
-    "c.tar.png": "c.tar",
-  }
-  assert output_stems(["a.jpg", "a.png", "b.png"]) == {"a.jpg": "a.jpg", "a.png": "a.png", "b.png": "b"}
-  assert output_stems(["A.jpg", "a.png"]) == {"A.jpg": "A.jpg", "a.png": "a.png"}
-  # The third one's stem is the first one's full name.
-  assert len(set(output_stems(["a.jpg", "a.png", "a.jpg.png"]).values())) == 3
+  assert stems(["a.png", "b/a.png", "c.tar.png"]) == {"a.png": "a", "b/a.png": "b/a", "c.tar.png": "c.tar"}
+  assert stems(["a.jpg", "a.png", "b.png"]) == {"a.jpg": "a.jpg", "a.png": "a.png", "b.png": "b"}
+  assert stems(["A.jpg", "a.png"]) == {"A.jpg": "A.jpg", "a.png": "a.png"}
+  # The stem of the third image is the full name of the first.
+  assert len(set(stems(["a.jpg", "a.png", "a.jpg.png"]).values())) == 3
 
 
 def test_processes_write_what_threads_write(segmenter, photos, tmp_path, capsys):
@@ -268,7 +270,7 @@ def test_processes_write_what_threads_write(segmenter, photos, tmp_path, capsys)
       assert float(one[column]) == pytest.approx(float(other[column]), abs=0.01)
 
 
-def test_a_process_that_is_ended_or_can_not_write_is_an_error(segmenter, photos, tmp_path, monkeypatch):
+def test_a_process_that_is_killed_or_can_not_write_is_an_error(segmenter, photos, tmp_path, monkeypatch):
   out = tmp_path / "out"
   out.mkdir()
   (out / "overlays").touch()  # where a folder is to be
@@ -277,25 +279,52 @@ def test_a_process_that_is_ended_or_can_not_write_is_an_error(segmenter, photos,
   with pytest.raises(UserError, match=r"can't write to --out=.*run it again"):
     run(segmenter, photos, out, processes=2)
   (out / "overlays").unlink()
-  start = processes._Worker.__init__
+  make_job = stream.make_job
 
-  def start_and_kill(self, *rest):
-    start(self, *rest)
-    self._process.kill()
+  def kill_meanwhile(*arguments, **options):
+    multiprocessing.active_children()[0].kill()
+    return make_job(*arguments, **options)
 
   with monkeypatch.context() as patch:
-    patch.setattr(processes._Worker, "__init__", start_and_kill)
-    with pytest.raises(UserError, match=r"process of predict was ended \(exit code -9.*--processes=1"):
+    patch.setattr(stream, "make_job", kill_meanwhile)
+    with pytest.raises(UserError, match=r"process of predict was killed, .*--processes=1"):
       run(segmenter, photos, out, processes=2)
   assert run(segmenter, photos, out, processes=2) == []
   assert len(table(out)) == 3 * len(SIZES)
 
 
+IDLE_WORKER = """
+import multiprocessing, os, signal
+from concurrent.futures import ProcessPoolExecutor
+from scops_jax.prediction import processes
+context = multiprocessing.get_context("spawn")
+shares = context.SimpleQueue()
+shares.put([])
+pool = ProcessPoolExecutor(1, context, initializer=processes._start, initargs=(shares,))
+pool.submit(int).result()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_end_when_their_parent_is_killed():
+  # It returns only when the parent and its child have both closed their output.
+  result = subprocess.run([sys.executable, "-c", IDLE_WORKER], capture_output=True, timeout=120, check=False)
+  assert result.returncode == -9
+
+
 def test_processes_are_for_many_images_on_a_cpu(segmenter, photos, tmp_path, monkeypatch):
-  cores = min(processes.num_cores(), processes.MAX_PROCESSES)
-  assert [stream.fast_process_count(n) for n in (0, 999, 1000, 10**6)] == [1, 1, cores, cores]
+  cores = list(range(40))
+  monkeypatch.setattr(processes, "_cores", lambda: cores)
+  assert [processes.fast_process_count(n) for n in (0, 999, 1000, 10**6)] == [1, 1, 16, 16]
+  shares = processes.shares_of_cores(3)
+  assert sorted(core for share in shares for core in share) == cores
+  assert {len(share) for share in shares} == {13, 14}
+  cores[2:] = []
+  assert processes.fast_process_count(1000) == 2
+  cores.clear()  # as on a system that can't pin
+  assert processes.fast_process_count(1000) == 1
   monkeypatch.setattr(stream.jax, "default_backend", lambda: "gpu")
-  assert stream.fast_process_count(10**6) == 1
+  assert processes.fast_process_count(10**6) == 1
   with pytest.raises(UserError, match="--processes=2 is for CPUs"):
     run(segmenter, photos, tmp_path / "out", processes=2)
 

@@ -1,4 +1,4 @@
-"""The library's predictor: sizes, batches, checks, and what the package offers."""
+"""load_predictor and Predictor: sizes, batches, checks, the CRF, and importing them lazily."""
 
 import subprocess
 import sys
@@ -71,7 +71,7 @@ def test_crf_refines_maps_and_centres(segmenter):
   np.testing.assert_allclose(refined.centers, geometry.part_centers(refined.probs, epsilon=0.0), atol=1e-6)
 
 
-def test_the_package_offers_the_predictor_and_little_else():
+def test_the_package_imports_the_predictor_only_when_asked():
   code = (
     "import sys, scops_jax; assert 'load_predictor' in dir(scops_jax); "
     "print([name for name in ('jax', 'flax', 'numpy', 'PIL') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""Weight files of every format: read and written without PyTorch, damaged and foreign ones refused."""
+"""Weight files of every format: reading and writing without PyTorch; damaged and other files are refused."""
 
 import json
 import pickle
@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from scops_jax import weights
 from scops_jax.errors import UserError
+from scops_jax.weights.formats import find_part_basis
 from tests.weight_files import assert_same, tensor, write_legacy, write_safetensors, write_zip
 
 ARRAYS = {
@@ -48,7 +49,7 @@ def test_reads_every_format(tmp_path, name):
   loaded = weights.load_state_dict(tmp_path / name)
   assert_same(loaded, {key: array for key, array in ARRAYS.items() if key != "half" or name != "a.npz"})
   for array in loaded.values():
-    array[...] = 0  # a copy of its own
+    array[...] = 0  # writable: not a view of the file
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -117,7 +118,7 @@ def test_a_safetensors_entry_that_does_not_fit_its_file_is_refused(tmp_path, ent
     weights.load_state_dict(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("size", [0x80, 0x4B50])  # the marks of pickles, and of zip files: b"PK"
+@pytest.mark.parametrize("size", [0x80, 0x4B50])  # how pickles and zip files (b"PK") begin
 def test_a_safetensors_file_whose_size_looks_like_another_format_is_read(tmp_path, size):
   header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
   path = tmp_path / "a.safetensors"
@@ -125,7 +126,7 @@ def test_a_safetensors_file_whose_size_looks_like_another_format_is_read(tmp_pat
   assert_same(weights.load_state_dict(path), {"a": np.array([1.5], np.float32)})
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".npz"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_written_files_read_back(tmp_path, suffix):
   arrays = ARRAYS | {"view": ARRAYS["conv.weight"].T}
   weights.save_state_dict(tmp_path / f"a{suffix}", arrays)
@@ -135,9 +136,41 @@ def test_written_files_read_back(tmp_path, suffix):
   assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
-def test_writing_needs_a_known_suffix_and_a_folder(tmp_path):
-  with pytest.raises(UserError, match=r"must end with one of \.safetensors, \.pth, \.npz"):
-    weights.save_state_dict(tmp_path / "a.h5", ARRAYS)
+def test_pytorch_loads_written_safetensors(tmp_path):
+  torch = pytest.importorskip("torch")
+  safetensors_torch = pytest.importorskip("safetensors.torch")
+  arrays = ARRAYS | {"view": ARRAYS["conv.weight"].T}
+  weights.save_state_dict(tmp_path / "a.safetensors", arrays)
+  loaded = safetensors_torch.load_file(tmp_path / "a.safetensors")
+  assert loaded.keys() == arrays.keys()
+  for name, value in arrays.items():
+    assert loaded[name].dtype == getattr(torch, value.dtype.name)
+    np.testing.assert_array_equal(loaded[name].double().numpy(), value.astype(np.float64))
+
+
+def test_pytorch_loads_an_exported_network_strictly(tmp_path):
+  torch = pytest.importorskip("torch")
+  safetensors_torch = pytest.importorskip("safetensors.torch")
+  arrays = {"0.weight": np.ones((2, 3, 1, 1)), "1.weight": np.array([2.0, 3.0]), "1.bias": np.zeros(2)}
+  arrays |= {"1.running_mean": np.ones(2), "1.running_var": np.ones(2)}
+  # As before PyTorch 0.4.1 and in half precision: without BatchNorm's counters.
+  weights.save_state_dict(tmp_path / "a.safetensors", {n: v.astype(np.float16) for n, v in arrays.items()})
+  network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1, bias=False), torch.nn.BatchNorm2d(2))
+  network.load_state_dict(safetensors_torch.load_file(tmp_path / "a.safetensors"), strict=True)
+  np.testing.assert_array_equal(network[1].weight.detach().numpy(), [2.0, 3.0])
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.h5"])
+def test_only_safetensors_and_npz_are_written(tmp_path, name):
+  message = rf"{name}: .*PyTorch loads with safetensors\.torch\.load_file\(path\), or as \.npz"
+  with pytest.raises(UserError, match=message):
+    weights.save_state_dict(tmp_path / name, ARRAYS)
+
+
+def test_writing_needs_a_dtype_of_the_format_and_a_folder(tmp_path):
+  with pytest.raises(UserError, match=r"a\.safetensors can't be written"):
+    weights.save_state_dict(tmp_path / "a.safetensors", {"a": np.zeros(2, np.longdouble)})
+  assert list(tmp_path.iterdir()) == []
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"b\.npz can't be written"):
     weights.save_state_dict(tmp_path / "file" / "b.npz", ARRAYS)
@@ -159,13 +192,9 @@ BASIS = np.array([[1.0, -2.0, 0.5], [-1.0, 3.0, 0.0]], np.float32)  # 2 parts, 3
 )
 def test_part_bases_of_either_layout(tmp_path, content):
   write_zip(tmp_path / "basis.pth", content)
-  assert_same({"W": weights.load_part_basis(tmp_path / "basis.pth")}, {"W": BASIS})
+  assert_same({"W": find_part_basis(weights.load_state_dict(tmp_path / "basis.pth"))}, {"W": BASIS})
 
 
-@pytest.mark.parametrize(
-  "content", [tensor(BASIS[0]), {"a": tensor(BASIS), "b": tensor(BASIS)}, {"W": tensor(BASIS[0])}]
-)
-def test_another_file_is_no_part_basis(tmp_path, content):
-  write_zip(tmp_path / "basis.pth", content)
-  with pytest.raises(UserError, match=r"basis\.pth: expected a part basis .*found .*\(3,\)|found a \(2, 3\)"):
-    weights.load_part_basis(tmp_path / "basis.pth")
+@pytest.mark.parametrize("arrays", [{"": BASIS[0]}, {"a": BASIS, "b": BASIS}, {"W": BASIS[0]}])
+def test_other_arrays_are_no_part_basis(arrays):
+  assert find_part_basis(arrays) is None

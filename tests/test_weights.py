@@ -1,4 +1,4 @@
-"""State dicts and variables: names and layouts converted both ways, nothing left unaccounted for."""
+"""State dicts and variables: names and layouts are converted both ways, and what does not fit is listed."""
 
 import importlib.util
 
@@ -33,7 +33,7 @@ def zeros_like(tree):
 
 
 @pytest.mark.parametrize("model_name", names.MODELS)
-def test_variables_survive_the_way_to_pytorch_and_back(model_name):
+def test_variables_to_pytorch_and_back(model_name):
   variables = small_variables(model_name)
   state_dict = weights.to_state_dict(variables, model_name=model_name)
   filled = weights.apply_state_dict(
@@ -58,9 +58,7 @@ def test_deeplab_names_and_layouts():
   for name, value in expected.items():
     np.testing.assert_array_equal(state_dict[name], value, err_msg=name)
     assert state_dict[name].dtype == np.float32
-  assert (
-    len(state_dict) == 326
-  )  # as many as the release's, with the counters that PyTorch has had since 0.4.1
+  assert len(state_dict) == 326  # the release's entries and the counters that PyTorch has since 0.4.1
   counter = state_dict["layer1.0.downsample.1.num_batches_tracked"]
   assert (counter.dtype, counter.shape, counter.item()) == (np.int64, (), 0)
   assert list(state_dict)[:7] == [
@@ -80,8 +78,8 @@ def test_files_of_the_first_pytorch_versions_have_no_counters():
   old = {f"module.{name}": v for name, v in state_dict.items() if not name.endswith("tracked")}
   filled = weights.apply_state_dict(zeros_like(variables), old, model_name="deeplab50_2branch")
   jax.tree.map(np.testing.assert_array_equal, filled, variables)
-  converted = inspection.convert(old, [], suffix=".safetensors")
-  assert converted.keys() == old.keys()  # no network known: left as it is
+  converted = inspection.convert(old, [])
+  assert converted.keys() == old.keys()  # no network known: unchanged
 
 
 def test_a_classification_network_leaves_the_head_alone():
@@ -97,7 +95,7 @@ def test_a_classification_network_leaves_the_head_alone():
   match = weights.match_state_dict(variables, backbone, model_name="deeplab50")
   assert len(match.random_head) == 8
   assert {"fc.weight", "fc.bias", "bn1.num_batches_tracked"} <= set(match.unused)
-  with pytest.raises(UserError, match="without its head: they have no entry of head_conv0, head_conv1"):
+  with pytest.raises(UserError, match="without its head: they have no entry for head_conv0, head_conv1"):
     weights.apply_state_dict(variables, backbone, model_name="deeplab50", require_head=True)
 
 
@@ -125,14 +123,14 @@ def test_half_a_head_is_named():
 @pytest.mark.parametrize(("file", "network"), [("resnet101", "resnet50"), ("deeplab50", "resnet50")])
 def test_blocks_of_a_deeper_network_are_not_ignored(file, network):
   state_dict = weights.to_state_dict(small_variables(file), model_name=file)
-  with pytest.raises(UserError, match=f"not an entry of {network}"):
+  with pytest.raises(UserError, match=f"do not fit {network}: .*not an entry"):
     weights.apply_state_dict(small_variables(network), state_dict, model_name=network)
 
 
 def test_a_file_of_another_network_is_one_short_line():
   state_dict = weights.to_state_dict(small_variables("vgg16"), model_name="vgg16")
   with pytest.raises(
-    UserError, match=r"none of their 26 entries fits \(there is features\.0\.weight, expected"
+    UserError, match=r"none of their 26 entries fits \(found features\.0\.weight, \.\.\., expected"
   ):
     weights.apply_state_dict(small_variables("resnet50"), state_dict, model_name="resnet50")
 
@@ -163,7 +161,7 @@ def test_resolve(tmp_path):
   (tmp_path / f"vgg19-{digest[:8]}.pth").write_bytes(content)
   weights.resolve(str(tmp_path / f"vgg19-{digest[:8]}.pth"), "vgg19", "reference_weights")
   (tmp_path / "vgg19-dcbb9e9d.pth").write_bytes(content)
-  with pytest.raises(UserError, match=f"its SHA-256 is {digest}, but its name promises dcbb9e9d"):
+  with pytest.raises(UserError, match=f"its SHA-256 is {digest}, but its name says dcbb9e9d"):
     weights.resolve(str(tmp_path / "vgg19-dcbb9e9d.pth"), "vgg19", "reference_weights")
 
 
@@ -174,7 +172,7 @@ def state_dict():
 
 @pytest.fixture(scope="module")
 def variables():
-  """Of the segmenter, all zeros but for its batch statistics' shapes."""
+  """The segmenter's variables, all zeros."""
   module = models.create_segmenter(NAME, 3)
   shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
   return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -205,7 +203,7 @@ def test_a_whole_segmenter_comes_back_with_its_head(variables):
   jax.tree.map(np.testing.assert_array_equal, again, filled)
 
 
-def test_apply_takes_off_a_common_prefix(variables, state_dict):
+def test_apply_removes_a_common_prefix(variables, state_dict):
   wrapped = {f"state_dict.module.{key}": value for key, value in state_dict.items()}
   wrapped["optimizer.lr"] = np.zeros(())
   filled = weights.apply_state_dict(variables, wrapped, model_name=NAME)

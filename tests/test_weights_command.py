@@ -28,7 +28,7 @@ def deeplab():
 
 def test_finds_the_network_and_its_parts(deeplab):
   (fit,) = inspection.find_fits(deeplab, model_name="deeplab50_2branch")
-  assert (fit.complete, fit.num_parts, len(fit.match.filled)) == (True, 4, 273)
+  assert (fit.match.complete, fit.num_parts, len(fit.match.filled)) == (True, 4, 273)
   text = inspection.describe(deeplab, [fit], details=False)
   assert "module.conv1.weight" in text
   assert "float32  64×3×7×7" in text
@@ -44,20 +44,18 @@ def test_names_what_does_not_fit(deeplab):
   assert "layer5.conv2d_list.0.weight: shape (5, 1024, 3, 3), expected (9, 2048, 3, 3)" in text
 
 
-def test_converts_for_strict_loading_and_drops_the_head(deeplab):
+def test_converting_removes_the_prefix_and_if_asked_the_head(deeplab):
   fits = inspection.find_fits(deeplab, model_name="deeplab50_2branch")
-  old = {name: value for name, value in deeplab.items() if not name.endswith("tracked")}
-  old["module.bn1.weight"] = old["module.bn1.weight"].astype(np.float16)
   stripped = {name.removeprefix("module."): value for name, value in deeplab.items()}
-  converted = inspection.convert(old, fits, suffix=".pth")
+  converted = inspection.convert(deeplab, fits)
   assert list(converted) == list(stripped)
   assert_same(converted, stripped)
-  backbone = inspection.convert(deeplab, fits, suffix=".safetensors", drop_head=True)
+  backbone = inspection.convert(deeplab, fits, drop_head=True)
   assert stripped.keys() - backbone.keys() == {
     f"layer5.conv2d_list.{i}.{entry}" for i in range(4) for entry in ("weight", "bias")
   }
   with pytest.raises(UserError, match="--drop_head"):
-    inspection.convert({"W": np.zeros((2, 3))}, [], suffix=".pth", drop_head=True)
+    inspection.convert({"W": np.zeros((2, 3))}, [], drop_head=True)
 
 
 def test_tells_vgg_networks_apart():
@@ -66,8 +64,8 @@ def test_tells_vgg_networks_apart():
   )
   state_dict |= {"classifier.6.weight": np.zeros((2, 3)), "classifier.6.bias": np.zeros(2)}
   fits = inspection.find_fits(state_dict)
-  assert (fits[0].model_name, fits[0].complete) == ("vgg16", True)
-  assert not any(fit.complete for fit in fits[1:])
+  assert (fits[0].model_name, fits[0].match.complete) == ("vgg16", True)
+  assert not any(fit.match.complete for fit in fits[1:])
   assert (
     inspection.describe(state_dict, fits, details=False)
     .splitlines()[-1]
@@ -80,18 +78,17 @@ def test_part_bases_and_other_files(tmp_path):
   basis = {"W": np.maximum(raw, 0), "W_state_dict.w": raw}
   assert inspection.find_fits(basis) == []
   assert "part basis: 1 parts, 3 channels" in inspection.describe(basis, [], details=False)
-  assert_same(inspection.convert(basis, [], suffix=".pth"), {"": raw.astype(np.float32)})
-  assert_same(inspection.convert(basis, [], suffix=".npz"), {"W": raw.astype(np.float32)})
+  assert_same(inspection.convert(basis, []), {"W": raw.astype(np.float32)})
   assert "fits none" in inspection.describe({"a": raw[0]}, [], details=False)
 
 
 def test_output_path(tmp_path):
   file = tmp_path / "a.v2.pth"
   assert inspection.output_path(file, out=None, to="safetensors") == tmp_path / "a.v2.safetensors"
-  assert inspection.output_path(tmp_path, out=None, to="torch") == tmp_path / "segmenter.pth"
+  assert inspection.output_path(tmp_path, out=None, to="npz") == tmp_path / "segmenter.npz"
   assert inspection.output_path(file, out="b.npz", to=None).name == "b.npz"
-  with pytest.raises(UserError, match=r"--out=b\.npz does not end with \.pth, as --to=torch"):
-    inspection.output_path(file, out="b.npz", to="torch")
+  with pytest.raises(UserError, match=r"--out=b\.npz does not end with \.safetensors, as --to=safetensors"):
+    inspection.output_path(file, out="b.npz", to="safetensors")
 
 
 def run_command(*arguments, before=""):
@@ -102,13 +99,24 @@ def run_command(*arguments, before=""):
   return result.returncode, result.stdout, result.stderr
 
 
-def test_command_keeps_what_is_there(tmp_path):
+def test_command_overwrites_nothing(tmp_path):
   np.savez(tmp_path / "basis.npz", W=np.ones((2, 3), np.float32))
-  (tmp_path / "basis.pth").touch()
-  code, out, error = run_command(tmp_path / "basis.npz", "--to=torch")
+  new = tmp_path / "basis.safetensors"
+  new.touch()
+  code, out, error = run_command(tmp_path / "basis.npz", "--to=safetensors")
   assert "part basis: 2 parts, 3 channels" in out
-  assert (code, error) == (1, f"error: {tmp_path / 'basis.pth'} exists already: give another --out\n")
-  assert (tmp_path / "basis.pth").stat().st_size == 0
+  assert (code, error) == (1, f"error: {new} already exists: give another --out\n")
+  assert new.stat().st_size == 0
+
+
+def test_command_refuses_to_write_pytorch_files(tmp_path):
+  np.savez(tmp_path / "basis.npz", W=np.ones((2, 3), np.float32))
+  code, _, error = run_command(tmp_path / "basis.npz", f"--out={tmp_path}/new.pth")
+  assert code == 1
+  assert error.startswith(
+    f"error: {tmp_path}/new.pth: weights are written as .safetensors, which PyTorch loads"
+  )
+  assert [path.name for path in tmp_path.iterdir()] == ["basis.npz"]
 
 
 STAND_IN = """
@@ -130,4 +138,5 @@ def test_command_exports_a_run(tmp_path):
   assert "efficientnet_lite0 after 7 steps" in out
   state_dict = weights.load_state_dict(tmp_path / "segmenter.safetensors")
   assert weights.head_num_parts(state_dict, model_name="efficientnet_lite0") == 8
-  assert weights.load_part_basis(tmp_path / "segmenter_basis.safetensors").shape == (8, 5)
+  basis = weights.load_state_dict(tmp_path / "segmenter_basis.safetensors")
+  assert {name: value.shape for name, value in basis.items()} == {"W": (8, 5)}

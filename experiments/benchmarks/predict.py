@@ -28,9 +28,15 @@ from experiments.benchmarks import machine
 from scops_jax.data.image_files import find_images, read_image, resize_pixels
 from scops_jax.prediction.files import OutputFiles
 from scops_jax.prediction.predictor import compile_segmenter, fast_batch_size
-from scops_jax.prediction.processes import Job, open_program, shares_of_cores
+from scops_jax.prediction.processes import (
+  Job,
+  fast_process_count,
+  open_program,
+  pin_to_cores,
+  shares_of_cores,
+)
 from scops_jax.prediction.restore import Segmenter, load_segmenter
-from scops_jax.prediction.stream import fast_process_count, make_job, predict_images
+from scops_jax.prediction.stream import make_job, predict_images
 
 _FEW = 32  # images of the short call that measures the start-up time
 _SAMPLE_SECONDS = 0.5
@@ -151,7 +157,8 @@ class _Processes:
 
 
 def _label_alone(job: Job, cores: Sequence[int], batch: np.ndarray, count: int, ready: Any) -> float:
-  predict = open_program(job, cores)
+  pin_to_cores(cores)
+  predict = open_program(job)
   _label(predict, batch, 1)
   ready.wait()
   return _label(predict, batch, count)

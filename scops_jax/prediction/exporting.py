@@ -1,4 +1,4 @@
-"""A run's network as one file that needs JAX alone: StableHLO, weights and preprocessing inside."""
+"""Exports a run's network as one file that only JAX is needed to run: StableHLO with the weights inside."""
 
 import pathlib
 
@@ -53,12 +53,12 @@ labels, probs, centers = program.call(images)
 def export_program(segmenter: Segmenter, directory: str | pathlib.Path) -> pathlib.Path:
   """Writes the program, a script that runs it and a README.
 
-  The program maps images uint8 `[b, S, S, 3]`, S = config.image_size and b any number, to the fields of
-  PartPrediction, on every platform of PLATFORMS.
+  The program maps images uint8 `[b, S, S, 3]`, S = config.image_size, b any number, to the fields of
+  PartPrediction. It runs on all PLATFORMS.
 
   Args:
     segmenter: the network.
-    directory: made if it is missing; files of the same names are replaced.
+    directory: created if it is missing; files of the same names are replaced.
 
   Returns:
     The program's path.
@@ -68,7 +68,7 @@ def export_program(segmenter: Segmenter, directory: str | pathlib.Path) -> pathl
   weights = (segmenter.params, segmenter.batch_stats)
 
   def predict(images: chex.Array) -> tuple[chex.Array, ...]:
-    # A type that a reader without this package knows.
+    # Not a PartPrediction, which reading the program would import.
     return tuple(predict_parts(segmenter, images, weights))
 
   shape = jax.export.symbolic_shape(f"b, {size}, {size}, 3")

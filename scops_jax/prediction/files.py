@@ -1,4 +1,4 @@
-"""The files of `python -m scops_jax.predict`: an image read for the network, and what is written for it."""
+"""One image of `python -m scops_jax.predict`: reads its file for the network and writes the results."""
 
 import math
 import pathlib
@@ -16,33 +16,42 @@ from scops_jax.prediction.labels import label_pixels
 from scops_jax.report.palette import part_colors
 from scops_jax.storage.files import replacing
 
-# Larger originals are not kept while they wait for their maps but read again, so that memory is bounded.
+# Larger originals are not kept until their maps are there but read a second time: this bounds the memory.
 _KEPT_PIXELS = 1 << 20
-_OPACITIES = bytes([0] + [round(255 * 0.55)] * 255)  # of part colours in overlays; the background stays
+_OPACITIES = bytes([0] + [round(255 * 0.55)] * 255)  # in overlays, by label; the background is transparent
 _JPEG_QUALITY = 90
 _PNG_LEVEL = 1  # of compression: four times as fast as the default, and label maps are small anyway
 _PALETTE = np.concatenate([np.zeros((1, 3), np.uint8), part_colors(255)]).tobytes()
 
 
 class ImageFile(NamedTuple):
-  """An image to do."""
+  """An image to label."""
 
   name: str
   path: pathlib.Path
-  stem: str  # of the files that are written for it
+  stem: str  # of the names of its output files
+
+  def version(self) -> dict[str, Any]:
+    """Returns what tells that the file has changed.
+
+    Raises:
+      OSError: the file can't be found.
+    """
+    status = self.path.stat()
+    return {"image": self.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
 class LoadedImage(NamedTuple):
-  """An image on its way."""
+  """An image that has been read."""
 
   file: ImageFile
-  source: dict[str, Any]
+  source: dict[str, Any]  # the file's version
   network_pixels: NDArray[np.uint8]  # [S, S, 3]
-  image: Image.Image | None  # RGB; None: read again for the overlay
+  image: Image.Image | None  # RGB; None: too large to keep
 
 
 class ImageMaps(NamedTuple):
-  """What the network says of one image."""
+  """The network's output for one image."""
 
   labels: NDArray[np.uint8]  # [S, S]
   probs: NDArray[np.float32]  # [S, S, K+1]
@@ -50,21 +59,21 @@ class ImageMaps(NamedTuple):
 
 
 class DoneImage(NamedTuple):
-  """An image whose files are written."""
+  """An image whose files have been written."""
 
   stem: str
-  source: dict[str, Any]
-  rows: list[list[Any]]  # of parts.csv, without the image's name
+  source: dict[str, Any]  # the file's version
+  rows: list[list[Any]]  # its rows of parts.csv, without the image's name
 
 
 class OutputFiles(NamedTuple):
-  """Where the files of images go."""
+  """The names of the output files."""
 
-  path: pathlib.Path
-  probabilities: bool  # whether soft maps are kept
+  path: pathlib.Path  # of the folder
+  probabilities: bool  # whether soft maps are written
 
   def of(self, stem: str) -> dict[str, pathlib.Path]:
-    """Returns the files of an image by kind."""
+    """Returns an image's output files by kind."""
     files = {
       "labels": self.path / "labels" / f"{stem}.png",
       "overlays": self.path / "overlays" / f"{stem}.jpg",
@@ -75,9 +84,9 @@ class OutputFiles(NamedTuple):
 
 
 def load_image(file: ImageFile, *, image_size: int) -> LoadedImage | UserError:
-  """Reads an image and resizes it to image_size²; returns what is wrong with it if it can't be read."""
+  """Reads an image and resizes it to image_size²; returns the error if it can't be read."""
   try:
-    source = describe_source(file.name, file.path)  # before it is read: if it changes now, it is done again
+    source = file.version()  # first: if the file changes from here on, it is labelled again
     image = read_image(file.path).image
   except UserError as error:
     return error
@@ -88,25 +97,19 @@ def load_image(file: ImageFile, *, image_size: int) -> LoadedImage | UserError:
 
 
 def stack_pixels(images: Sequence[LoadedImage], size: int) -> NDArray[np.uint8]:
-  """Returns a batch of `size` `[size, S, S, 3]`; the last image fills what is missing."""
+  """Returns a batch `[size, S, S, 3]`, filled up with copies of the last image."""
   return pad_batch(np.stack([image.network_pixels for image in images]), size)
 
 
 def pair_maps(images: Sequence[LoadedImage], prediction: Any) -> Iterator[tuple[LoadedImage, ImageMaps]]:
-  """Yields the images with their maps of a batch's labels, probs and centers, which are waited for here."""
+  """Yields the images of a batch with their maps, after waiting for its labels, probs and centers."""
   labels, probs, centers = jax.device_get(prediction)
   for i, image in enumerate(images):
     yield image, ImageMaps(labels[i], probs[i], centers[i])
 
 
-def describe_source(name: str, path: pathlib.Path) -> dict[str, Any]:
-  """Returns what tells an image file from another of the same name."""
-  status = path.stat()
-  return {"image": name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-
-
 def write_image(predicted: tuple[LoadedImage, ImageMaps], *, out: OutputFiles) -> DoneImage | UserError:
-  """Writes the files of an image; returns what is wrong if the original can't be read again.
+  """Writes the files of an image; returns the error if the original can't be read a second time.
 
   Raises:
     OSError: a file can't be written.

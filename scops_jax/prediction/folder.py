@@ -1,8 +1,7 @@
-"""The folder that `python -m scops_jax.predict` writes: files of each image, a journal, and the table.
+"""The folder that `python -m scops_jax.predict` writes: each image's files, a journal, the table of parts.
 
-An image's line goes to the journal (progress.jsonl) after all its files are in place, so that a call that is
-interrupted and run again does what is missing and no more. The table (parts.csv) is made from the journal at
-the end.
+An image is added to the journal (progress.jsonl) once all its files are written, so that an interrupted
+call, run again, labels only what is missing. At the end the table (parts.csv) is made from the journal.
 """
 
 import csv
@@ -11,30 +10,29 @@ import json
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from scops_jax.errors import UserError
-from scops_jax.prediction.files import DoneImage, ImageFile, OutputFiles, describe_source
-from scops_jax.runs.workdir import write_text
+from scops_jax.prediction.files import DoneImage, ImageFile, OutputFiles
 from scops_jax.storage.files import replacing
 
-COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
+_COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
 
 
 class PredictionFolder:
   """The folder, locked while it is open."""
 
   def __init__(self, path: pathlib.Path, *, settings: Mapping[str, Any], probabilities: bool) -> None:
-    """Makes the folder or goes on with it.
+    """Creates the folder, or continues it.
 
     Args:
       path: of the folder.
-      settings: what the predictions depend on; a folder of others is refused.
-      probabilities: whether soft maps are kept.
+      settings: what the predictions depend on; a folder with other settings is refused.
+      probabilities: whether soft maps are written.
 
     Raises:
-      UserError: it can't be written, is in use, or holds predictions of other settings.
+      UserError: it can't be written, is in use, or holds predictions with other settings.
     """
     self.files = OutputFiles(path, probabilities)
     try:
@@ -44,7 +42,7 @@ class PredictionFolder:
       raise UserError(f"--out={path} can't be written ({error.strerror}): give a writable folder") from error
     try:
       fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      self._check_settings(dict(settings))
+      self._check_settings(settings)
       self._records = self._read_journal()
     except BlockingIOError as error:
       self.close()
@@ -53,10 +51,11 @@ class PredictionFolder:
       self.close()
       raise
 
-  def _check_settings(self, settings: dict[str, Any]) -> None:
+  def _check_settings(self, settings: Mapping[str, Any]) -> None:
     saved = self.files.path / "settings.json"
     if not saved.exists():
-      write_text(saved, json.dumps(settings, indent=2) + "\n")
+      with replacing(saved) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
       return
     before = json.loads(saved.read_text(encoding="utf-8"))
     keys = [key for key in settings if before.get(key) != settings[key]]
@@ -65,7 +64,7 @@ class PredictionFolder:
       raise UserError(f"--out={self.files.path} holds predictions of another {shown}: give another --out")
 
   def _read_journal(self) -> dict[str, tuple[dict[str, Any], int]]:
-    """Returns by stem the source and the position of its last line; drops what follows a damaged line."""
+    """Returns each stem's source and the offset of its last line; cuts the file at the first damaged line."""
     records: dict[str, tuple[dict[str, Any], int]] = {}
     self._journal.seek(0)
     position = 0
@@ -83,16 +82,16 @@ class PredictionFolder:
     return records
 
   def is_done(self, file: ImageFile) -> bool:
-    """Whether all files of this image, as it is now, are there."""
+    """Returns whether all output files of this image, in its present version, exist."""
     source, _ = self._records.get(file.stem, (None, 0))
     try:
-      unchanged = source == describe_source(file.name, file.path)
+      unchanged = source == file.version()
     except OSError:
       return False
     return unchanged and all(written.exists() for written in self.files.of(file.stem).values())
 
   def add(self, image: DoneImage) -> None:
-    """Notes that an image is done."""
+    """Records that an image is done."""
     self._records[image.stem] = image.source, self._journal.seek(0, os.SEEK_END)
     self._journal.write((json.dumps(image._asdict()) + "\n").encode())
     self._journal.flush()
@@ -102,11 +101,11 @@ class PredictionFolder:
 
     Args:
       images: in the table's order; those that are not done are left out.
-      failures: a line for each image that can't be read.
+      failures: for each image that can't be read, the reason.
     """
     with replacing(self.files.path / "parts.csv") as temporary, _open_text(temporary) as file:
       table = csv.writer(file, lineterminator="\n")
-      table.writerow(COLUMNS)
+      table.writerow(_COLUMNS)
       for image in images:
         if self.is_done(image):
           self._journal.seek(self._records[image.stem][1])
@@ -125,26 +124,20 @@ class PredictionFolder:
 
 
 def image_files(images: Mapping[str, pathlib.Path]) -> list[ImageFile]:
-  """Returns the images, path by name, with the stems of their output files."""
-  stems = output_stems(images)
-  return [ImageFile(name, path, stems[name]) for name, path in images.items()]
+  """Returns the images, path by name, each with a distinct stem for its output files.
 
-
-def output_stems(names: Iterable[str]) -> dict[str, str]:
-  """Returns a distinct stem of output files for each image name.
-
-  "sub/a.png" gives "sub/a", but where another image of that folder has the same stem, in whatever case, the
-  full name "sub/a.png".
+  "sub/a.png" gets "sub/a", or its full name "sub/a.png" where another image of that folder has the same stem,
+  in whatever case.
   """
-  stems = {name: str(pathlib.PurePosixPath(name).with_suffix("")) for name in names}
+  stems = {name: str(pathlib.PurePosixPath(name).with_suffix("")) for name in images}
   while True:
     counts = Counter(stem.casefold() for stem in stems.values())
     shared = [name for name, stem in stems.items() if counts[stem.casefold()] > 1 and stem != name]
     if not shared:
-      return stems
+      return [ImageFile(name, path, stems[name]) for name, path in images.items()]
     stems.update((name, name) for name in shared)
 
 
 def _open_text(path: pathlib.Path) -> TextIO:
-  """Opens for writing; names that are not valid text come out with the bytes they came in with."""
+  """Opens for writing; file names that are not valid UTF-8 keep their bytes."""
   return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")

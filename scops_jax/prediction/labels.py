@@ -1,9 +1,8 @@
-"""Labels of an image of any size from soft part maps of the network's size, on the host.
+"""Labels an image of any size from soft part maps at the network's size, with NumPy.
 
-The definition is: resize the maps bilinearly (align-corners) and take the likeliest channel of every pixel.
-Where the four cells around a pixel agree on their likeliest channel, so does every mixture of them; only the
-pixels at the parts' borders are interpolated. No program is compiled for a size, and the cost is that of
-copying labels.
+The result is as if the maps were resized bilinearly (aligned corners) and the likeliest channel of every
+pixel taken. Where the four cells around a pixel share their likeliest channel, it is the pixel's too, so
+only pixels at the borders of parts are interpolated. Nothing is compiled, whatever the image's size.
 """
 
 from typing import NamedTuple
@@ -12,28 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_CHUNK = 1 << 17  # border pixels interpolated at once; bounds the memory of large images
+from scops_jax.geometry import interpolation_positions
+
+_CHUNK = 1 << 17  # border pixels interpolated at once; bounds the memory that large images take
 
 
 class PartLabels(NamedTuple):
-  """One image's labels, and sums over the pixels of each."""
+  """The labels of one image, and statistics of each label."""
 
   labels: NDArray[np.uint8]  # [H, W], 0 = background
   areas: NDArray[np.int64]  # [K+1], pixels
-  mean_probs: NDArray[np.float64]  # [K+1], mean over its pixels of a label's own map; NaN where there is none
+  mean_probs: NDArray[np.float64]  # [K+1], mean of a label's probability over its pixels; NaN without pixels
 
 
 def label_pixels(
-  probs: NDArray[np.floating], cells: NDArray[np.uint8] | None = None, *, height: int, width: int
+  probs: NDArray[np.floating], cells: NDArray[np.uint8], *, height: int, width: int
 ) -> PartLabels:
   """Labels every pixel with the likeliest channel of the maps, resized bilinearly with aligned corners.
 
   Args:
     probs: `[h, w, K+1]`, h and w at least 2, K at most 255.
-    cells: `[h, w]`, the likeliest channel of each cell, where it is known already: finding it takes NumPy a
-      third of the time that a small image takes.
-    height: H, of the labels; any size.
-    width: W.
+    cells: `[h, w]`, the likeliest channel of each cell, which the network has already found.
+    height: H, of the labels, pixels.
+    width: W, pixels.
 
   Returns:
     Labels `[H, W]`, with areas and mean probabilities over these pixels.
@@ -47,18 +47,16 @@ def label_pixels(
   if height < 1 or width < 1:
     raise ValueError(f"expected a height and width of at least 1, got {height} and {width}")
   channels = probs.shape[2]
-  if cells is None:
-    cells = probs.argmax(axis=-1).astype(np.uint8)
   flat_probs = probs.reshape(-1, channels)
-  first = np.arange(0, probs.size, channels).reshape(cells.shape)  # entry of each cell in the raveled maps
+  first = np.arange(0, probs.size, channels).reshape(cells.shape)  # index of a cell in the flattened maps
   peaks = probs.reshape(-1).take(first + cells).astype(np.promote_types(probs.dtype, np.float32), copy=False)
   if probs.shape[:2] == (height, width):
     sums = np.bincount(cells.ravel(), weights=peaks.ravel(), minlength=channels)
     return _part_labels(cells, sums)
 
-  # A square has four neighbouring cells as corners; every pixel lies in one, at fractions of its sides.
-  rows, down = _positions(probs.shape[0], height)
-  columns, right = _positions(probs.shape[1], width)
+  # Every pixel lies in a square between four cells, at (down, right), fractions of its side.
+  rows, down = interpolation_positions(probs.shape[0], height)
+  columns, right = interpolation_positions(probs.shape[1], width)
   corner = cells[:-1, :-1]
   uniform = (corner == cells[1:, :-1]) & (corner == cells[:-1, 1:]) & (corner == cells[1:, 1:])
   labels = corner.take(rows, axis=0).take(columns, axis=1)
@@ -78,22 +76,15 @@ def label_pixels(
 
 
 def _part_labels(labels: NDArray[np.uint8], sums: NDArray) -> PartLabels:
-  """Adds the areas, which Pillow counts without a wider copy of the labels."""
+  """Adds the areas; Pillow counts them without converting the labels to a larger type."""
   areas = np.asarray(Image.fromarray(labels).histogram()[: len(sums)], np.int64)
   return PartLabels(labels, areas, np.where(areas > 0, sums / np.maximum(areas, 1), np.nan))
-
-
-def _positions(size: int, new_size: int) -> tuple[NDArray, NDArray]:
-  """Returns for each new pixel of an axis the cell before it and how far towards the next cell it lies."""
-  positions = np.arange(new_size) * ((size - 1) / max(new_size - 1, 1))
-  cells = np.minimum(positions.astype(np.intp), size - 2)
-  return cells, positions - cells
 
 
 def _interpolate(
   flat_probs: NDArray, corner: NDArray, down: NDArray, right: NDArray, width: int
 ) -> NDArray[np.floating]:
-  """Mixes the four cells of each square; `corner` indexes the first of them in rows of `width` cells."""
+  """Interpolates in squares, given by the index of their top left cell in maps `width` cells wide."""
   values = np.zeros((len(corner), flat_probs.shape[1]), flat_probs.dtype)
   for offset, weight in (
     (0, (1 - down) * (1 - right)),
@@ -113,10 +104,10 @@ def _uniform_sums(
   axes: tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]],
   channels: int,
 ) -> NDArray:
-  """Sums the interpolated peaks of uniform squares' pixels by label, without visiting them.
+  """Sums the interpolated peaks over the pixels of uniform squares, by label, without visiting the pixels.
 
-  The sum is a product over the axes: a square's pixels weigh its corners by the sums of 1 - fraction and of
-  fraction along each axis.
+  The sum over a square's pixels is a weighted sum of its four corners, whose weights separate into rows and
+  columns: along each axis the sum of 1 - fraction for the first corner and of fraction for the second.
   """
   weights = []
   for (cells, fractions), squares in zip(axes, corner.shape, strict=True):
@@ -126,6 +117,6 @@ def _uniform_sums(
   rows, columns = weights
   down = rows[0][:, None] * peaks[:-1] + rows[1][:, None] * peaks[1:]
   square_sums = columns[0] * down[:, :-1] + columns[1] * down[:, 1:]
-  # The other squares' go to a label of their own, which is cut off: faster than to select.
+  # Squares that are not uniform get an extra label, which is dropped: faster than selecting the others.
   label = np.where(uniform, corner, channels).ravel()
   return np.bincount(label, weights=square_sums.ravel(), minlength=channels + 1)[:channels]

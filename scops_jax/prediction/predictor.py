@@ -3,11 +3,10 @@
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,11 @@ from scops_jax.train_step import predict_step
 
 
 class PartPrediction(NamedTuple):
-  """Parts of a batch of images; K parts, 0 is the background."""
+  """The parts in a batch of images; label and channel 0 are the background."""
 
   labels: chex.Array  # uint8 [B, H, W], the likeliest channel
   probs: chex.Array  # float32 [B, H, W, K+1], sums to 1 over the channels
-  centers: chex.Array  # float32 [B, K, 2], soft part centres (x, y) in [-1, 1], the outer pixels' centres
+  centers: chex.Array  # float32 [B, K, 2], soft part centres (x, y); ±1 are the centres of the outer pixels
 
 
 def load_predictor(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> "Predictor":
@@ -33,7 +32,7 @@ def load_predictor(workdir: str | pathlib.Path, *, batch_size: int | None = None
 
   Args:
     workdir: the run's directory.
-    batch_size: images that go through the network at once; None: as many as are fast (`fast_batch_size`).
+    batch_size: images per call of the network; None: `fast_batch_size`.
 
   Returns:
     A function of images, see Predictor.
@@ -45,12 +44,11 @@ def load_predictor(workdir: str | pathlib.Path, *, batch_size: int | None = None
 
 
 class Predictor:
-  """Finds the parts in images of any one size.
+  """Finds the parts in images of any size.
 
-  The network sees each image resized to image_size² pixels, as in training; its soft maps are resized back
-  (bilinear, aligned corners) before the likeliest channel is taken, while the centres are those of the maps
-  at the network's size. Images go through in batches of `batch_size`, fewer than that in the next power of
-  two; what is missing is padded, so that few programs are compiled whatever the numbers of images are.
+  The network sees each image resized to image_size², as in training. Its soft maps are resized to the image
+  (bilinear, aligned corners) before the likeliest channel is taken; the centres are those of the maps before
+  that. Small batches are padded to a power of two, so that few programs are compiled.
   """
 
   def __init__(self, segmenter: Segmenter, *, batch_size: int | None = None) -> None:
@@ -62,7 +60,7 @@ class Predictor:
     self.num_parts: int = segmenter.config.num_parts
 
   def __call__(self, images: NDArray[np.uint8]) -> PartPrediction:
-    """Predicts.
+    """Finds the parts.
 
     Args:
       images: uint8 `[B, H, W, 3]` RGB, B at least 1.
@@ -88,12 +86,12 @@ class Predictor:
     maps = self._predict(pad_batch(pixels, size))
     if (height, width) != pixels.shape[1:3]:
       probs = _resize(maps.probs, height, width)
-      maps = maps._replace(probs=probs, labels=jnp.argmax(probs, axis=-1).astype(jnp.uint8))
+      maps = maps._replace(probs=probs, labels=_likeliest(probs))
     return PartPrediction(*(array[: len(images)] for array in jax.device_get(maps)))
 
 
 def fast_batch_size() -> int:
-  """Returns how many images are best seen at once: on a CPU few, whose maps stay in its caches."""
+  """Returns how many images to give the network at once; on a CPU few, whose maps stay in its caches."""
   return 8 if jax.default_backend() == "cpu" else 32
 
 
@@ -103,61 +101,43 @@ def padded_batch_size(count: int, limit: int) -> int:
 
 
 def compile_segmenter(segmenter: Segmenter, *, crf: bool = False) -> Callable[[chex.Array], PartPrediction]:
-  """Returns a function of images uint8 `[B, S, S, 3]`, S = image_size, compiled once for each B.
+  """Returns `predict_parts` as a function of images alone, compiled once for each B.
 
-  Its arrays are on the device, and it returns before they are computed. With `crf`, the maps are refined by
-  dense_crf at S² pixels as the run's config has it, and labels and centres are those of the refined maps.
+  It returns arrays on the device, before they are computed.
   """
-  compiled = jit(functools.partial(_predict, segmenter, crf=crf))
+  compiled = jit(functools.partial(predict_parts, segmenter, crf=crf))
   weights = jax.device_put((segmenter.params, segmenter.batch_stats))
   return lambda images: compiled(images, weights)
 
 
-def portable_segmenter(segmenter: Segmenter, *, crf: bool, batch_size: int) -> tuple[bytes, chex.ArrayTree]:
-  """Returns what compile_segmenter compiles as a program for other processes, and its weights.
-
-  `jax.export` reads the program: a function of images uint8 `[batch_size, S, S, 3]` and of the weights, which
-  returns a tuple of PartPrediction's fields.
-  """
-  weights = jax.device_get((segmenter.params, segmenter.batch_stats))
-  size = segmenter.config.image_size
-  images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
-  function = jax.jit(lambda images, weights: tuple(_predict(segmenter, images, weights, crf=crf)))
-  return bytes(jax.export.export(function)(images, weights).serialize()), weights
-
-
-def predict_parts(segmenter: Segmenter, images: chex.Array, weights: chex.ArrayTree) -> PartPrediction:
-  """Predicts at the network's own size; a pure function.
+def predict_parts(
+  segmenter: Segmenter, images: chex.Array, weights: chex.ArrayTree, *, crf: bool = False
+) -> PartPrediction:
+  """Finds the parts at the network's own size; a pure function.
 
   Args:
     segmenter: the networks and config; its own parameters are not used.
     images: uint8 `[B, S, S, 3]` RGB, S = config.image_size.
     weights: the segmenter's (params, batch_stats).
+    crf: whether to refine the maps by dense_crf with config.crf; labels and centres are then those of the
+      refined maps.
 
   Returns:
-    The parts at S² pixels.
+    The parts at S × S pixels.
   """
   params, batch_stats = weights
   maps = predict_step(params, batch_stats, images, networks=segmenter.networks, config=segmenter.config)
-  return PartPrediction(maps["labels"], maps["probs"], maps["centers"])
-
-
-def _predict(
-  segmenter: Segmenter, images: chex.Array, weights: chex.ArrayTree, *, crf: bool
-) -> PartPrediction:
-  prediction = predict_parts(segmenter, images, weights)
   if not crf:
-    return prediction
+    return PartPrediction(maps["labels"], maps["probs"], maps["centers"])
   options = segmenter.config.crf.to_dict()
-  if not options["num_iterations"]:  # an evaluation without a CRF: its default serves here
+  if not options["num_iterations"]:  # 0 turns the CRF off in evaluations; here, take dense_crf's default
     del options["num_iterations"]
-  return _refine(prediction, images, options)
+  probs = dense_crf(maps["probs"], images, **options)
+  return PartPrediction(_likeliest(probs), probs, geometry.part_centers(probs, epsilon=0.0))
 
 
-def _refine(prediction: PartPrediction, images: chex.Array, options: dict[str, Any]) -> PartPrediction:
-  probs = dense_crf(prediction.probs, images, **options)
-  labels = jnp.argmax(probs, axis=-1).astype(jnp.uint8)
-  return PartPrediction(labels, probs, geometry.part_centers(probs, epsilon=0.0))
+def _likeliest(probs: chex.Array) -> jax.Array:
+  return jnp.argmax(probs, axis=-1).astype(jnp.uint8)
 
 
 _resize = jax.jit(geometry.resize_bilinear, static_argnums=(1, 2))

@@ -1,21 +1,24 @@
-"""Processes that label image files, each with cores of its own.
+"""Labels image files in several processes, each pinned to its own share of the CPU's cores.
 
-XLA divides every operation of a network among all cores and waits for the slowest of them, and whatever else
-a core does meanwhile makes the others wait. On a core of its own, a process waits for nobody.
+XLA splits every operation of a network among all cores and waits for the slowest of them; a core that also
+reads or writes files delays the others. A process on a core of its own never waits.
 
-They start with little to import, while the network is traced, and are then given the program. Each compiles
-it: XLA's compiled programs crash in another process if they sort, as the CRF does (jaxlib 0.10.2).
+This module imports little, so that processes start fast. They import it while the network is traced, then
+load the traced program. Each compiles it for itself: programs that were compiled in another process crash if
+they sort, as the CRF does (jaxlib 0.10.2).
 """
 
-import contextlib
+import functools
 import multiprocessing
 import os
-import queue
+import pathlib
+import pickle
 import signal
-import traceback
+import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import jax
@@ -37,148 +40,110 @@ from scops_jax.prediction.files import (
   write_image,
 )
 
-MAX_PROCESSES = 16  # each takes about 0.4 GB
-_END_SECONDS = 10.0  # that a process has to end by itself when there is no more to do
+_MAX_PROCESSES = 16  # each takes about 0.4 GB
+_MIN_IMAGES = 1000  # for fewer, starting processes takes longer than they save
 
 
 class Job(NamedTuple):
-  """What the processes are to do with batches of images."""
+  """What the processes do with each batch of images."""
 
-  program: bytes  # jax.export: images [B, S, S, 3] and weights → labels, probs, centers
+  program: bytes  # from jax.export; maps images uint8 [B, S, S, 3] and the weights to labels, probs, centers
   weights: Any
   image_size: int  # S, pixels
   batch_size: int  # B
   out: OutputFiles
 
 
-def num_cores() -> int:
-  """Returns how many cores processes can be given: 1 where the system lets nobody choose."""
-  return max(1, len(_cores()))
+def fast_process_count(num_images: int) -> int:
+  """Returns how many processes label so many images fastest: one per core on a CPU, one elsewhere."""
+  if jax.default_backend() != "cpu" or num_images < _MIN_IMAGES:
+    return 1
+  return max(1, min(len(_cores()), _MAX_PROCESSES))
 
 
 def predict_in_processes(
   make_job: Callable[[], Job], batches: Iterable[list[ImageFile]], *, count: int
 ) -> Iterator[DoneImage | UserError]:
-  """Yields what became of each image: done, or why it can't be read.
+  """Yields each image when its files are written, or the reason why it can't be read.
 
   Args:
-    make_job: says what is done with them; called while the processes start.
-    batches: of at most its batch_size images.
+    make_job: returns the job; called while the processes start.
+    batches: of at most the job's batch_size images.
     count: processes; they share the cores that this one may use.
 
   Raises:
-    UserError: a process was ended from outside.
-    OSError: a file can't be written.
+    UserError: a process was killed.
   """
-  context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-  idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-  workers = [_Worker(context, cores) for cores in shares_of_cores(count)]
-
-  def call(batch: list[ImageFile]) -> list[DoneImage | UserError]:
-    worker = idle.get()
+  context = multiprocessing.get_context("spawn")
+  shares = context.SimpleQueue()
+  for cores in shares_of_cores(count):
+    shares.put(cores)
+  with tempfile.TemporaryDirectory() as folder:
+    pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(shares,))
     try:
-      return worker(batch)
-    finally:
-      idle.put(worker)
-
-  pool = ThreadPoolExecutor(count)
-  try:
-    job = make_job()
-    for worker in workers:
-      worker.give(job)
-      idle.put(worker)
-    for outcomes in ahead(pool, call, batches, depth=2 * count):
-      yield from outcomes
-  finally:
-    pool.shutdown(cancel_futures=True)
-    for worker in workers:
-      worker.end()
-
-
-class _Worker:
-  """A process as a function of batches."""
-
-  def __init__(self, context: Any, cores: Sequence[int]) -> None:
-    self._connection, theirs = context.Pipe()
-    self._process = context.Process(target=_work, args=(theirs, cores), daemon=True)
-    self._process.start()
-    theirs.close()  # so that its end closes when the process is gone
-
-  def give(self, job: Job) -> None:
-    """Says what is to be done with the batches."""
-    with self._reporting_its_end():
-      self._connection.send(job)
-
-  def __call__(self, batch: list[ImageFile]) -> list[DoneImage | UserError]:
-    with self._reporting_its_end():
-      self._connection.send(batch)
-      answer = self._connection.recv()
-    if isinstance(answer, Exception):
-      raise answer
-    return answer
-
-  @contextlib.contextmanager
-  def _reporting_its_end(self) -> Iterator[None]:
-    try:
-      yield
-    except (EOFError, ConnectionError) as error:
-      self._process.join(_END_SECONDS)
+      for _ in range(count):
+        pool.submit(int)  # a process starts only when there is something to do
+      path = pathlib.Path(folder) / "job.pickle"
+      path.write_bytes(pickle.dumps(make_job()))
+      for outcomes in ahead(pool, functools.partial(_label, path), batches, depth=2 * count):
+        yield from outcomes
+    except BrokenProcessPool as error:
       raise UserError(
-        f"a process of predict was ended (exit code {self._process.exitcode}; -9 is mostly for want of "
-        "memory); what is done is kept: run it again, with --processes=1 if memory is short"
+        "a process of predict was killed, usually because memory ran out; finished images are kept: run it "
+        "again, with --processes=1 if memory is short"
       ) from error
-
-  def end(self) -> None:
-    self._connection.close()
-    self._process.join(_END_SECONDS)
-    self._process.terminate()
+    finally:
+      pool.shutdown(cancel_futures=True)
 
 
 def shares_of_cores(count: int) -> list[list[int]]:
-  """Returns which of this process's cores each of `count` is given; none where there are too few."""
+  """Deals this process's cores out to `count` processes; shares are empty where there are too few cores."""
   cores = _cores()
   return [cores[i::count] for i in range(count)]
 
 
-def open_program(job: Job, cores: Sequence[int]) -> Callable[[NDArray[np.uint8]], Any]:
-  """Returns the network of a job, for this process to run on these cores from now on; empty: on any."""
+def pin_to_cores(cores: Sequence[int]) -> None:
+  """Restricts this process to these cores, if there are any; call it before JAX counts them."""
   if cores:
-    os.sched_setaffinity(0, cores)  # before JAX counts them
+    os.sched_setaffinity(0, cores)
+
+
+def open_program(job: Job) -> Callable[[NDArray[np.uint8]], Any]:
+  """Returns a job's network as a function of images; it is compiled at the first call."""
   program = jit(jax.export.deserialize(bytearray(job.program)).call)
   weights = jax.device_put(job.weights)
   return lambda images: program(images, weights)
 
 
 def _cores() -> list[int]:
-  """Returns the cores that processes can be given; none where the system lets nobody choose."""
+  """Returns the cores that this process may use; none where the system does not support pinning."""
   return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def _work(connection: Connection, cores: Sequence[int]) -> None:
-  """Answers batches until the other end is closed, which it also is when that process is killed."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end decides what an interruption ends
-  with contextlib.suppress(EOFError, ConnectionError):
-    job = connection.recv()
-    predict = open_program(job, cores)
-    while True:
-      batch = connection.recv()
-      connection.send(_answer(batch, predict, job))
+def _start(shares: Any) -> None:
+  """Prepares a new process."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interruptions
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
+  pin_to_cores(shares.get())
 
 
-def _answer(
-  batch: list[ImageFile], predict: Callable[[NDArray[np.uint8]], Any], job: Job
-) -> list[DoneImage | UserError] | Exception:
-  """Returns what became of the images, or what the other end is to raise."""
-  try:
-    return _label(batch, predict, job)
-  except Exception as error:
-    error.add_note(traceback.format_exc())
-    return error
+def _exit_with_parent() -> None:
+  """Ends this process when its parent is gone; otherwise it would wait for a batch forever."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
 
 
-def _label(
-  batch: list[ImageFile], predict: Callable[[NDArray[np.uint8]], Any], job: Job
-) -> list[DoneImage | UserError]:
+@functools.cache
+def _open_job(path: pathlib.Path) -> tuple[Job, Callable[[NDArray[np.uint8]], Any]]:
+  job = pickle.loads(path.read_bytes())
+  return job, open_program(job)
+
+
+def _label(path: pathlib.Path, batch: list[ImageFile]) -> list[DoneImage | UserError]:
+  """Reads, labels and writes the images of a batch, as the job in the file `path` says."""
+  job, predict = _open_job(path)
   loaded = [load_image(file, image_size=job.image_size) for file in batch]
   outcomes: list[DoneImage | UserError] = [image for image in loaded if isinstance(image, UserError)]
   images = [image for image in loaded if isinstance(image, LoadedImage)]

@@ -1,4 +1,4 @@
-"""Image files through the network and into a folder, by threads beside the device or by processes."""
+"""Runs image files through the network and writes the results to a folder, in threads or in processes."""
 
 import contextlib
 import functools
@@ -6,12 +6,13 @@ import hashlib
 import os
 import pathlib
 import sys
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -33,22 +34,14 @@ from scops_jax.prediction.predictor import (
   compile_segmenter,
   fast_batch_size,
   padded_batch_size,
-  portable_segmenter,
+  predict_parts,
 )
-from scops_jax.prediction.processes import MAX_PROCESSES, Job, num_cores, predict_in_processes
+from scops_jax.prediction.processes import Job, fast_process_count, predict_in_processes
 from scops_jax.prediction.restore import Segmenter
 
 _MAX_THREADS = 16
-_REPAID = 1000  # images in which processes regain what they take to start
 
 T = TypeVar("T")
-
-
-def fast_process_count(num_images: int) -> int:
-  """Returns how many processes label so many images soonest: on a CPU one a core, where there are many."""
-  if jax.default_backend() != "cpu" or num_images < _REPAID:
-    return 1
-  return min(num_cores(), MAX_PROCESSES)
 
 
 def predict_images(
@@ -61,98 +54,95 @@ def predict_images(
   batch_size: int | None = None,
   processes: int | None = None,
 ) -> list[str]:
-  """Writes what `python -m scops_jax.predict` promises (its --help) for image files.
+  """Labels image files and writes what `python -m scops_jax.predict --help` describes.
 
-  With one process, threads read and write beside the network, at most two batches ahead and behind; with
-  more, each takes a batch from its files to its files. Memory does not depend on the number of images.
+  In one process, threads read and write files while the network runs, at most two batches ahead of it and
+  behind. In several, each process takes a batch from its files to its results. The images in memory are
+  bounded, however many there are.
 
   Args:
     segmenter: the network.
-    images: path by name, as find_images returns them; the order of parts.csv.
-    out: the folder to write, or to go on with.
-    probabilities: whether the soft maps are kept.
-    crf: whether the maps are refined by dense_crf.
-    batch_size: images that the network sees at once; None: as many as are fast.
-    processes: that share the cores of a CPU; None: `fast_process_count` of what is to do. With more than
-      one, each imports the program that calls this: it needs its `if __name__ == "__main__"`.
+    images: path by name, as find_images returns them; parts.csv lists them in this order.
+    out: the folder to write or to continue.
+    probabilities: whether to keep the soft maps.
+    crf: whether to refine the maps with dense_crf.
+    batch_size: images per call of the network; None: `fast_batch_size`.
+    processes: how many share the cores of a CPU; None: `fast_process_count` of the images that are not done
+      yet. If there are several, each imports the main program: it needs `if __name__ == "__main__"`.
 
   Returns:
-    Why each image that could not be read was left out.
+    For each image that could not be read, the reason.
 
   Raises:
-    UserError: `out` can't be written or holds other predictions, no image can be read, or there are to be
-      processes beside an accelerator.
+    UserError: `out` can't be written or holds predictions with other settings, no image can be read, or
+      several processes are asked for on an accelerator.
   """
   if (processes or 1) > 1 and jax.default_backend() != "cpu":
     raise UserError(
       f"--processes={processes} is for CPUs, and this is a {jax.default_backend()}: leave it out"
     )
+  out = pathlib.Path(out)
   settings = {"network": _digest(segmenter), "step": segmenter.step, "crf": crf}
-  folder = PredictionFolder(pathlib.Path(out), settings=settings, probabilities=probabilities)
   failures: list[str] = []
   try:
-    files = image_files(images)
-    todo = [file for file in files if not folder.is_done(file)]
-    size = padded_batch_size(len(images), batch_size or fast_batch_size())
-    count = min(processes or fast_process_count(len(todo)), max(1, -(-len(todo) // size)))  # a batch each
-    stream = _in_threads if count == 1 else functools.partial(_in_processes, count=count)
-    with tqdm(total=len(files), initial=len(files) - len(todo), unit="image", desc="predict") as bar:
+    with contextlib.closing(PredictionFolder(out, settings=settings, probabilities=probabilities)) as folder:
+      files = image_files(images)
+      todo = [file for file in files if not folder.is_done(file)]
+      size = padded_batch_size(len(images), batch_size or fast_batch_size())
+      num_batches = -(-len(todo) // size)
+      count = min(processes or fast_process_count(len(todo)), max(1, num_batches))
+      with tqdm(total=len(files), initial=len(files) - len(todo), unit="image", desc="predict") as bar:
 
-      def fail(error: UserError) -> None:
-        failures.append(str(error))
-        tqdm.write(f"left out: {error}", file=sys.stderr)
-        bar.update()
-
-      # Closed before the folder is, whatever ends it.
-      with contextlib.closing(
-        stream(segmenter, todo, folder.files, crf=crf, batch_size=size, fail=fail)
-      ) as done:
-        for image in done:
-          folder.add(image)
+        def fail(error: UserError) -> None:
+          failures.append(str(error))
+          tqdm.write(f"left out: {error}", file=sys.stderr)
           bar.update()
-    folder.write_table(files, failures)
+
+        if count == 1:
+          stream = _in_threads(segmenter, todo, folder.files, crf=crf, batch_size=size, fail=fail)
+        else:
+          job = functools.partial(make_job, segmenter, folder.files, crf=crf, batch_size=size)
+          stream = _succeeded(predict_in_processes(job, batches(todo, size), count=count), fail)
+        with contextlib.closing(stream):  # before the folder is closed
+          for image in stream:
+            folder.add(image)
+            bar.update()
+      folder.write_table(files, failures)
   except OSError as error:
-    raise UserError(f"can't write to --out={out} ({error}); what is done is kept: run it again") from error
-  finally:
-    folder.close()
-  _summarize(len(files), len(todo), failures, folder.files.path)
+    raise UserError(
+      f"can't write to --out={out} ({error}); finished images are kept: run it again"
+    ) from error
+  _summarize(len(files), len(todo), failures, out)
   return failures
 
 
 def make_job(segmenter: Segmenter, out: OutputFiles, *, crf: bool, batch_size: int) -> Job:
-  """Returns what processes are to do with batches of images."""
-  program, weights = portable_segmenter(segmenter, crf=crf, batch_size=batch_size)
-  return Job(program, weights, segmenter.config.image_size, batch_size, out)
+  """Returns the network as a program for other processes, and where they write the results."""
+  weights = jax.device_get((segmenter.params, segmenter.batch_stats))
+  size = segmenter.config.image_size
+
+  def predict(images: jax.Array, weights: Any) -> tuple[Any, ...]:
+    return tuple(predict_parts(segmenter, images, weights, crf=crf))  # a type that needs no import there
+
+  images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
+  program = jax.export.export(jax.jit(predict))(images, weights)
+  return Job(bytes(program.serialize()), weights, size, batch_size, out)
 
 
 def _summarize(total: int, todo: int, failures: list[str], out: pathlib.Path) -> None:
   if len(failures) == total:
-    raise UserError(f"none of {total} images can be read: {out / 'failed.txt'} says why of each")
+    raise UserError(f"none of {total} images can be read: {out / 'failed.txt'} gives the reasons")
   before = f" ({total - todo} of them before)" if todo < total else ""
   left_out = f"; {len(failures)} can't be read, see {out / 'failed.txt'}" if failures else ""
   print(f"{total - len(failures)} images done{before}{left_out}: {out / 'parts.csv'}")
 
 
 def _digest(segmenter: Segmenter) -> str:
-  """Tells networks apart, wherever their directories are moved to."""
+  """Returns a digest of the weights, which identifies a network even if its directory is moved."""
   digest = hashlib.sha256(f"{segmenter.config.segmenter} {segmenter.config.image_size}".encode())
   for leaf in jax.tree.leaves((segmenter.params, segmenter.batch_stats)):
     digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()[:16]
-
-
-def _in_processes(
-  segmenter: Segmenter,
-  todo: Sequence[ImageFile],
-  out: OutputFiles,
-  *,
-  crf: bool,
-  batch_size: int,
-  count: int,
-  fail: Callable[[UserError], None],
-) -> Generator[DoneImage, None, None]:
-  job = functools.partial(make_job, segmenter, out, crf=crf, batch_size=batch_size)
-  return _succeeded(predict_in_processes(job, batches(todo, batch_size), count=count), fail)
 
 
 def _in_threads(
@@ -179,7 +169,7 @@ def _in_threads(
 def _succeeded(
   results: Iterable[T | UserError], fail: Callable[[UserError], None]
 ) -> Generator[T, None, None]:
-  """Yields the results; what is wrong with the other images is reported."""
+  """Yields the results that are not errors and calls `fail` with the others."""
   for result in results:
     if isinstance(result, UserError):
       fail(result)
@@ -190,15 +180,12 @@ def _succeeded(
 def _predict(
   predict: Callable[[Any], Any], loaded: Iterable[list[LoadedImage]], size: int
 ) -> Iterator[tuple[LoadedImage, ImageMaps]]:
-  """Yields the images with their maps; the device computes a batch while the one before is handed out."""
-  queue: deque[tuple[list[LoadedImage], Any]] = deque()
-
-  def finish() -> Iterator[tuple[LoadedImage, ImageMaps]]:
-    yield from pair_maps(*queue.popleft())
-
+  """Yields the images with their maps; the device computes a batch while the previous one is yielded."""
+  running = None
   for batch in loaded:
-    queue.append((batch, predict(stack_pixels(batch, size))))
-    if len(queue) > 1:
-      yield from finish()
-  while queue:
-    yield from finish()
+    started = batch, predict(stack_pixels(batch, size))
+    if running is not None:
+      yield from pair_maps(*running)
+    running = started
+  if running is not None:
+    yield from pair_maps(*running)

@@ -1,4 +1,4 @@
-"""Published weight files ↔ the variables of this project's networks; `python -m scops_jax.weights FILE`."""
+"""Published weight files in, state dicts out; also a command, `python -m scops_jax.weights`."""
 
 from scops_jax.weights.conversion import (
   WeightsError,
@@ -7,7 +7,7 @@ from scops_jax.weights.conversion import (
   match_state_dict,
   to_state_dict,
 )
-from scops_jax.weights.formats import load_part_basis, load_state_dict, save_state_dict
+from scops_jax.weights.formats import load_state_dict, save_state_dict
 from scops_jax.weights.published import imagenet_weights_path, resolve
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
   "apply_state_dict",
   "head_num_parts",
   "imagenet_weights_path",
-  "load_part_basis",
   "load_state_dict",
   "match_state_dict",
   "resolve",

@@ -13,27 +13,40 @@ from scops_jax.weights import names
 
 
 class WeightsError(UserError, ValueError):
-  """A weight file that can't be read or does not fit the network."""
+  """A weight file can't be read or written, or does not fit the network."""
 
 
 class Match(NamedTuple):
-  """What becomes of every entry of a state dict and of every variable of a network."""
+  """Which entries of a state dict fill which variables of a network, and what is left over on both sides."""
 
-  filled: dict[names.Path, np.ndarray]  # variables and their new values, in this project's layout
-  misshaped: list[str]  # entries of another shape than their variable, with both shapes
-  unknown: list[str]  # entries that are not of this network
-  unused: list[str]  # entries of the network whose layers are left out here, or beside its common prefix
+  filled: dict[names.Path, np.ndarray]  # variables and their new values, in Flax's layout
+  misshaped: list[str]  # messages: entries whose shape differs from their variable's
+  unknown: list[str]  # entries that the network does not have
+  unused: list[str]  # entries without the common prefix, or of layers that these variables leave out
   missing: list[names.Path]  # variables without an entry
-  random_head: list[names.Path]  # variables of a head of which the state dict has no entry
+  random_head: list[names.Path]  # the head's variables, if the state dict has no entry for any of them
+
+  @property
+  def complete(self) -> bool:
+    """Whether strict loading succeeds; a missing head is allowed."""
+    return bool(self.filled) and not self.problems()
+
+  def problems(self) -> list[str]:
+    """Returns a message for each entry and each variable that does not fit."""
+    return [
+      *(f"{key}: not an entry of this network" for key in self.unknown),
+      *self.misshaped,
+      *(f"{'/'.join(path)}: no entry for it" for path in self.missing),
+    ]
 
 
 def match_state_dict(
   variables: Mapping[str, Any], state_dict: Mapping[str, np.ndarray], *, model_name: str
 ) -> Match:
-  """Compares a state dict with a network, in names and shapes.
+  """Compares the names and shapes of a state dict with those of a network.
 
   Args:
-    variables: as in apply_state_dict; arrays or their `jax.ShapeDtypeStruct`.
+    variables: as in apply_state_dict; shapes (`jax.ShapeDtypeStruct`) are enough.
     state_dict: as in apply_state_dict.
     model_name: the network.
 
@@ -77,40 +90,40 @@ def apply_state_dict(
 ) -> dict[str, Any]:
   """Fills a network's variables from a PyTorch state dict, converting names and layouts.
 
-  A segmenter's head, the modules named "head_...", is in the files of whole segmenters, but not in those its
-  backbone starts from. If the state dict has no entry of the head, the head keeps its values;
-  `head_num_parts` tells the two apart beforehand. All names may share a prefix such as "state_dict." or
-  "module.", which is taken off; entries without it (an optimizer's state beside the weights) are left out.
+  Files of whole segmenters contain the head (the modules named "head_..."), ImageNet files do not; without
+  any entry for it, the head keeps its values. `head_num_parts` tells the two kinds of file apart. A prefix
+  that the names share, such as "state_dict." or "module.", is removed; entries without it (an optimizer's
+  state saved beside the weights) are ignored.
 
   Args:
     variables: of `create_segmenter(model_name, ...)` or `create_reference(model_name, ...)`.
     state_dict: as load_state_dict returns it; convolutions `[out, in, k, k]`, linear layers `[out, in]`.
     model_name: the network the file is for.
-    strict: whether every other variable must be filled and every entry be one of this network. Entries of
-      layers that these variables leave out (later blocks, the classifier) count as known. If not strict,
-      variables without an entry of the same shape keep their values.
-    require_head: whether a state dict without the head is refused too.
+    strict: whether every variable outside the head must be filled, and every entry belong to this network.
+      Entries of layers that these variables leave out (later blocks, the classifier) are allowed. If not
+      strict, variables without an entry of the same shape keep their values.
+    require_head: whether to refuse a state dict without the head.
 
   Returns:
     New variables of the same structure and dtypes.
 
   Raises:
     ValueError: an unknown model_name.
-    WeightsError: strict, and entries do not fit: lists them all. Or the head is required and not there.
+    WeightsError: strict, and something does not fit (all of it is listed); or the required head is missing.
   """
   match = match_state_dict(variables, state_dict, model_name=model_name)
   if strict:
     _check(match, variables, state_dict, model_name)
   if require_head and match.random_head:
     modules = ", ".join(dict.fromkeys(path[1] for path in match.random_head))
-    raise WeightsError(f"the weights are of {model_name} without its head: they have no entry of {modules}")
+    raise WeightsError(f"the weights are {model_name} without its head: they have no entry for {modules}")
   flat = flax.traverse_util.flatten_dict(variables)
   filled = {path: jnp.asarray(value, flat[path].dtype) for path, value in match.filled.items()}
   return flax.traverse_util.unflatten_dict({**flat, **filled})
 
 
 def head_num_parts(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> int | None:
-  """Returns K of the segmenter's head in a state dict; None if there is no head.
+  """Returns K, the number of parts, of the head in a segmenter's state dict; None if it has no head.
 
   Raises:
     ValueError: an unknown model_name.
@@ -120,64 +133,56 @@ def head_num_parts(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> 
   return None if bias is None or bias.ndim != 1 else len(bias) - 1
 
 
-def without_prefix(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> dict[str, np.ndarray]:
-  """Returns the network's own entries with the prefix that all names share taken off.
+def own_entries(
+  state_dict: Mapping[str, np.ndarray], *, model_name: str, head: bool = True
+) -> dict[str, np.ndarray]:
+  """Returns the network's own entries, with the prefix that all names share removed.
 
-  Raises:
-    ValueError: an unknown model_name.
-  """
-  prefix = _prefix(state_dict, names.table(model_name))
-  return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-
-
-def without_head(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> dict[str, np.ndarray]:
-  """Returns the entries of `without_prefix` that are not of a segmenter's head.
+  Args:
+    state_dict: as in apply_state_dict.
+    model_name: the network.
+    head: whether to keep the entries of a segmenter's head.
 
   Raises:
     ValueError: an unknown model_name.
   """
   table = names.table(model_name)
+  prefix = _prefix(state_dict, table)
+  entries = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+  if head:
+    return entries
   return {
     name: value
-    for name, value in without_prefix(state_dict, model_name=model_name).items()
+    for name, value in entries.items()
     if not (name.startswith(names.HEAD_PREFIX) or _is_head(table.get(name)))
   }
 
 
 def to_state_dict(variables: Mapping[str, Any], *, model_name: str) -> dict[str, np.ndarray]:
-  """Returns the state dict that the PyTorch network of this name loads strictly; undoes apply_state_dict.
+  """Returns the state dict that PyTorch's network of this name loads strictly; inverts apply_state_dict.
 
   Args:
     variables: of `create_segmenter(model_name, ...)` or `create_reference(model_name, ...)`.
-    model_name: the network. "head_..." modules that the PyTorch network does not have keep their names.
+    model_name: the network. "head_..." modules that PyTorch's network does not have keep their names.
 
   Returns:
-    float32 arrays in PyTorch's layouts and order, and an int64 0 for each BatchNorm's counter.
+    float32 arrays in PyTorch's layouts and order, and an int64 0 as each BatchNorm's counter of batches.
 
   Raises:
     ValueError: an unknown model_name.
   """
   flat = flax.traverse_util.flatten_dict(variables)
-  state_dict = {}
+  state_dict: dict[str, np.ndarray] = {}
   for name, path in _paths(flat, model_name).items():
     if path in flat:
       state_dict[name] = _to_torch_layout(np.asarray(flat[path], np.float32))
-  return complete_counters(state_dict)
-
-
-def complete_counters(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Adds the counters of BatchNorm that PyTorch < 0.4.1 did not save, each behind its running variance."""
-  completed: dict[str, np.ndarray] = {}
-  for name, value in state_dict.items():
-    completed[name] = value
-    stem = name.removesuffix("running_var")
-    if stem != name and (counter := f"{stem}num_batches_tracked") not in state_dict:
-      completed[counter] = np.zeros((), np.int64)
-  return completed
+      if name.endswith(".running_var"):
+        state_dict[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
+  return state_dict
 
 
 def _paths(flat: Mapping[names.Path, Any], model_name: str) -> names.Table:
-  """The network's table, and the variables of a head that no published network has."""
+  """Returns the network's table, extended by head variables that no published network has."""
   table = names.table(model_name)
   published = set(table.values())
   return table | {names.own_name(path): path for path in flat if _is_head(path) and path not in published}
@@ -188,7 +193,7 @@ def _is_head(path: names.Path | None) -> bool:
 
 
 def _prefix(state_dict: Mapping[str, Any], known: names.Table) -> str:
-  """Returns what stands before most of the known names, up to a dot or nothing."""
+  """Returns the prefix, empty or ending with a dot, that precedes most of the known names."""
   counts: collections.Counter[str] = collections.Counter()
   for key in state_dict:
     starts = [0, *(i + 1 for i, character in enumerate(key) if character == ".")]
@@ -199,23 +204,21 @@ def _prefix(state_dict: Mapping[str, Any], known: names.Table) -> str:
 def _check(
   match: Match, variables: Mapping[str, Any], state_dict: Mapping[str, np.ndarray], model_name: str
 ) -> None:
-  """Raises WeightsError unless all fits but a head that is not there."""
+  """Raises WeightsError unless everything fits; the whole head may be missing."""
   if not match.filled:
     example, expected = next(iter(state_dict), "nothing"), next(iter(names.table(model_name)))
     raise WeightsError(
-      f"the weights are not of {model_name}: none of their {len(state_dict)} entries fits "
-      f"(there is {example}, expected are {expected} and so on)"
+      f"the weights are not for {model_name}: none of their {len(state_dict)} entries fits "
+      f"(found {example}, ..., expected {expected}, ...)"
     )
   theirs, ours = head_num_parts(state_dict, model_name=model_name), _num_parts(variables, model_name)
   if None not in (theirs, ours) and theirs != ours:
     raise WeightsError(
-      f"the weights' head is for {theirs} parts, but num_parts={ours}: set num_parts={theirs}, or leave the "
-      "head out with python -m scops_jax.weights FILE --drop_head --out=NEW.safetensors"
+      f"the weights' head is for {theirs} parts, but num_parts={ours}: set num_parts={theirs}, or remove the "
+      "head with python -m scops_jax.weights FILE --drop_head --out=NEW.safetensors"
     )
-  problems = [f"{key}: not an entry of {model_name}" for key in match.unknown] + match.misshaped
-  problems += [f"{'/'.join(path)}: no entry for it" for path in match.missing]
-  if problems:
-    raise WeightsError(f"the weights do not fit {model_name}: " + "; ".join(problems))
+  if not match.complete:
+    raise WeightsError(f"the weights do not fit {model_name}: " + "; ".join(match.problems()))
 
 
 def _num_parts(variables: Mapping[str, Any], model_name: str) -> int | None:
@@ -235,5 +238,5 @@ def _to_torch_layout(array: np.ndarray) -> np.ndarray:
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """What `_to_torch_layout` makes of an array's shape."""
+  """Returns the shape after `_to_torch_layout`."""
   return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]

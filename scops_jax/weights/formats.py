@@ -1,4 +1,4 @@
-"""Weight files of every format: reading and writing named arrays, without PyTorch."""
+"""Reads and writes files of named arrays, without PyTorch."""
 
 import pathlib
 from collections.abc import Mapping
@@ -12,19 +12,18 @@ from scops_jax.storage.files import replacing
 from scops_jax.weights import torch_pickle
 from scops_jax.weights.conversion import WeightsError
 
-# Formats by the suffix of the files to write; when reading, the content decides.
-SUFFIXES = {"safetensors": ".safetensors", "torch": ".pth", "npz": ".npz"}
+SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz"}  # of the formats that are written
 
 
 def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a weight file's tensors by name, without PyTorch and without executing pickled code.
+  """Reads the tensors of a weight file by name, without PyTorch and without executing pickled code.
 
-  The file's content decides the format, not its name: PyTorch's zip format (>= 1.6) and its earlier pickle
+  The format is recognised by the content, not the name: PyTorch's zip format (>= 1.6) or its earlier pickle
   format, safetensors, or NumPy's .npz. Nested containers give dotted names ("state_dict.conv.weight"); a file
-  that is one bare tensor gives the name "".
+  of one bare tensor gives the name "".
 
   Raises:
-    WeightsError: no such file, none of these formats, damaged, or a pickle that asks for more than tensors.
+    WeightsError: the file is missing, damaged or of another format, or its pickle asks for more than tensors.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -41,30 +40,18 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   return arrays
 
 
-def load_part_basis(path: str | pathlib.Path) -> np.ndarray:
-  """Reads a part basis as this project or the release saves it.
+def find_part_basis(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+  """Returns the part basis that a file's arrays hold, or None if they are something else.
 
-  The release saves a dict of `W`, the basis after its relu, and `W_state_dict`, the parameter itself, and
-  restores from a bare tensor. The parameter is taken where the file has it.
+  The release saves a dict of `W`, the basis after its relu, and `W_state_dict`, the parameter before it,
+  which is preferred here; it restores from a bare tensor.
+
+  Args:
+    arrays: as load_state_dict returns them.
 
   Returns:
-    float32 `[K, C]`, the parameter before its relu (which changes nothing where the file has only `W`).
-
-  Raises:
-    WeightsError: the file can't be read, or holds anything else.
+    float32 `[K, C]`, the parameter before its relu (after it, if the file has only that).
   """
-  arrays = load_state_dict(path)
-  basis = find_part_basis(arrays)
-  if basis is None:
-    found = ", ".join(f"{name or '(bare tensor)'} {value.shape}" for name, value in list(arrays.items())[:5])
-    raise WeightsError(
-      f"weight file {path}: expected a part basis (one [K, C] tensor, or W and W_state_dict), found {found}"
-    )
-  return basis
-
-
-def find_part_basis(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
-  """Returns what load_part_basis does of a file's arrays; None if they are not a part basis."""
   raw = [name for name in arrays if name.split(".")[0] == "W_state_dict"]
   candidates = raw or [name for name in arrays if name == "W"] or list(arrays)
   if len(candidates) != 1 or arrays[candidates[0]].ndim != 2:
@@ -73,29 +60,32 @@ def find_part_basis(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
 
 
 def save_state_dict(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes arrays by name, all of them or nothing.
+  """Writes named arrays; the file appears complete or not at all.
 
   Args:
-    path: its suffix is the format: .safetensors, .pth (PyTorch's zip format, as torch.save writes a dict of
-      tensors) or .npz (bfloat16, which NumPy can't save, as float32).
-    arrays: of any shapes; a .pth file of the one name "" holds a bare tensor.
+    path: ends with .safetensors, or with .npz, where bfloat16, which NumPy can't save, becomes float32.
+    arrays: of any shapes.
 
   Raises:
-    WeightsError: another suffix, a dtype that the format does not have, or the file can't be written.
+    WeightsError: the name ends otherwise, the format lacks a dtype, or the file can't be written.
   """
   path = pathlib.Path(path)
   if path.suffix not in SUFFIXES.values():
-    raise WeightsError(f"{path}: the name must end with one of {', '.join(SUFFIXES.values())}")
+    raise WeightsError(
+      f"{path}: weights are written as .safetensors, which PyTorch loads with "
+      "safetensors.torch.load_file(path), or as .npz: give the file one of these endings"
+    )
   try:
     with replacing(path) as temporary:
       if path.suffix == ".safetensors":
-        # It writes arrays as they stand in memory, which for views is another order.
+        # The library writes memory as it lies there, which for a view is in another order.
         ordered = {name: np.require(value, requirements="C") for name, value in arrays.items()}
         temporary.write_bytes(safetensors.numpy.save(ordered))
-      elif path.suffix == ".pth":
-        torch_pickle.write_zip(temporary, arrays)
       else:
-        members: dict[str, Any] = {name: _without_bfloat16(value) for name, value in arrays.items()}
+        members: dict[str, Any] = {
+          name: value.astype(np.float32) if value.dtype == ml_dtypes.bfloat16 else value
+          for name, value in arrays.items()
+        }
         with temporary.open("wb") as file:
           np.savez(file, **members)
   except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
@@ -106,22 +96,18 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   with path.open("rb") as file:
     start = file.read(9)
     file.seek(0)
-    # The format begins with the size of a JSON object, whose bytes may look like the other formats' marks.
+    # safetensors begins with the size of a JSON object; its bytes may equal the magic bytes tested below.
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
       return safetensors.numpy.load_file(path, backend="pread")
     if start.startswith(b"\x80"):
       return torch_pickle.read_tensors(file, zipped=False)
     if not start.startswith(b"PK"):
-      raise ValueError("its first bytes are of none of these formats")
+      raise ValueError("its first bytes belong to none of these formats")
     if torch_pickle.is_torch_zip(file):
       return torch_pickle.read_tensors(file, zipped=True)
     with np.load(file, allow_pickle=False) as arrays:
       members = dict(arrays)
   for name, value in members.items():
-    if not isinstance(value, np.ndarray):  # NumPy hands out any zip's members
+    if not isinstance(value, np.ndarray):  # NumPy returns the members of any zip file as bytes
       raise ValueError(f"its member {name} is not an array")
   return members
-
-
-def _without_bfloat16(array: np.ndarray) -> np.ndarray:
-  return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array

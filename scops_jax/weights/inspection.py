@@ -1,4 +1,4 @@
-"""What a weight file holds, which networks it fits, and its entries as another file should have them."""
+"""What a weight file contains, which networks it fits, and what a converted file contains."""
 
 import math
 import pathlib
@@ -15,15 +15,13 @@ from scops_jax.weights import names
 from scops_jax.weights.conversion import (
   Match,
   WeightsError,
-  complete_counters,
   head_num_parts,
   match_state_dict,
-  without_head,
-  without_prefix,
+  own_entries,
 )
 from scops_jax.weights.formats import SUFFIXES, find_part_basis
 
-# The last map of every reference, whose network has all variables.
+# The last map that each reference offers: a network up to there has all variables.
 _LAST_LAYERS = {
   "efficientnet_lite0": "head",
   "vgg16": "relu5_3",
@@ -42,11 +40,6 @@ class Fit(NamedTuple):
   num_parts: int | None  # K of the state dict's head
   match: Match
 
-  @property
-  def complete(self) -> bool:
-    """Whether strict loading passes."""
-    return bool(self.match.filled) and not (self.match.unknown or self.match.misshaped or self.match.missing)
-
   def __str__(self) -> str:
     match = self.match
     counts = {
@@ -58,15 +51,15 @@ class Fit(NamedTuple):
     }
     head = "" if self.role == "reference" else f", head of {self.num_parts} parts"
     if match.random_head:
-      head = ", without a head, which would stay random"
+      head = ", no head in the file: it would stay random"
     listed = ", ".join(f"{count} {what}" for what, count in counts.items())
-    return f"{self.model_name} ({self.role}): {'fits' if self.complete else 'does not fit'}: {listed}{head}"
+    return f"{self.model_name} ({self.role}): {'fits' if match.complete else 'does not fit'}: {listed}{head}"
 
 
 def find_fits(
   state_dict: Mapping[str, np.ndarray], *, model_name: str | None = None, num_parts: int | None = None
 ) -> list[Fit]:
-  """Compares a state dict with the networks it may be of, best first.
+  """Compares a state dict with the networks that it may belong to; the best fit comes first.
 
   Args:
     state_dict: as load_state_dict returns it.
@@ -76,7 +69,7 @@ def find_fits(
   fits = []
   for name in [model_name] if model_name else names.MODELS:
     table = names.table(name)
-    known = sum(key in table for key in without_prefix(state_dict, model_name=name))
+    known = sum(key in table for key in own_entries(state_dict, model_name=name))
     if model_name is None and 2 * known <= len(state_dict):
       continue
     theirs = head_num_parts(state_dict, model_name=name)
@@ -84,16 +77,16 @@ def find_fits(
       variables = jax.eval_shape(module.init, jax.random.key(0), _IMAGES)
       match = match_state_dict(variables, state_dict, model_name=name)
       fits.append(Fit(name, role, theirs, match))
-  return sorted(fits, key=lambda fit: (not fit.complete, -len(fit.match.filled)))
+  return sorted(fits, key=lambda fit: (not fit.match.complete, -len(fit.match.filled)))
 
 
 def describe(state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, details: bool) -> str:
-  """Returns a table of the entries, counts, and a line for each network that fits, or else comes closest.
+  """Returns a table of the entries, their number, and a line for each network that fits.
 
   Args:
     state_dict: as load_state_dict returns it.
-    fits: as find_fits returns them.
-    details: whether to name what does not fit.
+    fits: as find_fits returns them; if none is complete, the two closest are described.
+    details: whether to list what does not fit.
   """
   rows = [
     (name or "(bare tensor)", str(a.dtype), "×".join(map(str, a.shape))) for name, a in state_dict.items()
@@ -107,44 +100,37 @@ def describe(state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, details: 
     lines.append(f"part basis: {basis.shape[0]} parts, {basis.shape[1]} channels")
   elif not fits:
     lines.append("fits none of this project's networks")
-  for fit in [fit for fit in fits if fit.complete] or fits[:2]:
+  for fit in [fit for fit in fits if fit.match.complete] or fits[:2]:
     lines.append(str(fit))
     if details:
-      lines += [f"  unknown: {key}" for key in fit.match.unknown]
-      lines += [f"  mis-shaped: {text}" for text in fit.match.misshaped]
-      lines += [f"  missing: {'/'.join(path)}" for path in fit.match.missing]
+      lines += [f"  {problem}" for problem in fit.match.problems()]
   return "\n".join(lines)
 
 
 def convert(
-  state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, suffix: str, drop_head: bool = False
+  state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, drop_head: bool = False
 ) -> dict[str, np.ndarray]:
-  """Returns the entries that a file converted from this one has.
+  """Returns the entries to write when a file is converted.
 
   Args:
     state_dict: as load_state_dict returns it.
     fits: as find_fits returns them.
-    suffix: of the new file. A ".pth" file is for PyTorch's strict loading: floats become float32, BatchNorm
-      gets its counters, a part basis becomes a bare tensor.
-    drop_head: whether to leave a segmenter's head out.
+    drop_head: whether to remove a segmenter's head.
 
   Returns:
-    A network's own entries without their common prefix; of a part basis, `W`, the parameter before its relu;
-    of any other file, all entries as they are.
+    The entries of the network that fits, without their common prefix; `W` [K, C], the parameter before its
+    relu, if the file is a part basis; all entries unchanged if it is anything else.
 
   Raises:
-    WeightsError: the head is to be dropped, but the file is not of a segmenter.
+    WeightsError: the head is to be dropped, but the file fits no segmenter, or has no head.
   """
-  fit = next((fit for fit in fits if fit.complete), None)
-  basis = find_part_basis(state_dict)
+  fit = next((fit for fit in fits if fit.match.complete), None)
   if drop_head and (fit is None or fit.num_parts is None):
     raise WeightsError("--drop_head: the file has no head of a segmenter that it fits")
-  if fit is None:
-    return {"" if suffix == ".pth" else "W": basis} if basis is not None else dict(state_dict)
-  arrays = (without_head if drop_head else without_prefix)(state_dict, model_name=fit.model_name)
-  if suffix == ".pth":
-    arrays = complete_counters({name: _float32(value) for name, value in arrays.items()})
-  return arrays
+  if fit is not None:
+    return own_entries(state_dict, model_name=fit.model_name, head=not drop_head)
+  basis = find_part_basis(state_dict)
+  return dict(state_dict) if basis is None else {"W": basis}
 
 
 def output_path(source: pathlib.Path, *, out: str | None, to: str | None) -> pathlib.Path:
@@ -152,11 +138,11 @@ def output_path(source: pathlib.Path, *, out: str | None, to: str | None) -> pat
 
   Args:
     source: the weight file, or a run's directory.
-    out: the file's name; None: beside `source`, or in it.
-    to: a key of formats.SUFFIXES; None: the format is the one of `out`.
+    out: the file's name; None: next to `source`, or inside it if it is a directory.
+    to: the format, a key of formats.SUFFIXES; None: what `out` ends with.
 
   Raises:
-    WeightsError: `out` has another suffix than `to` asks for.
+    WeightsError: `out` does not end as `to` asks.
   """
   if out is None:
     suffix = SUFFIXES[to or "safetensors"]
@@ -168,15 +154,10 @@ def output_path(source: pathlib.Path, *, out: str | None, to: str | None) -> pat
 
 
 def _modules(model_name: str, num_parts: int) -> dict[str, nn.Module]:
-  """The networks of this name by role."""
+  """Returns the networks that have this name, by role."""
   modules: dict[str, nn.Module] = {}
   if names.logits_bias(model_name):
     modules["segmenter"] = models.create_segmenter(model_name, num_parts)
   if model_name in _LAST_LAYERS:
     modules["reference"] = models.create_reference(model_name, (_LAST_LAYERS[model_name],))
   return modules
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-  """Converts floats of any width; counters stay integers."""
-  return array if array.dtype.kind in "iub" else array.astype(np.float32)

