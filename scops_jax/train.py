@@ -20,7 +20,8 @@ from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
-from scops_jax.report import figures, write_report
+from scops_jax.report import charts, figures
+from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
 from scops_jax.runs.checkpoints import Checkpoints
 from scops_jax.runs.setup import Run
@@ -76,7 +77,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
       results = _evaluate(run, state, dff=dff, step=config.num_steps, log=log)
   if log is not None:
     losses = run.workdir / "figures" / "losses.png"
-    figures.loss_curves(log.records(), losses, weights=config.loss.to_dict())
+    charts.loss_curves(log.records(), losses, weights=config.loss.to_dict())
     log.close()
     _print_results(results, [_figure_path(run.workdir, config.num_steps), losses, _report_path(run.workdir)])
   return results

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from scops_jax.report.figures import pixel_positions
+
 # Pixels along the longer side of a kept picture.
 _LONGEST_SIDE = 256
 _JPEG_QUALITY = 85
@@ -148,11 +150,8 @@ class _Appearance:
     height, width = labels.shape[1:]
     offsets = ((np.arange(_WINDOW_SAMPLES) + 0.5) / _WINDOW_SAMPLES - 0.5) * _WINDOW * min(height, width)
     rows = np.arange(len(labels))[:, None, None]
-    for part, points in enumerate(np.moveaxis(centers, 1, 0)):
-      x, y = (
-        np.rint((points[:, axis, None] + 1) / 2 * (size - 1) + offsets).astype(int)
-        for axis, size in enumerate((width, height))
-      )
+    positions = pixel_positions(centers, height=height, width=width)[..., None] + offsets
+    for part, (x, y) in enumerate(np.rint(positions).astype(int).transpose(1, 2, 0, 3)):
       inside = ((x >= 0) & (x < width))[:, None, :] & ((y >= 0) & (y < height))[:, :, None]
       pixels = (rows, np.clip(y, 0, height - 1)[:, :, None], np.clip(x, 0, width - 1)[:, None, :])
       mask = inside & (labels[pixels] == part + 1)
