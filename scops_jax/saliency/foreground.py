@@ -82,7 +82,7 @@ def fit_foreground(
   rows = features.reshape(count * cells * cells, -1).astype(np.float32)
   directions = PCA(min(_DIRECTIONS, *rows.shape), svd_solver="covariance_eigh").fit(rows)
   samples = directions.transform(rows)
-  variance = max(directions.explained_variance_[0], 1e-12)
+  variance = max(directions.explained_variance_[0], 1e-4)  # 0 where all features are equal
   regression = LogisticRegression(
     C=1 / (_RIDGE * variance * len(rows)), solver="newton-cholesky", warm_start=True
   )
@@ -136,8 +136,8 @@ def _fit_probabilities(
 def _analyze_colors(image: NDArray[np.uint8]) -> _Colors:
   fine: NDArray[np.float32] = np.divide(image, 255, dtype=np.float32)
   coarse = fine.reshape(_COARSE, 2, _COARSE, 2, 3).mean(axis=(1, 3), dtype=np.float32)
-  # SciPy's k-means runs in one thread, so the clusters don't depend on their number.
-  centers, _ = vq.kmeans2(_color_points(coarse), _CLUSTERS, iter=8, minit="++", rng=0)
+  points = _color_points(coarse)
+  centers, _ = vq.kmeans2(points, _distant_points(points), iter=8, minit="matrix")
   coarse_clusters, fine_clusters = (
     vq.vq(_color_points(picture), centers)[0].reshape(picture.shape[:2]) for picture in (coarse, fine)
   )
@@ -150,6 +150,16 @@ def _color_points(image: NDArray[np.float32]) -> NDArray[np.float32]:
   rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
   positions = np.stack([columns, rows], axis=-1)
   return np.concatenate([_COLOR_SCALE * image, _POSITION_SCALE * positions], axis=-1).reshape(-1, 5)
+
+
+def _distant_points(points: NDArray[np.float32]) -> NDArray[np.float32]:
+  """Returns _CLUSTERS points, each as far as possible from those before it: no random start."""
+  chosen = [points[0]]
+  distances = np.square(points - points[0]).sum(axis=1)
+  while len(chosen) < _CLUSTERS:
+    chosen.append(points[np.argmax(distances)])
+    distances = np.minimum(distances, np.square(points - chosen[-1]).sum(axis=1))
+  return np.stack(chosen)
 
 
 def _border_prior(clusters: NDArray[np.intp]) -> NDArray[np.float32]:
