@@ -1,4 +1,4 @@
-"""The report's pictures: test images under layers of parts that can be hidden, and each part's looks."""
+"""The pictures of the report: test images under layers of parts that can be hidden, and a card per part."""
 
 import math
 
@@ -9,7 +9,7 @@ from scops_jax.report.figures import pixel_positions
 from scops_jax.report.gallery import Gallery
 from scops_jax.report.markup import bar, data_uri, number, png_uri
 
-# A part with less of the foreground is nearly unused; one with more crowds out the others.
+# Shares of the foreground below which a part is nearly unused and above which it dominates the others.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 0.5
 UNUSED, DOMINATING = "nearly unused", "dominates"
 
@@ -88,7 +88,7 @@ def _layer(mask: np.ndarray, color: np.ndarray) -> str:
 
 
 def _marks(gallery: Gallery, i: int, colors: np.ndarray) -> str:
-  """Returns the part centres and landmarks of an image, in pixels of its label map."""
+  """Returns the SVG of an image's part centres and landmarks, in pixels of its label map."""
   height, width = gallery.labels[i].shape
   unit = min(height, width) / 100
 

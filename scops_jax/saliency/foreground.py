@@ -163,7 +163,7 @@ def _distant_points(points: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _border_prior(clusters: NDArray[np.intp]) -> NDArray[np.float32]:
-  """Step 1; the border is two pixels wide, so that thin frames of artefacts don't decide."""
+  """Step 1; the border is two pixels wide, so that a thin frame of artefacts does not decide."""
   border = np.ones(clusters.shape, np.bool_)
   border[2:-2, 2:-2] = False
   areas = np.bincount(clusters.ravel(), minlength=_CLUSTERS)
@@ -173,7 +173,7 @@ def _border_prior(clusters: NDArray[np.intp]) -> NDArray[np.float32]:
 
 
 def _position_prior(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-  """Returns the log-odds [H, W] of foreground at each place over those anywhere."""
+  """Returns the log-odds [H, W] of foreground at each position less those of all positions."""
   probabilities = expit(scores).mean(axis=0)
   smooth = np.clip(ndimage.gaussian_filter(probabilities, 3.0), 0.05, 0.95)
   return (logit(smooth) - logit(np.clip(probabilities.mean(), 0.05, 0.95))).astype(np.float32)
@@ -190,7 +190,7 @@ def _refine_coarse(scores: NDArray[np.float32], colors: _Colors) -> NDArray[np.f
 
 
 def _refine(scores: NDArray[np.float32], colors: _Colors) -> NDArray[np.float32]:
-  """The same, [SIDE, SIDE]."""
+  """The same at full resolution, [SIDE, SIDE]."""
   probabilities = expit(_SHARPNESS * _refine_coarse(scores, colors))
   share = _color_log_odds(probabilities, colors)[colors.fine_clusters]
   evidence = _resize(scores[None], SIDE)[0] + _COLOR_WEIGHT * share
@@ -198,7 +198,7 @@ def _refine(scores: NDArray[np.float32], colors: _Colors) -> NDArray[np.float32]
 
 
 def _color_log_odds(probabilities: NDArray[np.float32], colors: _Colors) -> NDArray[np.float32]:
-  """Returns each cluster's log-odds of foreground [_CLUSTERS], drawn to even by one pixel."""
+  """Returns each cluster's log-odds of foreground [_CLUSTERS], as if it had one more pixel, of probability ½."""
   clusters = colors.coarse_clusters.ravel()
   sums = np.bincount(clusters, probabilities.ravel(), minlength=_CLUSTERS)
   shares = (sums + 0.5) / (np.bincount(clusters, minlength=_CLUSTERS) + 1)
@@ -208,7 +208,7 @@ def _color_log_odds(probabilities: NDArray[np.float32], colors: _Colors) -> NDAr
 def _guided_filter(
   values: NDArray[np.float32], guide: NDArray[np.float32], *, radius: int
 ) -> NDArray[np.float32]:
-  """Fits values [H, W] by a linear function of the guide's colours [H, W, 3] about each pixel."""
+  """Fits values [H, W] by a linear function of the guide's colours [H, W, 3] around each pixel."""
 
   def mean(array: NDArray[np.float32]) -> NDArray[np.float32]:
     size = (2 * radius + 1, 2 * radius + 1) + (1,) * (array.ndim - 2)
@@ -223,7 +223,7 @@ def _guided_filter(
 
 
 def _gradient(image: NDArray[np.float32]) -> NDArray[np.float32]:
-  """Returns the colour gradient's size [H, W] over its mean in the image."""
+  """Returns the magnitude [H, W] of the colour gradient, divided by its mean."""
   smooth = ndimage.gaussian_filter(image, (0.7, 0.7, 0))
   slopes = [ndimage.sobel(smooth, axis=axis) for axis in (0, 1)]
   size = np.sqrt(np.square(slopes).sum(axis=(0, -1)))
@@ -231,7 +231,7 @@ def _gradient(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _best_threshold(evidence: NDArray[np.float32], gradients: NDArray[np.float32]) -> float:
-  """Returns the threshold whose contours have the largest gradient under them, a mean over images."""
+  """Returns the threshold along whose contours the gradient is largest, averaged over images."""
   low, high = np.quantile(evidence[:, ::2, ::2], (0.3, 0.97))
   thresholds = np.linspace(max(low, -6.0), min(high, 6.0), 25)
   fits = []
