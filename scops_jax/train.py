@@ -23,7 +23,8 @@ from scops_jax.data.pipeline import evaluation_batches, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
-from scops_jax.report import figures, write_report
+from scops_jax.report import charts, figures
+from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
 from scops_jax.runs.checkpoints import Checkpoints, latest_step, restore_variables
 from scops_jax.runs.feature_cache import CachedFeatures
@@ -276,7 +277,7 @@ def _evaluate(
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
   figures.part_figure(path=parts, **figure)
   if records:
-    figures.loss_curves(records, losses, weights=config.loss.to_dict())
+    charts.loss_curves(records, losses, weights=config.loss.to_dict())
   write_report(report, results=results, records=records, config=config, gallery=gallery)
   write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:

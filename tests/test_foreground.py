@@ -1,8 +1,11 @@
-"""Objects against backgrounds on drawn images: discs of one colour, features that tell a little of them."""
+"""Objects and backgrounds of drawn images: discs of one colour, features that tell a little about them."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from scipy.special import logit
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
 
 from scops_jax.saliency import foreground
 from scops_jax.saliency.foreground import SIDE, fit_foreground, foreground_maps
@@ -43,6 +46,9 @@ def test_objects_are_found_in_images_it_was_fitted_to_and_in_others(discs):
   assert 0 <= maps.min() < 0.1 < 0.9 < maps.max() <= 1
   assert iou(maps[:7], truth[:7]) > 0.9
   assert iou(maps[7:], truth[7:]) > 0.9
+  with ThreadPoolExecutor(4) as threads:
+    other = fit_foreground(images[:7], features[:7], map_images=threads.map)
+    np.testing.assert_array_equal(foreground_maps(other, images, features, map_images=threads.map), maps)
   # An image's map does not depend on the images beside it.
   np.testing.assert_allclose(foreground_maps(model, images[4:5], features[4:5]), maps[4:5], atol=1e-5)
 
@@ -76,11 +82,11 @@ def test_color_log_odds_by_hand():
 def test_regression_recovers_a_logistic_law():
   rng = np.random.default_rng(1)
   samples = rng.normal(size=(4000, 2)).astype(np.float32)
-  truth = 1 / (1 + np.exp(-(samples @ [1.5, -0.5] + 0.25)))
-  weights = np.zeros(3, np.float32)
-  for _ in range(3):
-    weights = foreground._regress(samples, truth.astype(np.float32), weights)
-  np.testing.assert_allclose(weights, [1.5, -0.5, 0.25], atol=0.03)
+  truth = expit(samples @ [1.5, -0.5] + 0.25)
+  regression = LogisticRegression(C=1.0)
+  foreground._fit_probabilities(regression, samples, truth.astype(np.float32))
+  found = [*regression.coef_[0], *regression.intercept_]
+  np.testing.assert_allclose(found, [1.5, -0.5, 0.25], atol=0.03)
 
 
 def test_guided_filter_against_its_definition():
@@ -113,6 +119,6 @@ def test_threshold_lies_where_contours_meet_edges():
   assert found == pytest.approx(5 * (20 - 15) / 20, abs=0.4)
 
 
-def test_enlarging_is_align_corners():
+def test_resizing_is_align_corners():
   maps = np.asarray([[[0.0, 2.0], [4.0, 6.0]]], np.float32)
-  np.testing.assert_allclose(foreground._enlarge(maps, 3), [[[0, 1, 2], [2, 3, 4], [4, 5, 6]]])
+  np.testing.assert_allclose(foreground._resize(maps, 3), [[[0, 1, 2], [2, 3, 4], [4, 5, 6]]])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from scops_jax import config as config_module
-from scops_jax.report import charts, images, markup, write_report
+from scops_jax.report import images, markup
+from scops_jax.report.page import write_report
 from tests import pages
 
 VOID = {"meta", "link", "img", "input"}
@@ -180,41 +181,6 @@ def test_a_mismatch_of_parts_raises_and_writes_nothing(tmp_path):
   with pytest.raises(ValueError, match="the config has 4 parts, the results have 3"):
     write(tmp_path, config=pages.config(num_parts=4))
   assert not list(tmp_path.iterdir())
-
-
-def test_charts_are_of_the_weighted_terms():
-  weights = {"concentration": 2.0, "balance": 0.0}
-  text = charts.training_charts(pages.RECORDS, weights)
-  assert text.count("<svg") == 3
-  assert "Balance" not in text
-  assert "0.2 → 0.0667" in text  # 2 × 1/10 to 2 × 1/30
-
-
-def test_charts_survive_one_record_and_values_that_are_not_finite():
-  records = [
-    dict(pages.RECORDS[0], loss=value, step=step) for step, value in enumerate((np.inf, np.nan, 0.0))
-  ]
-  for shown in (records, records[:1], pages.RECORDS[:1]):
-    text = charts.training_charts(shown, {"concentration": 1.0})
-    assert not re.search(r'd="[^"]*(nan|inf)', text)
-
-
-def test_long_runs_are_averaged():
-  records = [dict(pages.RECORDS[0], step=step, loss=1.0 + step % 2) for step in range(4800)]
-  total = charts.training_charts(records, {}).split("<figure")[1]
-  assert re.search(r'class="curve" d="([^"]*)"', total).group(1).count("L") == 239
-  assert "1.5 → 1.5" in total
-
-
-def test_axes():
-  axis = charts.Axis.over(np.array([1e-9, 1.0, 100.0, np.nan, -1.0]), logarithmic=True)
-  assert axis.low == pytest.approx(1e-3, rel=0.5)
-  np.testing.assert_allclose(axis.ticks(), [1e-3, 1e-2, 0.1, 1, 10, 100])
-  assert np.isnan(axis.position(np.array([-1.0, np.nan]))).all()
-  linear = charts.Axis.over(np.array([0.0, 3.0]), logarithmic=False)
-  np.testing.assert_allclose(linear.position(np.array([0.0, 1.5, 3.0])), [0, 0.5, 1])
-  assert linear.ticks() == [0, 1, 2, 3]
-  assert charts.Axis.over(np.zeros(3), logarithmic=False).ticks() == [0, 0.5, 1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from scops_jax.report import write_report
+from scops_jax.report.page import write_report
 from scops_jax.report.palette import part_colors
 from tests import browser, pages
 
@@ -150,6 +150,9 @@ def test_nothing_scrolls_sideways(page, width):
 
 def test_the_dark_scheme_is_dark(page):
   color = "return getComputedStyle(document.body).backgroundColor"
+  curve = "return getComputedStyle([...document.querySelectorAll('.chart path')].at(-1)).stroke"
   assert page.execute_script(color) == "rgb(255, 255, 255)"
+  assert page.execute_script(curve) == "rgb(40, 100, 180)"
   browser.set_viewport(page, 1280, 800, dark=True)
   assert page.execute_script(color) == "rgb(23, 24, 26)"
+  assert page.execute_script(curve) == "rgb(110, 164, 234)"

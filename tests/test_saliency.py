@@ -1,4 +1,4 @@
-"""Computed saliency maps: written once, kept where edited, made anew where images changed, used by a run."""
+"""Computed saliency maps: written once, kept where edited, replaced where images changed, used by a run."""
 
 import functools
 import pathlib

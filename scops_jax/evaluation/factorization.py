@@ -1,7 +1,7 @@
-"""Non-negative matrix factorisation of features: the DFF baseline, and a start for the part basis.
+"""Non-negative matrix factorisation of features: the DFF baseline and an initial part basis.
 
-Deep feature factorization (Collins, Achanta & Süsstrunk, ECCV 2018) writes the features of all positions of
-all images as X ≈ A W with A, W ≥ 0: the rows of W are K part descriptors, a column of A is a part's map.
+Deep feature factorization (Collins, Achanta & Süsstrunk, ECCV 2018) approximates the features of all
+positions in all images by X ≈ A W with A, W ≥ 0: row k of W describes part k, column k of A is its map.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 from scops_jax import geometry
 
 _TINY = 1e-12  # keeps 0 / 0 finite; far below any feature's square
-_INNER_UPDATES = 3  # of a factor for each product with the features
+_INNER_UPDATES = 3  # of a factor per product with the features
 _ACTIVE = 0.01  # activations below this fraction of a factor's largest count as none
 _BACKGROUND = 0.03  # positions whose feature is shorter than this fraction of the longest are left out
 
@@ -30,15 +30,15 @@ class NMF(NamedTuple):
 def fit_nmf(key: chex.PRNGKey, features: chex.Array, *, num_parts: int, num_iterations: int) -> NMF:
   """Minimises ‖X - A W‖_F² over A, W ≥ 0 by multiplicative updates (Lee & Seung, NIPS 2001).
 
-  A ← A ∘ (X Wᵀ) / (A W Wᵀ), W ← W ∘ (Aᵀ X) / (Aᵀ A W), from A, W = sqrt(mean(X) / K) |N(0, 1)|. An iteration
-  reads X twice, for X Wᵀ and for Aᵀ X, at N·C·K each. The rest is cheap, so every factor is updated three
-  times on its product (Gillis & Glineur, Neural Computation 2012): the same error in a third of the time.
+  A ← A ∘ (X Wᵀ) / (A W Wᵀ), W ← W ∘ (Aᵀ X) / (Aᵀ A W), from A, W = sqrt(mean(X) / K) |N(0, 1)|. The products
+  X Wᵀ and Aᵀ X take nearly all the time, so each is used for three updates of its factor (Gillis & Glineur,
+  Neural Computation 2012), which reaches the same error in a third of the time.
 
   Args:
     key: Of the random start.
-    features: `[N, C]` float, non-negative; rows of zeros cost time and change only the start.
+    features: `[N, C]` float, non-negative; rows of zeros only cost time and change the start.
     num_parts: K.
-    num_iterations: Reads of X, each with three updates of A and of W.
+    num_iterations: Rounds of three updates of A and three of W.
 
   Returns:
     The factors in float32. Their scales are arbitrary: see `scaled_basis`.
@@ -77,9 +77,9 @@ def _update(a: chex.Array, target: chex.Array, gram: chex.Array, times: chex.Num
 
 @jax.jit
 def activations(basis: chex.Array, features: chex.Array, *, num_iterations: chex.Numeric = 100) -> chex.Array:
-  """Minimises ‖x - a W‖² over a ≥ 0 for every feature vector, the basis fixed, by the updates of `fit_nmf`.
+  """Minimises ‖x - a W‖² over a ≥ 0 for every feature vector x and a fixed basis W, as `fit_nmf` does.
 
-  The problem is convex, so the start does not matter; after X Wᵀ an update costs K² a vector.
+  The problem is convex, so the start does not matter.
 
   Args:
     basis: `[K, C]` float, non-negative.
@@ -103,14 +103,14 @@ def activations(basis: chex.Array, features: chex.Array, *, num_iterations: chex
 def scaled_basis(factors: NMF, *, percentile: float = 99.0) -> chex.Array:
   """Returns the basis with each factor's scale such that its activations reach about 1.
 
-  A W is unchanged when W_k is multiplied and A_k divided by the same number. SCOPS weights its basis by part
-  probabilities in [0, 1] of sum at most 1: with a longer basis they leave foreground to the background, and
-  with a shorter one they can't reproduce the features even at 1.
+  Multiplying W_k and dividing A_k by the same number does not change A W. SCOPS weights its basis by part
+  probabilities, whose sum is at most 1. If the basis is too long, small probabilities suffice and the
+  background gets the rest; if it is too short, even a probability of 1 can't reproduce the features.
 
   Args:
     factors: Of `fit_nmf`.
-    percentile: Of a factor's activations above 1 % of its largest, which becomes 1: below 100, so that a few
-      outliers do not set the scale.
+    percentile: This percentile of a factor's activations above 1 % of its largest becomes 1. Below 100, a
+      few outliers do not set the scale.
 
   Returns:
     `[K, C]` float32. A factor that is never active keeps its scale.
@@ -128,8 +128,8 @@ def fit_dff(key: chex.PRNGKey, features: chex.Array, *, num_parts: int, num_iter
   Args:
     key: Of the random start.
     features: `[N, h, w, C]` float, non-negative, already multiplied by the saliency (resized to h × w): the
-      D·V that SCOPS sees. Positions with a feature below 3 % of the longest, background, are left out: they
-      hold a thousandth of the energy and half of the time.
+      D·V that SCOPS sees. Background, positions whose feature is shorter than 3 % of the longest, is left
+      out: it has a thousandth of the energy and would take half of the time.
     num_parts: K.
     num_iterations: As for `fit_nmf`.
 
@@ -144,12 +144,12 @@ def fit_dff(key: chex.PRNGKey, features: chex.Array, *, num_parts: int, num_iter
 
 
 def cluster_basis(basis: chex.Array, features: chex.Array, *, num_iterations: int = 10) -> chex.Array:
-  """Refines a factorisation to the case that each position has one part: a start for the SCOPS basis.
+  """Refines a factorisation so that each position has one part: an initial basis for SCOPS.
 
-  SCOPS explains a feature by R W with R on the simplex, in the end near one part a position. A factor of an
-  NMF that is only ever active beside others wins no position there and its part dies. Lloyd's algorithm
-  (k-means) minimises ‖x - w_k‖² with one k a position, the origin standing for the background; it starts
-  from each position's most active factor.
+  SCOPS explains a feature by R W, where R comes to choose about one part per position. A factor of an NMF
+  that is only active together with others would win no position, and its part would die. Lloyd's algorithm
+  (k-means) instead minimises ‖x - w_k‖² with one k per position, where the origin is the background. It
+  starts from the most active factor of each position.
 
   Args:
     basis: `[K, C]`, of `fit_dff`.
@@ -186,7 +186,7 @@ def _cluster(w: chex.Array, x: chex.Array, labels: chex.Array, num_iterations: c
 
 
 def _foreground(features: chex.Array) -> np.ndarray:
-  """Returns the features `[n, C]` that are not background, see `fit_dff`."""
+  """Returns the features `[n, C]` that are not background (see `fit_dff`)."""
   _check(features, rank=4)
   rows = np.asarray(features).reshape(-1, features.shape[-1])
   lengths = np.sqrt(np.einsum("nc,nc->n", rows, rows))

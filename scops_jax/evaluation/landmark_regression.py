@@ -44,15 +44,15 @@ def regress_landmarks(
 ) -> LandmarkErrors:
   """Fits landmarks linearly to part centres on the training images and scores the fit on both splits.
 
-  Coordinates are standardised with the training images' mean and population deviation (a deviation of 0
-  counts as 1); Y = X M is solved by least squares without intercept, with the minimum norm where it is
-  singular; predictions are mapped back. An image's error is the mean over its landmarks of the distance
-  between prediction and annotation, over its normaliser; a split's error is the mean over images
+  Coordinates are standardised by the mean and the population deviation of the training images (a deviation
+  of 0 counts as 1). Y = X M is solved by least squares without intercept, in the minimum-norm sense if it is
+  singular, and predictions are mapped back. The error of an image is the mean distance between predicted and
+  annotated landmarks over the normaliser of the image; the error of a split is the mean over its images
   (section 4.1 of the paper, following Thewlis et al., ICCV 2017). All in float64.
 
-  A landmark's map is fitted to the training images that show it, and errors are means over the landmarks
-  that an image shows; coordinates of hidden landmarks are not read. An image without a positive normaliser
-  or without a visible landmark is not scored and is counted in the result.
+  Each landmark is fitted to the training images that show it, and the error of an image is a mean over the
+  landmarks it shows; coordinates of hidden landmarks are not read. An image without a positive normaliser or
+  without a visible landmark is not scored, and the result counts such images.
 
   Args:
     train_pred: `[N, K, 2]` part centres, in any affine frame, pixels or [-1, 1].
@@ -70,8 +70,8 @@ def regress_landmarks(
     ValueError: Shapes disagree, a value is not finite, a length is negative, no training image shows some
       landmark, or no image of a split can be scored.
 
-  Differs from the release: an image whose eyes coincide is left out of the mean, where the release counts
-  it with an error of 0. With Z such images of N, the release's error is ours times (N - Z) / N.
+  Differs from the release: an image whose eyes coincide is left out of the mean; the release counts it with
+  an error of 0. With Z such images of N, the release's error is ours times (N - Z) / N.
   """
   splits = (("train", train_pred, train_gt), ("test", test_pred, test_gt))
   (x, y, shown), (test_x, test_y, test_shown) = (
@@ -110,9 +110,9 @@ def mean_shape_error(
   visible: tuple[np.ndarray, np.ndarray] | None = None,
   normalizer: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> LandmarkErrors:
-  """Scores the mean of the training landmarks as the prediction for every image: a baseline without image.
+  """Scores a baseline that does not look at the image: the mean of the training landmarks.
 
-  It is `regress_landmarks` with one constant part centre: that tells nothing, so the fit is the mean shape.
+  It is `regress_landmarks` from one constant part centre.
 
   Args:
     train_gt: `[N, L, 2]` landmarks, see `regress_landmarks`.

@@ -1,4 +1,4 @@
-"""Measures of part segmentations. All start from a contingency table, so batches add up."""
+"""Measures of part segmentations, from tables of pixel counts that may be added over batches."""
 
 import numpy as np
 
@@ -70,11 +70,11 @@ def label_counts(labels: np.ndarray, *, num_labels: int) -> np.ndarray:
 def foreground_iou(table: np.ndarray) -> float:
   """Intersection over union of predicted and true foreground, pooled over all counted pixels.
 
-  The sums of intersections and unions over all images are divided once, as PASCAL VOC does for a class
-  (Everingham et al., IJCV 2015): large objects weigh more than in a mean of the images' own ratios.
+  One ratio of sums over all images, as in PASCAL VOC (Everingham et al., IJCV 2015). Large objects weigh more
+  than in a mean of one ratio per image.
 
   Args:
-    table: `[K+1, classes]` counts of `contingency`, row 0 and column 0 background; all else is foreground.
+    table: `[K+1, classes]` counts of `contingency`; row 0 and column 0 are background, the others foreground.
 
   Returns:
     A fraction in [0, 1].
@@ -139,7 +139,7 @@ def adjusted_rand_index(table: np.ndarray) -> float:
 def part_area_fractions(counts: np.ndarray) -> np.ndarray:
   """Each part's share of the predicted foreground, averaged over images.
 
-  Images without predicted foreground have no shares and are left out of the mean.
+  Images without predicted foreground are left out.
 
   Args:
     counts: `[N, K+1]` pixel counts of `label_counts`, background first.

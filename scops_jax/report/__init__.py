@@ -1,5 +1,1 @@
-"""The report of a run: one page that needs nothing but itself."""
-
-from scops_jax.report.page import write_report
-
-__all__ = ["write_report"]
+"""The report of a run, a page that needs no other file, and the pictures beside it."""

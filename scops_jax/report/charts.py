@@ -1,85 +1,91 @@
-"""Loss curves as inline SVG: small multiples, one a weighted term, on one logarithmic axis."""
+"""Curves of a training: one picture of all loss terms, and a chart of each for the report."""
 
+import io
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from scops_jax.report.markup import number
+from scops_jax.storage.files import replacing
 
-# Of a chart, in its own units; it is scaled to its column.
+# A chart of the report, in CSS pixels; it is scaled to the width of its column.
 _WIDTH, _HEIGHT = 320, 150
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 10, 8, 20  # margins about the curves
-# Points a curve has at most; longer ones are averaged over runs of records.
-_MAX_POINTS = 240
-# Decades a logarithmic axis spans at most, below the largest value.
-_MAX_DECADES = 5
+_MAX_POINTS = 240  # of a curve; longer ones are averaged over runs of records
+_MAX_DECADES = 5  # of a logarithmic axis, below the largest value
+_STEPS = (1, 2, 5, 10)  # between the ticks of a linear axis, times a power of ten
+# Colours of the charts and the properties of page.css that replace them, so that they follow its scheme.
+_OURS, _BASELINE, _FAINT, _LINE = "#2864b4", "#a9a9a2", "#66665f", "#deded9"
+_PROPERTIES = {_OURS: "--ours", _BASELINE: "--baseline", _FAINT: "--faint", _LINE: "--line"}
 
 
-@dataclass(frozen=True)
-class Axis:
-  """A vertical axis from `low` to `high`."""
+def loss_curves(
+  records: Sequence[Mapping[str, float]], path: str | Path, *, weights: Mapping[str, float]
+) -> None:
+  """Writes a PNG of the weighted loss terms, their total and the learning rate over the steps.
 
-  low: float
-  high: float
-  logarithmic: bool
+  Args:
+    records: of `metrics.jsonl`: `step`, `loss` (the total), the unweighted terms and `lr`.
+    path: file to write; its folder is made, a file of that name is replaced.
+    weights: weight λ of every term, `config.loss`; terms of weight 0 are left out.
 
-  @classmethod
-  def over(cls, values: np.ndarray, *, logarithmic: bool) -> "Axis":
-    """Returns the axis that shows these values: from 0, or over at most five decades."""
-    values = values[np.isfinite(values) & ((values > 0) if logarithmic else True)]
-    high = float(values.max(initial=0.0)) or 1.0
-    if not logarithmic:
-      return cls(min(0.0, float(values.min(initial=0.0))), high, False)
-    low = max(float(values.min(initial=high)), high / 10**_MAX_DECADES)
-    # Half a decade at least, so that a constant is a line in the middle.
-    margin = max(0.05 * np.log10(high / low), (0.5 - np.log10(high / low)) / 2)
-    return cls(float(low / 10**margin), float(high * 10**margin), True)
-
-  def position(self, values: np.ndarray) -> np.ndarray:
-    """Returns 0 at `low` to 1 at `high`; NaN for what can't be shown."""
-    values = np.where(np.isfinite(values), values, np.nan)
-    if not self.logarithmic:
-      return (values - self.low) / (self.high - self.low)
-    shown = np.where(values > 0, np.maximum(values, self.low), np.nan)
-    return np.log(shown / self.low) / np.log(self.high / self.low)
-
-  def ticks(self) -> list[float]:
-    """Returns round values on the axis."""
-    if not self.logarithmic:
-      return _round_ticks(self.low, self.high)
-    powers = 10.0 ** np.arange(np.floor(np.log10(self.low)), np.ceil(np.log10(self.high)) + 1)
-    decades = powers[(powers >= self.low) & (powers <= self.high)]
-    if len(decades) < 2:
-      decades = np.outer(powers, (1, 2, 5)).ravel()
-    return [float(tick) for tick in decades if self.low <= tick <= self.high]
+  Raises:
+    ValueError: there are no records, or one lacks a key.
+  """
+  terms = [term for term, weight in weights.items() if weight]
+  missing = sorted({key for record in records for key in ("step", "loss", "lr", *terms) if key not in record})
+  if not records or missing:
+    raise ValueError(
+      f"loss curves need at least one record with step, loss, lr and the terms; missing {missing}"
+    )
+  steps, total, rate = (_column(records, name) for name in ("step", "loss", "lr"))
+  figure = Figure(figsize=(9, 6), layout="constrained")
+  top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+  top.plot(steps, total, color="black", linewidth=2, label="total")
+  for term in terms:
+    values = weights[term] * _column(records, term)
+    top.plot(steps, values, linewidth=1.2, label=f"{term.replace('_', ' ')} × {weights[term]:g}")
+  top.set(yscale="log", ylabel="weighted loss")
+  top.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+  bottom.plot(steps, rate, color="black", linewidth=1.2)
+  bottom.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+  for axes in (top, bottom):
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+  with replacing(path) as temporary:
+    figure.savefig(temporary, format="png", dpi=120)
 
 
 def training_charts(records: Sequence[Mapping[str, float]], weights: Mapping[str, float]) -> str:
-  """Returns a figure for the total, for every weighted term and for the learning rate.
+  """Returns a chart of the total, of every weighted term and of the learning rate.
 
   Args:
-    records: of metrics.jsonl; at least one.
-    weights: λ of every term, `config.loss`; terms of weight 0 are left out.
+    records: of `metrics.jsonl`; at least one.
+    weights: weight λ of every term, `config.loss`; terms of weight 0 are left out.
 
   Returns:
-    HTML.
+    HTML: a figure with inline SVG for each. All losses have the same logarithmic axis.
   """
-  steps = _thin(np.array([record["step"] for record in records], np.float64))
-  total, rate = (_column(records, name) for name in ("loss", "lr"))
-  terms = {name: weight * _column(records, name) for name, weight in weights.items() if weight}
-  axis = Axis.over(np.concatenate([total, *terms.values()]), logarithmic=True)
-  charts = [_chart("Total", "", steps, total, axis)]
+  steps, total, rate = (_thin(_column(records, name)) for name in ("step", "loss", "lr"))
+  terms = {name: weight * _thin(_column(records, name)) for name, weight in weights.items() if weight}
+  limits = _logarithmic_limits(np.concatenate([total, *terms.values()]))
+  charts = [_chart("Total", steps, total, limits=limits)]
   for name, values in terms.items():
+    title = name.replace("_", " ").capitalize()
     factor = f"× {number(weights[name])}"
-    charts.append(_chart(name.replace("_", " ").capitalize(), factor, steps, values, axis, context=total))
-  charts.append(_chart("Learning rate", "", steps, rate, Axis.over(rate, logarithmic=False)))
+    charts.append(_chart(title, steps, values, factor=factor, limits=limits, context=total))
+  charts.append(_chart("Learning rate", steps, rate))
   return "\n".join(charts)
 
 
 def _column(records: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-  return _thin(np.array([record[name] for record in records], np.float64))
+  return np.array([record[name] for record in records], np.float64)
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
@@ -87,70 +93,94 @@ def _thin(values: np.ndarray) -> np.ndarray:
   return np.array([run.mean() for run in np.array_split(values, min(len(values), _MAX_POINTS))])
 
 
+def _logarithmic_limits(values: np.ndarray) -> tuple[float, float]:
+  """Returns the limits of an axis for the positive values: at most five decades, at least half of one."""
+  values = values[np.isfinite(values) & (values > 0)]
+  high = float(values.max(initial=0.0)) or 1.0
+  low = max(float(values.min(initial=high)), high / 10**_MAX_DECADES)
+  margin = 10 ** max(0.05 * np.log10(high / low), (0.5 - np.log10(high / low)) / 2)
+  return low / margin, high * margin
+
+
 def _chart(
   title: str,
-  factor: str,
   steps: np.ndarray,
   values: np.ndarray,
-  axis: Axis,
   *,
+  factor: str = "",
+  limits: tuple[float, float] | None = None,
   context: np.ndarray | None = None,
 ) -> str:
-  """Returns a figure of one curve; `context` is a curve to compare it with, drawn faintly."""
-  change = f"{number(values[0])} → {number(values[-1])}"
-  first, last = steps[0], steps[-1]
-  span = (last - first) or 1.0
+  """Returns a figure with one curve.
 
-  def path(curve: np.ndarray, style: str) -> str:
-    x = _LEFT + (steps - first) / span * (_WIDTH - _LEFT - _RIGHT)
-    y = _HEIGHT - _BOTTOM - axis.position(curve) * (_HEIGHT - _TOP - _BOTTOM)
-    return f'<path class="{style}" d="{_path(x, y)}"/>'
-
-  marks = [_horizontal(axis, tick) for tick in axis.ticks()]
-  for tick in [tick for tick in _round_ticks(first, last) if first <= tick <= last]:
-    x = _LEFT + (tick - first) / span * (_WIDTH - _LEFT - _RIGHT)
-    marks.append(f'<text x="{x:.1f}" y="{_HEIGHT - 5}" text-anchor="middle">{_step(tick)}</text>')
+  Args:
+    title: what the values are.
+    steps: `[N]`.
+    values: `[N]`.
+    factor: the weight that the values contain, shown beside the title.
+    limits: of a logarithmic axis; None: a linear axis from 0.
+    context: `[N]`, a curve to compare with, drawn faintly.
+  """
+  figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
+  axes = figure.add_axes((42 / _WIDTH, 20 / _HEIGHT, 1 - 52 / _WIDTH, 1 - 28 / _HEIGHT))
   if context is not None:
-    marks.append(path(context, "context"))
-  marks.append(path(values, "curve"))
+    _plot(axes, steps, context, limits, color=_BASELINE, linewidth=1.0)
+  _plot(axes, steps, values, limits, color=_OURS, linewidth=1.8)
+  if limits is None:
+    axes.set_ylim(0, None)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=_STEPS))
+  else:
+    few = limits[1] / limits[0] < 100
+    axes.set(yscale="log", ylim=limits)
+    axes.yaxis.set_major_locator(
+      ticker.LogLocator(subs=(1, 2, 5) if few else (1,), numticks=_MAX_DECADES + 2)
+    )
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=_STEPS, integer=True, min_n_ticks=1))
+  axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}")
+  axes.yaxis.set_major_formatter(lambda value, _: number(value))
+  axes.margins(x=0.02)
+  axes.grid(axis="y", color=_LINE)
+  axes.set_axisbelow(True)
+  axes.spines[:].set_visible(False)
+  axes.tick_params(length=0, labelsize=10.5, labelcolor=_FAINT)
+  axes.patch.set_visible(False)
+  change = f"{number(values[0])} → {number(values[-1])}"
   label = escape(f"{title} {factor} over the steps: {change}")
   return (
     f'<figure class="chart"><figcaption><b>{escape(title)}</b> {escape(factor)}'
     f'<span class="change">{change}</span></figcaption>'
-    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(marks)}</svg></figure>'
+    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{_svg(figure)}</svg></figure>'
   )
 
 
-def _horizontal(axis: Axis, tick: float) -> str:
-  """Returns a grid line and its value."""
-  y = _HEIGHT - _BOTTOM - float(axis.position(np.array(tick))) * (_HEIGHT - _TOP - _BOTTOM)
-  return (
-    f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>'
-    f'<text x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick)}</text>'
-  )
+def _plot(
+  axes: Axes,
+  steps: np.ndarray,
+  values: np.ndarray,
+  limits: tuple[float, float] | None,
+  *,
+  color: str,
+  linewidth: float,
+) -> None:
+  """Draws a curve that breaks where there is nothing to show: a value not finite or, on a logarithm, ≤ 0."""
+  shown = np.isfinite(values)
+  if limits is not None:
+    shown &= values > 0
+    values = np.maximum(values, limits[0])
+  values = np.where(shown, values, np.nan)
+  if len(steps) == 1:  # a line of length 0, which round ends make a dot
+    steps, values, linewidth = np.repeat(steps, 2), np.repeat(values, 2), 3 * linewidth
+  axes.plot(steps, values, color=color, linewidth=linewidth, solid_capstyle="round")
 
 
-def _path(x: np.ndarray, y: np.ndarray) -> str:
-  """Returns the commands of a line that breaks where y is NaN; a point alone is a dot."""
-  commands, pen = [], "M"
-  for i in range(len(x)):
-    if np.isnan(y[i]):
-      pen = "M"
-      continue
-    alone = pen == "M" and (i + 1 == len(x) or np.isnan(y[i + 1]))
-    commands.append(f"{pen}{x[i]:.1f} {y[i]:.1f}" + ("h0" if alone else ""))
-    pen = "L"
-  return "".join(commands)
-
-
-def _round_ticks(low: float, high: float) -> list[float]:
-  """Returns three to six multiples of 1, 2 or 5 times a power of ten."""
-  if high <= low:
-    return [low]
-  size = 10 ** np.floor(np.log10((high - low) / 2))
-  step = next(size * factor for factor in (5, 2, 1, 0.5) if (high - low) / (size * factor) >= 2)
-  return [float(step * i) for i in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
-
-
-def _step(step: float) -> str:
-  return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
+def _svg(figure: Figure) -> str:
+  """Returns the content of a figure's SVG, for an svg element of the page."""
+  file = io.StringIO()
+  with matplotlib.rc_context({"svg.fonttype": "none"}):
+    figure.savefig(file, format="svg", transparent=True)
+  content = re.search(r'<g id="figure_1">.*</g>', file.getvalue(), re.DOTALL)
+  assert content is not None
+  # An id occurs once in a page, and text has the font of the page.
+  plain = re.sub(r' (id|clip-path)="[^"]*"| font-family: [^;]*;', "", content.group())
+  return re.sub("|".join(_PROPERTIES), lambda color: f"var({_PROPERTIES[color.group()]})", plain)

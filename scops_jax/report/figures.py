@@ -1,17 +1,19 @@
-"""Pictures: part overlays, figures of test images, loss curves."""
+"""Pictures of test images with their parts and landmarks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from scops_jax.report.palette import part_colors
 from scops_jax.storage.files import replacing
 
-Mark = Callable[[ImageDraw.ImageDraw, float, float, int], None]  # draws at x, y with a unit of so many pixels
+# Draws a mark at x, y; the last argument is the number of canvas pixels for a pixel of the figure.
+Mark = Callable[[ImageDraw.ImageDraw, float, float, int], None]
 
+_OPACITY = 0.55  # of part colours over an image
+_COLUMNS = 8  # images side by side
 _TILE = 160  # least width of a picture in a figure, pixels
 _GAP = 6  # between pictures, pixels
 _LINE = 28  # height of a line of the legend, pixels
@@ -22,13 +24,26 @@ _PREDICTED = (255, 221, 51)  # marks of predicted landmarks
 _INK = (40, 40, 40)  # text and the rims of marks
 
 
-def overlay(images: np.ndarray, labels: np.ndarray, *, opacity: float = 0.55) -> np.ndarray:
+def pixel_positions(points: np.ndarray, *, height: int, width: int) -> np.ndarray:
+  """Returns points in pixels of a picture, counted from the centre of the first: (p + 1) / 2 · (size - 1).
+
+  Args:
+    points: `[..., 2]` (x, y) in [-1, 1], corners aligned.
+    height: of the picture, pixels.
+    width: of the picture, pixels.
+
+  Returns:
+    `[..., 2]` (x, y) float64. Where 0 is to be the edge of the picture, add 0.5.
+  """
+  return (np.asarray(points, np.float64) + 1) / 2 * (np.array([width, height]) - 1)
+
+
+def overlay(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Blends part colours over images; the background, label 0, stays as it is.
 
   Args:
     images: `[B, H, W, 3]` uint8 RGB.
     labels: `[B, H, W]` integers, 0 .. 255.
-    opacity: Weight of the part's colour, 0 to 1.
 
   Returns:
     `[B, H, W, 3]` uint8.
@@ -39,7 +54,7 @@ def overlay(images: np.ndarray, labels: np.ndarray, *, opacity: float = 0.55) ->
   """
   _check_images(images, labels)
   colors = part_colors(255)[np.maximum(labels, 1) - 1].astype(np.float32)
-  blended = (1 - opacity) * images + opacity * colors
+  blended = (1 - _OPACITY) * images + _OPACITY * colors
   return np.where(labels[..., None] > 0, np.rint(blended), images).astype(np.uint8)
 
 
@@ -51,7 +66,6 @@ def part_figure(
   *,
   landmarks: np.ndarray | None = None,
   predicted: np.ndarray | None = None,
-  columns: int = 8,
 ) -> None:
   """Writes a PNG of images above their coloured parts with numbered part centres, and a legend.
 
@@ -65,7 +79,6 @@ def part_figure(
     path: File to write; its folder is made, a file of that name is replaced.
     landmarks: `[N, L, 2]` in [-1, 1]; NaN where hidden.
     predicted: `[N, L, 2]` in [-1, 1].
-    columns: Images side by side.
 
   Raises:
     ValueError: Shapes disagree or a label is out of range.
@@ -90,7 +103,7 @@ def part_figure(
     _stack(image, labels[i], centers[i], [(points[i], mark) for points, mark, _ in kinds])
     for i, image in enumerate(images)
   ]
-  columns = min(columns, len(stacks))
+  columns = min(_COLUMNS, len(stacks))
   stacks += [np.full_like(stacks[0], 255)] * (-len(stacks) % columns)
   rows = [_join(stacks[i : i + columns], axis=1) for i in range(0, len(stacks), columns)]
   grid = _join(rows, axis=0, gap=3 * _GAP)
@@ -100,43 +113,6 @@ def part_figure(
   figure = Image.fromarray(np.concatenate([grid, legend]))
   with replacing(path) as temporary:
     figure.save(temporary, format="PNG")
-
-
-def loss_curves(
-  metrics: Sequence[Mapping[str, float]], path: str | Path, *, weights: Mapping[str, float]
-) -> None:
-  """Writes a PNG of the weighted loss terms, their total and the learning rate over the steps.
-
-  Args:
-    metrics: Records of `metrics.jsonl`: `step`, `loss` (the total), the unweighted terms and `lr`.
-    path: File to write; its folder is made, a file of that name is replaced.
-    weights: Weight λ of every term to draw, `config.loss`; terms of weight 0 are left out.
-
-  Raises:
-    ValueError: There are no records, or one lacks a key.
-  """
-  terms = [term for term, weight in weights.items() if weight != 0]
-  missing = sorted({key for record in metrics for key in ("step", "loss", "lr", *terms) if key not in record})
-  if not metrics or missing:
-    raise ValueError(
-      f"loss curves need at least one record with step, loss, lr and the terms; missing {missing}"
-    )
-  steps = np.array([record["step"] for record in metrics])
-  curves = {term: weights[term] * np.array([record[term] for record in metrics]) for term in terms}
-  figure = Figure(figsize=(9, 6), layout="constrained")
-  top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-  top.plot(steps, [record["loss"] for record in metrics], color="black", linewidth=2, label="total")
-  for term, values in curves.items():
-    top.plot(steps, values, linewidth=1.2, label=f"{term.replace('_', ' ')} × {weights[term]:g}")
-  top.set(yscale="log", ylabel="weighted loss")
-  top.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-  bottom.plot(steps, [record["lr"] for record in metrics], color="black", linewidth=1.2)
-  bottom.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-  for axes in (top, bottom):
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-  with replacing(path) as temporary:
-    figure.savefig(temporary, format="png", dpi=120)
 
 
 def _check_images(images: np.ndarray, labels: np.ndarray) -> None:
@@ -160,11 +136,10 @@ def _stack(
 ) -> np.ndarray:
   """Returns one image, its parts with their centres and, if there are marks, the image with those."""
   scale = -(-_TILE // image.shape[1])
-  size = np.array([image.shape[1], image.shape[0]])
 
   def to_pixels(points: np.ndarray) -> np.ndarray:
-    """Maps [-1, 1], the centres of the outer pixels, to the enlarged picture; 0 is its edge."""
-    return ((np.asarray(points) + 1) / 2 * (size - 1) + 0.5) * scale
+    """Returns positions in the enlarged picture; 0 is its edge."""
+    return (pixel_positions(points, height=image.shape[0], width=image.shape[1]) + 0.5) * scale
 
   large = _enlarge(image, scale, Image.Resampling.BICUBIC)
   large_labels = _enlarge(labels.astype(np.uint8), scale, Image.Resampling.NEAREST)
@@ -184,7 +159,7 @@ def _join(tiles: Sequence[np.ndarray], *, axis: int, gap: int = _GAP) -> np.ndar
 
 
 def _draw(image: np.ndarray, draw: Callable[[ImageDraw.ImageDraw, int], None]) -> np.ndarray:
-  """Returns a copy with smooth marks: `draw` gets a canvas and the number of its pixels per image pixel."""
+  """Returns a copy with smooth marks; `draw` gets a canvas and the number of its pixels per image pixel."""
   height, width = image.shape[:2]
   size = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
   canvas = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
@@ -211,7 +186,7 @@ def _mark_centers(image: np.ndarray, centers: Mapping[int, np.ndarray]) -> np.nd
 
 
 def _mark_points(image: np.ndarray, marks: Sequence[tuple[np.ndarray, Mark]]) -> np.ndarray:
-  """Draws every kind of points with its own mark; points that are NaN are hidden."""
+  """Draws every kind of point with its own mark; points that are NaN are hidden."""
 
   def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
     for points, mark in marks:

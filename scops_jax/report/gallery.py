@@ -1,6 +1,6 @@
-"""Test images to look at: the worst and some of the others with their predictions, and each part's looks.
+"""The test images of the report, the worst ones and a sample of the others, and the mean look of each part.
 
-Which images are the worst is known only after the last one, so all are kept on the way, compressed.
+Only after the last image are the worst ones known: until then all are kept, compressed.
 """
 
 import io
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from scops_jax.report.figures import pixel_positions
+
 # Pixels along the longer side of a kept picture.
 _LONGEST_SIDE = 256
 _JPEG_QUALITY = 85
-# A part's appearance is averaged over a square about its centre: its edge as a fraction of the image's
-# shorter one, and the number of samples along it.
+# The appearance of a part is averaged over a square about its centre: the edge of the square as a fraction of
+# the image's shorter one, and the number of samples along it.
 _WINDOW = 0.5
 _WINDOW_SAMPLES = 64
 
@@ -29,15 +31,15 @@ class Gallery:
     indices: `[N]` positions in the test split, ascending.
     images: N JPEG files, RGB, at most 256 pixels along the longer side.
     labels: `[N, h, w]` uint8, 0 .. K; as large as the pictures.
-    centers: `[N, K, 2]` part centres; of no meaning where a part has no pixel.
+    centers: `[N, K, 2]` part centres; meaningless where a part has no pixel.
     landmarks: `[N, L, 2]` annotated, NaN where hidden; None: no landmarks.
     predicted: `[N, L, 2]` predicted landmarks, NaN where there is no prediction, or None.
     errors: `[N]`, NaN where an image is not scored.
     error_name: what `errors` measure, such as "landmark error".
     num_worst: how many of the images were chosen for their error.
     num_test: images in the test split.
-    appearance: `[K, 64, 64, 4]` uint8 RGBA: the mean over all test images of a part's pixels about its
-      centre; alpha is how often a pixel belongs to the part, relative to the pixel that does most often.
+    appearance: `[K, 64, 64, 4]` uint8 RGBA: the mean of a part's pixels about its centre, over all test
+      images; alpha is how often a pixel belongs to the part, 255 for the pixel that does most often.
     num_present: `[K]` test images on which a part has a pixel.
   """
 
@@ -102,8 +104,8 @@ class GalleryBuilder:
         by 1 − intersection over union of predicted and true foreground.
       landmarks: `[M, L, 2]` annotated landmarks, NaN where hidden, or None.
       predicted: `[M, L, 2]` predicted landmarks, NaN where there is no prediction, or None.
-      max_images: how many images to keep.
-      max_worst: how many of them for their error; an image without an error is never among them.
+      max_images: the number of images to keep.
+      max_worst: at most so many are kept for their error; images without an error are not.
 
     Returns:
       The gallery.
@@ -132,7 +134,7 @@ class GalleryBuilder:
 
 
 class _Appearance:
-  """Means over images of each part's pixels, about the part's centre.
+  """The mean of each part's pixels about its centre, over images.
 
   For part k and offset d, with sums over images: coverage(d) = Σ m_k(c_k + d), colour(d) =
   Σ m_k(c_k + d) I(c_k + d) / coverage(d). m_k is 1 on the part's pixels and 0 elsewhere, also outside the
@@ -148,11 +150,8 @@ class _Appearance:
     height, width = labels.shape[1:]
     offsets = ((np.arange(_WINDOW_SAMPLES) + 0.5) / _WINDOW_SAMPLES - 0.5) * _WINDOW * min(height, width)
     rows = np.arange(len(labels))[:, None, None]
-    for part, points in enumerate(np.moveaxis(centers, 1, 0)):
-      x, y = (
-        np.rint((points[:, axis, None] + 1) / 2 * (size - 1) + offsets).astype(int)
-        for axis, size in enumerate((width, height))
-      )
+    positions = pixel_positions(centers, height=height, width=width)[..., None] + offsets
+    for part, (x, y) in enumerate(np.rint(positions).astype(int).transpose(1, 2, 0, 3)):
       inside = ((x >= 0) & (x < width))[:, None, :] & ((y >= 0) & (y < height))[:, :, None]
       pixels = (rows, np.clip(y, 0, height - 1)[:, :, None], np.clip(x, 0, width - 1)[:, None, :])
       mask = inside & (labels[pixels] == part + 1)

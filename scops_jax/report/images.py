@@ -1,14 +1,15 @@
-"""The report's pictures: test images under layers of parts that can be hidden, and each part's looks."""
+"""The pictures of the report: test images under layers of parts that can be hidden, and a card per part."""
 
 import math
 
 import numpy as np
 from PIL import Image
 
+from scops_jax.report.figures import pixel_positions
 from scops_jax.report.gallery import Gallery
 from scops_jax.report.markup import bar, data_uri, number, png_uri
 
-# A part with less of the foreground is nearly unused; one with more crowds out the others.
+# Shares of the foreground below which a part is nearly unused and above which it dominates the others.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 0.5
 UNUSED, DOMINATING = "nearly unused", "dominates"
 
@@ -87,14 +88,13 @@ def _layer(mask: np.ndarray, color: np.ndarray) -> str:
 
 
 def _marks(gallery: Gallery, i: int, colors: np.ndarray) -> str:
-  """Returns the part centres and landmarks of an image, in pixels of its label map."""
+  """Returns the SVG of an image's part centres and landmarks, in pixels of its label map."""
   height, width = gallery.labels[i].shape
-  size = np.array([width, height])
   unit = min(height, width) / 100
 
   def to_pixels(points: np.ndarray) -> np.ndarray:
-    """Maps [-1, 1], the centres of the outer pixels; 0 is the picture's edge."""
-    return (points + 1) / 2 * (size - 1) + 0.5
+    """Returns positions in the picture; 0 is its edge."""
+    return pixel_positions(points, height=height, width=width) + 0.5
 
   groups = []
   if gallery.landmarks is not None:

@@ -1,4 +1,4 @@
-"""Pieces of HTML that the report's sections share."""
+"""HTML that the sections of the report share."""
 
 import base64
 import io
@@ -24,18 +24,18 @@ def number(value: float | None, *, percent: bool = False) -> str:
 
 
 def bar(fraction: float | None, *, style: str = "") -> str:
-  """Returns a horizontal bar of which a fraction is filled; `style` is a class of the filling."""
+  """Returns a horizontal bar of which a fraction is filled; `style` is the class of the filled part."""
   width = min(max(fraction, 0.0), 1.0) if fraction is not None and math.isfinite(fraction) else 0.0
   return f'<span class="bar"><i class="{style}" style="width:{100 * width:.2f}%"></i></span>'
 
 
 def data_uri(content: bytes, mime_type: str) -> str:
-  """Returns the address of a file that stands in the address itself."""
+  """Returns a data URI, which contains the file itself."""
   return f"data:{mime_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def png_uri(picture: Image.Image, **options: int) -> str:
-  """Returns the address of a PNG; the options are Pillow's."""
+  """Returns the data URI of a PNG; the options are Pillow's."""
   file = io.BytesIO()
   picture.save(file, format="PNG", optimize=True, **options)
   return data_uri(file.getvalue(), "image/png")

@@ -1,4 +1,4 @@
-"""Puts the report together: results, parts, test images, training and configuration on one page."""
+"""The page of the report: results, parts, test images, training and configuration."""
 
 import importlib.resources
 import json
@@ -48,7 +48,7 @@ def write_report(
   config: ConfigDict,
   gallery: Gallery,
 ) -> None:
-  """Writes a page that a browser shows without a server and without loading anything else.
+  """Writes a page that a browser shows without a server and without any other file.
 
   The same arguments give the same bytes.
 
@@ -60,7 +60,7 @@ def write_report(
     gallery: test images with their predictions.
 
   Raises:
-    ValueError: the gallery does not have config.num_parts parts, or the results another number of them.
+    ValueError: the gallery or the results do not have config.num_parts parts.
   """
   num_parts, fractions = config.num_parts, results["part_area_fractions"]
   if not num_parts == len(fractions) == len(gallery.appearance):
@@ -98,7 +98,7 @@ def _asset(name: str) -> str:
 
 
 def _facts(results: Mapping[str, Any], config: ConfigDict) -> str:
-  """Returns one line on what was run."""
+  """Returns a line that says what was run."""
   return " · ".join(
     escape(fact)
     for fact in (
@@ -164,7 +164,7 @@ def _row(name: str, value: str, fraction: float | None, style: str) -> str:
 
 
 def _part_summary(fractions: Sequence[float]) -> str:
-  """Returns a sentence on the parts' use."""
+  """Returns a sentence for each part that is nearly unused or dominates."""
   sentences = [
     f"Part {i} {_FLAG_SENTENCES[flag]}." for i, flag in enumerate(map(images.part_flag, fractions), 1) if flag
   ]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-# Colours that stay apart on skin, fur and feathers, the most different ones first.
+# Distinct on skin, fur and feathers, the most different ones first. PASCAL VOC's are dark, and its first and
+# eighth are similar.
 _PART_COLORS = np.frombuffer(
   bytes.fromhex(
     "e6194b 3cb44b ffe119 006edc f58230 911eb4 46f0f0 f032e6 "
@@ -13,7 +14,7 @@ _PART_COLORS = np.frombuffer(
 
 
 def part_colors(num_parts: int) -> np.ndarray:
-  """Returns the colours of parts in pictures: VOC's are dark, and its first and eighth part look alike.
+  """Returns the colours of parts in pictures.
 
   Args:
     num_parts: K; after 16 parts the colours repeat.

@@ -1,10 +1,11 @@
-"""Saliency maps for a collection that has none: computed from the reference's features, kept as PNGs.
+"""Saliency maps of a collection that has none, computed from the reference's features and kept as PNGs.
 
-`foreground` says how; here images are read, features computed and maps written, in batches.
+`foreground` has the method; this module reads images, computes features and writes maps, in batches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -25,36 +26,36 @@ from scops_jax.saliency.foreground import SIDE, ForegroundModel, fit_foreground,
 from scops_jax.train_step import Networks
 
 _BATCH = 16  # images
-# The reference sees an image with a reflected margin of this share of its side: a network's features near the
-# border of its input differ from those inside.
+# Around an image the reference sees a reflected margin of this fraction of its side: a network's features are
+# different near the border of its input.
 _MARGIN = 1 / 8
 
 Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # images [B, S, S, 3] → [B, g, g, C]
 
 
-class _Place(NamedTuple):
-  """Where an image of a collection is found."""
+class _Missing(NamedTuple):
+  """An image without a current map."""
 
   source: ExampleSource
-  number: int  # in the source
-  name: str
-  digest: str  # of its file
+  index: int  # in the source
+  path: Path  # of the map
+  digest: str  # of the image's file
 
 
-class _Picture(NamedTuple):
-  """An image as the reference sees it and as its colours are read, and its own size."""
+class _Images(NamedTuple):
+  """A batch of images."""
 
-  large: NDArray[np.uint8]
-  small: NDArray[np.uint8]
-  shape: tuple[int, int]
+  small: NDArray[np.uint8]  # [B, SIDE, SIDE, 3], for their colours
+  features: NDArray[np.float32]  # [B, g, g, C]
+  shapes: Sequence[tuple[int, int]]  # the images' own heights and widths
 
 
 def write_missing_maps(collection: Collection, features: Features, config: ConfigDict) -> int:
   """Writes the maps that are missing or whose image has changed; those that a user edited stay.
 
-  What objects and backgrounds look like is learned from `config.auto_saliency.num_images` training images,
-  spread evenly, so a preparation that was interrupted goes on as it began. Memory does not grow with the
-  collection.
+  Objects and backgrounds are learned from `config.auto_saliency.num_images` training images, evenly spaced
+  and independent of what is missing: a preparation that was interrupted continues with the same model. Memory
+  does not grow with the collection.
 
   Args:
     collection: opened with data.saliency = "auto".
@@ -69,38 +70,32 @@ def write_missing_maps(collection: Collection, features: Features, config: Confi
   """
   if collection.maps is None:
     raise ValueError("expected a collection opened with data.saliency = 'auto'")
-  missing = [
-    place
-    for place in _places(collection)
-    if not is_current(map_path(collection.maps, place.name), place.digest)
-  ]
+  missing = list(_missing(collection, collection.maps))
   if not missing:
     return 0
   with ThreadPoolExecutor(config.data.num_threads) as threads:
     model = _fit(collection.train, features, threads, config)
-    progress = tqdm(total=len(missing), desc="saliency maps", unit="image", disable=None)
-    with progress:
+    with tqdm(total=len(missing), desc="saliency maps", unit="image", disable=None) as progress:
       for start in range(0, len(missing), _BATCH):
-        places = missing[start : start + _BATCH]
-        pictures = _read([(place.source, place.number) for place in places], threads, config)
-        small = np.stack([picture.small for picture in pictures])
-        maps = foreground_maps(model, small, _features(features, pictures), map_images=threads.map)
-        for place, picture, saliency in zip(places, pictures, maps, strict=True):
-          path = map_path(collection.maps, place.name)
-          height, width = picture.shape
+        batch = missing[start : start + _BATCH]
+        images = _read([(item.source, item.index) for item in batch], features, threads, config)
+        maps = foreground_maps(model, images.small, images.features, map_images=threads.map)
+        for item, (height, width), saliency in zip(batch, images.shapes, maps, strict=True):
           resized = Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR)
           try:
-            write_map(path, np.rint(255 * np.asarray(resized)).astype(np.uint8), place.digest)
+            write_map(item.path, np.rint(255 * np.asarray(resized)).astype(np.uint8), item.digest)
           except OSError as error:
-            raise UserError(f"the saliency map {path} can't be written: {error.strerror}") from error
-        progress.update(len(places))
+            raise UserError(f"the saliency map {item.path} can't be written: {error.strerror}") from error
+        progress.update(len(batch))
   return len(missing)
 
 
 def reference_grid(
   variables: chex.ArrayTree, images: chex.Array, *, networks: Networks, config: ConfigDict
 ) -> jax.Array:
-  """Returns the reference's features on one grid that covers the image.
+  """Returns the reference's features on one grid that covers the image without its margin.
+
+  On this grid the features of each map are divided by their norms, then all maps are concatenated.
 
   Args:
     variables: of the reference.
@@ -109,8 +104,8 @@ def reference_grid(
     config: the run's.
 
   Returns:
-    `[B, g, g, C]`, cells on the align-corners lattice, as many as the first map has of an image without
-    a margin, about; each map's features are divided by their norm, then concatenated.
+    `[B, g, g, C]` float32, cells on the align-corners lattice; g is about the number of cells that the first
+    map has for an image without a margin.
   """
   side = config.reference_image_size
   margin = round(_MARGIN * side)
@@ -121,56 +116,50 @@ def reference_grid(
   cells = max(2, round(maps[0].shape[1] * side / total))
   grids = []
   for features in maps:
-    last = features.shape[1] - 1
-    positions = np.linspace(margin, margin + side - 1, cells) / (total - 1) * last
-    rows = _interpolation(features.shape[1], positions)
+    # From the map's cells to the framed pixels; from the image's own pixels to the cells of the grid.
+    to_pixels = geometry.interpolation_matrix(features.shape[1], total)[margin : margin + side]
+    rows = jnp.asarray(geometry.interpolation_matrix(side, cells) @ to_pixels, jnp.float32)
     grid = jnp.einsum("ph,bhwc,qw->bpqc", rows, features.astype(jnp.float32), rows)
     grids.append(grid / jnp.sqrt(jnp.sum(grid**2, axis=-1, keepdims=True) + 1e-6))
   return jnp.concatenate(grids, axis=-1)
 
 
-def _interpolation(length: int, positions: NDArray[np.floating]) -> NDArray[np.float32]:
-  """Returns the matrix [P, length] that interpolates linearly at positions between 0 and length - 1."""
-  weights = 1 - np.abs(positions[:, None] - np.arange(length))
-  return np.maximum(weights, 0).astype(np.float32)
-
-
-def _places(collection: Collection) -> Iterator[_Place]:
+def _missing(collection: Collection, folder: Path) -> Iterator[_Missing]:
   sources = [collection.train, collection.test]
   if collection.regression is not collection.train:
     sources.append(collection.regression)
   for source in sources:
     for index in range(len(source)):
       name, image = source.encoded_image(index)
-      yield _Place(source, index, name, image_digest(image))
+      path, digest = map_path(folder, name), image_digest(image)
+      if not is_current(path, digest):
+        yield _Missing(source, index, path, digest)
 
 
 def _fit(source: ExampleSource, features: Features, threads: Executor, config: ConfigDict) -> ForegroundModel:
   count = min(config.auto_saliency.num_images, len(source))
-  indices = np.linspace(0, len(source) - 1, count).round().astype(int)
-  small: list[NDArray[np.uint8]] = []
-  grids: list[NDArray[np.float32]] = []
-  for start in range(0, count, _BATCH):
-    pictures = _read([(source, index) for index in indices[start : start + _BATCH]], threads, config)
-    small.extend(picture.small for picture in pictures)
-    grids.append(_features(features, pictures))
-  return fit_foreground(np.stack(small), np.concatenate(grids), map_images=threads.map)
+  items = [(source, index) for index in np.linspace(0, len(source) - 1, count).round().astype(int)]
+  batches = [
+    _read(items[start : start + _BATCH], features, threads, config) for start in range(0, count, _BATCH)
+  ]
+  return fit_foreground(
+    np.concatenate([batch.small for batch in batches]),
+    np.concatenate([batch.features for batch in batches]),
+    map_images=threads.map,
+  )
 
 
 def _read(
-  items: Sequence[tuple[ExampleSource, int]], threads: Executor, config: ConfigDict
-) -> list[_Picture]:
-  def one(item: tuple[ExampleSource, Any]) -> _Picture:
+  items: Sequence[tuple[ExampleSource, int]], features: Features, threads: Executor, config: ConfigDict
+) -> _Images:
+  """Reads at most _BATCH images and computes their features."""
+
+  def read(item: tuple[ExampleSource, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, int]]:
     source, index = item
     image = source.read(index, ("image",))["image"]
-    return _Picture(
-      resize_pixels(image, config.image_size), resize_pixels(image, SIDE), (image.shape[0], image.shape[1])
-    )
+    return resize_pixels(image, config.image_size), resize_pixels(image, SIDE), image.shape[:2]
 
-  return list(threads.map(one, items))
-
-
-def _features(features: Features, pictures: Sequence[_Picture]) -> NDArray[np.float32]:
-  """Returns the features of a batch, filled up with its last image so that all batches have one shape."""
-  filled = [*pictures, *[pictures[-1]] * (_BATCH - len(pictures))]
-  return np.asarray(features(np.stack([picture.large for picture in filled])))[: len(pictures)]
+  large, small, shapes = zip(*threads.map(read, items), strict=True)
+  # All batches have one shape: the last one is filled up with its last image.
+  filled = np.stack([*large, *[large[-1]] * (_BATCH - len(large))])
+  return _Images(np.stack(small), np.asarray(features(filled))[: len(large)], shapes)

@@ -1,4 +1,4 @@
-"""Pictures: colours, geometry of the figures, files and bad input."""
+"""Pictures of parts: colours, positions, files and bad input."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,6 @@ from PIL import Image
 
 from scops_jax.report import figures
 from scops_jax.report.palette import part_colors
-
-WEIGHTS = {"equivariance": 2.0, "semantic_consistency": 100.0, "background": 0.0}
-RECORDS = [
-  {"step": s, "loss": 3.0 / s, "equivariance": 1.0 / s, "semantic_consistency": 0.01 / s, "lr": 1e-3}
-  for s in (10, 20, 30)
-]
 
 
 def scene(count=3, height=24, width=40):
@@ -33,11 +27,11 @@ def test_part_colors_are_far_apart_and_repeat():
 
 def test_overlay_blends_parts_and_keeps_the_background():
   images, labels, _ = scene()
-  result = figures.overlay(images, labels, opacity=0.5)
+  result = figures.overlay(images, labels)
   assert result.dtype == np.uint8
   np.testing.assert_array_equal(result[labels == 0], images[labels == 0])
   for part, color in enumerate(part_colors(2).astype(float), 1):
-    np.testing.assert_array_equal(np.unique(result[labels == part], axis=0), [np.rint(50 + color / 2)])
+    np.testing.assert_array_equal(np.unique(result[labels == part], axis=0), [np.rint(45 + 0.55 * color)])
 
 
 def test_overlay_does_not_change_its_input():
@@ -58,13 +52,19 @@ def find(picture, color):
 
 
 def test_figure_has_a_column_for_every_image_and_wraps(tmp_path):
-  images, labels, centers = scene(count=5)
-  figures.part_figure(images, labels, centers, tmp_path / "one.png")
-  figures.part_figure(images, labels, centers, tmp_path / "two.png", columns=3)
+  images, labels, centers = scene(count=9)
+  figures.part_figure(images[:5], labels[:5], centers[:5], tmp_path / "one.png")
+  figures.part_figure(images, labels, centers, tmp_path / "two.png")
   one, two = read(tmp_path / "one.png"), read(tmp_path / "two.png")
-  assert one.shape[1] > 5 * 160
-  assert 3 * 160 < two.shape[1] < 4 * 160
+  assert 5 * 160 < one.shape[1] < 6 * 160
+  assert 8 * 160 < two.shape[1] < 9 * 160
   assert two.shape[0] > 1.5 * one.shape[0]
+
+
+def test_pixel_positions_are_align_corners():
+  points = np.array([[[-1.0, -1.0], [1.0, 1.0]], [[0.0, 0.0], [0.5, -0.5]]])
+  found = figures.pixel_positions(points, height=5, width=9)
+  np.testing.assert_array_equal(found, [[[0, 0], [8, 4]], [[4, 2], [6, 1]]])
 
 
 def test_figure_puts_centres_where_they_are(tmp_path):
@@ -101,18 +101,11 @@ def test_figure_marks_landmarks_and_skips_hidden_ones(tmp_path):
   assert (both[bottom, 172:332] != 100).any()
 
 
-def test_loss_curves_are_written(tmp_path):
-  path = tmp_path / "new" / "folder" / "losses.png"
-  figures.loss_curves(RECORDS, path, weights=WEIGHTS)
-  assert read(path).shape[0] > 300
-
-
 def test_files_are_replaced_and_nothing_else_is_left(tmp_path):
   images, labels, centers = scene()
   for count in (1, 3):
     figures.part_figure(images[:count], labels[:count], centers[:count], tmp_path / "a.png")
-    figures.loss_curves(RECORDS, tmp_path / "b.png", weights=WEIGHTS)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+  assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
   assert read(tmp_path / "a.png").shape[1] > 3 * 160
 
 
@@ -141,9 +134,3 @@ def test_bad_figures_raise_and_write_nothing(tmp_path, change, error, message):
   with pytest.raises(error, match=message):
     figures.part_figure(**arguments, path=tmp_path / "a.png")
   assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("records", [[], [{"step": 1, "loss": 2.0, "equivariance": 1.0, "lr": 0.1}]])
-def test_bad_records_raise(tmp_path, records):
-  with pytest.raises(ValueError, match="loss curves need"):
-    figures.loss_curves(records, tmp_path / "a.png", weights=WEIGHTS)
