@@ -88,15 +88,16 @@ def make_optimizer(
     if update_counts is None:
       raise ValueError("optimizer.repeat_updates needs the update counts of the segmenter's parameters.")
     counts["segmenter"] = update_counts
-  rules = {"frozen": optax.set_to_zero()}
+  frozen = {"frozen": optax.set_to_zero()}
+  rules = {}
   for group, count in sorted(set(zip(jax.tree.leaves(groups), jax.tree.leaves(counts), strict=True))):
     if group != "frozen":
       rules[_label(group, count)] = _update_rule(options, rates[group], count)
   owners = jax.tree.map(lambda group: "segmenter" if group in ("backbone", "head") else group, groups)
   clips = {owner: _clip_by_norm(options.clip_norm) for owner in ("segmenter", "basis")}
   return optax.chain(
-    optax.partition(clips | {"frozen": optax.set_to_zero()}, owners),
-    optax.partition(rules, jax.tree.map(_label, groups, counts)),
+    optax.partition(clips | frozen, owners),
+    optax.partition(rules | frozen, jax.tree.map(_label, groups, counts)),
   )
 
 

@@ -90,7 +90,7 @@ def _jvp(
   def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _conv(x, kernel, padding, stride, dilation)
 
-  def tangent(primals: Arrays, tangents: Arrays) -> Arrays:
+  def linear(primals: Arrays, tangents: Arrays) -> Arrays:
     return (convolve(tangents[0], primals[1]) + convolve(primals[0], tangents[1]),)
 
   def transposed(primals: Arrays, gradients: Arrays) -> Arrays:
@@ -103,8 +103,8 @@ def _jvp(
       kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
     return lax.optimization_barrier((x_gradient, kernel_gradient))
 
-  value = _conv_on_cpu(*primals, padding, stride, dilation)
-  return value, *linear_call(tangent, transposed, primals, tangents)
+  (tangent,) = linear_call(linear, transposed, primals, tangents)
+  return _conv_on_cpu(*primals, padding, stride, dilation), tangent
 
 
 def _in_tiles(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> bool:

@@ -71,7 +71,7 @@ def _jvp(stride: int, padding: Padding, primals: Arrays, tangents: Arrays) -> tu
   x, kernel = primals
   padded = _pad(x, padding)
 
-  def tangent(residuals: Arrays, tangents: Arrays) -> Arrays:
+  def linear(residuals: Arrays, tangents: Arrays) -> Arrays:
     padded, kernel = residuals
     of_input = _sum_windows(_pad(tangents[0], padding), kernel, stride)
     return (of_input + _sum_windows(padded, tangents[1], stride),)
@@ -86,7 +86,8 @@ def _jvp(stride: int, padding: Padding, primals: Arrays, tangents: Arrays) -> tu
 
   # Written to memory: XLA would compute it again for the gradient of the activation that follows.
   value = lax.optimization_barrier(_sum_windows(padded, kernel, stride))
-  return value, *linear_call(tangent, transposed, (padded, kernel), tangents)
+  (tangent,) = linear_call(linear, transposed, (padded, kernel), tangents)
+  return value, tangent
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:

@@ -35,17 +35,20 @@ def _evaluate(*arrays: jax.Array, jaxpr: ClosedJaxpr, **_: Any) -> list[jax.Arra
 
 
 def _jvp(
-  primals: Sequence[Any], tangents: Sequence[Any], *, function: Function, count: int, **options: Any
-) -> tuple[Sequence[Any], Sequence[Any]]:
-  transposed = options["transposed"]
+  primals: Sequence[Any],
+  tangents: Sequence[Any],
+  *,
+  function: Function,
+  transposed: Function,
+  count: int,
+  **_: Any,
+) -> tuple[Arrays, Arrays]:
   residuals, arguments = tuple(primals[:count]), tuple(primals[count:])
-  residual_tangents, argument_tangents = (
-    tuple(map(ad.instantiate_zeros, part)) for part in (tangents[:count], tangents[count:])
-  )
   results = linear_call(function, transposed, residuals, arguments)
-  result_tangents = linear_call(function, transposed, residuals, argument_tangents)
+  filled = tuple(map(ad.instantiate_zeros, tangents))
+  result_tangents = linear_call(function, transposed, residuals, filled[count:])
   if not all(isinstance(tangent, ad.Zero) for tangent in tangents[:count]):  # second derivatives
-    _, others = jax.jvp(lambda r: function(r, arguments), (residuals,), (residual_tangents,))
+    _, others = jax.jvp(lambda r: function(r, arguments), (residuals,), (filled[:count],))
     result_tangents = tuple(a + b for a, b in zip(result_tangents, others, strict=True))
   return results, result_tangents
 
@@ -61,15 +64,21 @@ def _transpose(
 
 
 def _batch(
-  arrays: Sequence[Any], axes: Sequence[Any], *, function: Function, count: int, **options: Any
+  arrays: Sequence[Any],
+  axes: Sequence[Any],
+  *,
+  function: Function,
+  transposed: Function,
+  count: int,
+  **_: Any,
 ) -> tuple[Arrays, list[int]]:
   size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
   arguments = tuple(
     batching.bdim_at_front(x, axis, size) for x, axis in zip(arrays[count:], axes[count:], strict=True)
   )
   in_axes = (tuple(axes[:count]), 0) if count else (None, 0)
-  mapped = (jax.vmap(f, in_axes=in_axes, axis_size=size) for f in (function, options["transposed"]))
-  results = linear_call(*mapped, tuple(arrays[:count]), arguments)
+  function, transposed = (jax.vmap(f, in_axes, axis_size=size) for f in (function, transposed))
+  results = linear_call(function, transposed, tuple(arrays[:count]), arguments)
   return results, [0] * len(results)
 
 
