@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-  """A mistake the user can mend, said in one line; a command prints it and exits without a traceback."""
+  """A mistake that the user can fix, in one line; a command prints it and exits without a traceback."""

@@ -30,8 +30,8 @@ def join(
   Args:
     coordinator_address: "HOST:PORT" of the first host; None where jax.distributed finds it (TPU pods, SLURM
       and other clusters).
-    num_processes: the number of hosts; None likewise.
-    process_id: this host's number, from 0 on; None likewise.
+    num_processes: the number of hosts; None as above.
+    process_id: this host's number, from 0 on; None as above.
 
   Raises:
     UserError: no cluster is found, or a host did not come.
