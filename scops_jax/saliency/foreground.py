@@ -198,7 +198,7 @@ def _refine(scores: NDArray[np.float32], colors: _Colors) -> NDArray[np.float32]
 
 
 def _color_log_odds(probabilities: NDArray[np.float32], colors: _Colors) -> NDArray[np.float32]:
-  """Returns each cluster's log-odds of foreground [_CLUSTERS], as if it had one more pixel, of probability ½."""
+  """Returns each cluster's log-odds of foreground [_CLUSTERS], with one more pixel of probability ½."""
   clusters = colors.coarse_clusters.ravel()
   sums = np.bincount(clusters, probabilities.ravel(), minlength=_CLUSTERS)
   shares = (sums + 0.5) / (np.bincount(clusters, minlength=_CLUSTERS) + 1)
