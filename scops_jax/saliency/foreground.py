@@ -253,4 +253,4 @@ def _at_cells(maps: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
 def _resize(maps: NDArray[np.float32], side: int) -> NDArray[np.float32]:
   """Interpolates maps [N, s, s] bilinearly with aligned corners: [N, side, side]."""
   matrix = interpolation_matrix(maps.shape[1], side).astype(np.float32)
-  return matrix @ maps @ matrix.T
+  return np.asarray(matrix @ maps @ matrix.T, np.float32)
