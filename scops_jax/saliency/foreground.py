@@ -198,7 +198,7 @@ def _refine(scores: NDArray[np.float32], colors: _Colors) -> NDArray[np.float32]
 
 
 def _color_log_odds(probabilities: NDArray[np.float32], colors: _Colors) -> NDArray[np.float32]:
-  """Returns each cluster's log-odds of foreground [_CLUSTERS], as if it had one more pixel of probability ½."""
+  """Returns each cluster's log-odds of foreground [_CLUSTERS], with one more pixel of probability ½."""
   clusters = colors.coarse_clusters.ravel()
   sums = np.bincount(clusters, probabilities.ravel(), minlength=_CLUSTERS)
   shares = (sums + 0.5) / (np.bincount(clusters, minlength=_CLUSTERS) + 1)
@@ -253,4 +253,4 @@ def _at_cells(maps: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
 def _resize(maps: NDArray[np.float32], side: int) -> NDArray[np.float32]:
   """Interpolates maps [N, s, s] bilinearly with aligned corners: [N, side, side]."""
   matrix = interpolation_matrix(maps.shape[1], side).astype(np.float32)
-  return matrix @ maps @ matrix.T
+  return np.asarray(matrix @ maps @ matrix.T, np.float32)

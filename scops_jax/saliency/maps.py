@@ -37,7 +37,7 @@ class _Missing(NamedTuple):
   """An image without a current map."""
 
   source: ExampleSource
-  index: int  # in the source
+  number: int  # in the source
   path: Path  # of the map
   digest: str  # of the image's file
 
@@ -78,7 +78,7 @@ def write_missing_maps(collection: Collection, features: Features, config: Confi
     with tqdm(total=len(missing), desc="saliency maps", unit="image", disable=None) as progress:
       for start in range(0, len(missing), _BATCH):
         batch = missing[start : start + _BATCH]
-        images = _read([(item.source, item.index) for item in batch], features, threads, config)
+        images = _read([(item.source, item.number) for item in batch], features, threads, config)
         maps = foreground_maps(model, images.small, images.features, map_images=threads.map)
         for item, (height, width), saliency in zip(batch, images.shapes, maps, strict=True):
           resized = Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR)
