@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from scops_jax.data.image_files import decode_image, encode_png
 from scops_jax.errors import UserError
 
 _CHUNK = 64  # examples held in memory while they are read by threads
@@ -120,7 +120,12 @@ class CollectionBuilder(  # type: ignore[call-arg]
           if isinstance(outcome, FilteredError):
             counts[f"filtered: {outcome}"] += 1
           elif isinstance(outcome, Exception):
-            self._note_bad(outcome)
+            if self.settings.data.on_bad_example != "skip":
+              raise UserError(
+                f"collection {self.name}: {outcome} "
+                "(repair or remove the file, or set data.on_bad_example=skip)"
+              ) from outcome
+            self.skipped.append(str(outcome))
             counts["skipped: can't be read"] += 1
           else:
             features, digest = outcome
@@ -137,16 +142,9 @@ class CollectionBuilder(  # type: ignore[call-arg]
     except (FilteredError, UserError, OSError, ValueError) as error:
       return error
 
-  def _note_bad(self, error: Exception) -> None:
-    if self.settings.data.on_bad_example != "skip":
-      raise UserError(
-        f"collection {self.name}: {error} (repair or remove the file, or set data.on_bad_example=skip)"
-      ) from error
-    self.skipped.append(str(error))
-
   def _encode(self, example: Example) -> tuple[dict[str, Any], bytes]:
     """Checks an example; returns its features and a digest of its content."""
-    pixels = decode_image(example.image, example.name)
+    pixels = decode_image(example.image, f"{example.name}: the image")
     height, width = pixels.shape[:2]
     if min(height, width) < 2:
       raise ValueError(f"{example.name}: the image has {width} × {height} pixels, expected at least 2 × 2")
@@ -190,27 +188,6 @@ class CollectionBuilder(  # type: ignore[call-arg]
       skipped=list(self.skipped),
       digest=self._digest.hexdigest()[:16],
     )
-
-
-def decode_image(image: bytes, name: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
-  """A picture file's pixels, [H, W, 3] of mode "RGB" and [H, W] of mode "L".
-
-  Raises:
-    ValueError: it can't be decoded completely; the message begins with `name`.
-  """
-  try:
-    return np.asarray(Image.open(io.BytesIO(image)).convert(mode))
-  except UnidentifiedImageError as error:
-    raise ValueError(f"{name}: the image's format is not known") from error
-  except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
-    raise ValueError(f"{name}: the image can't be decoded: {error}") from error
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-  """An [H, W] or [H, W, 3] array as a PNG file's bytes."""
-  stream = io.BytesIO()
-  Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
-  return stream.getvalue()
 
 
 def describe(counts: dict[str, int]) -> str:

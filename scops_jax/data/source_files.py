@@ -2,17 +2,15 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from PIL import Image
 
-from scops_jax.data.builder import decode_image
-from scops_jax.data.image_files import resize_pixels
+from scops_jax.data.image_files import decode_image, open_image, resize_pixels
 from scops_jax.errors import UserError
 
 
@@ -104,15 +102,6 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
   return found
 
 
-def read_picture(path: Path, name: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
-  """A picture's pixels: [H, W, 3] in mode "RGB", [H, W] in mode "L".
-
-  Raises:
-    ValueError: it is missing or can't be decoded; the message begins with `name`.
-  """
-  return decode_image(read_bytes(path, name), name, mode=mode)
-
-
 def read_bytes(path: Path, name: str) -> bytes:
   """A file's content.
 
@@ -127,19 +116,21 @@ def read_bytes(path: Path, name: str) -> bytes:
     raise ValueError(f"{name}: {path} can't be read: {error.strerror}") from error
 
 
-def picture_size(path: Path, name: str) -> tuple[int, int]:
-  """A picture's height and width, from the file's header.
+def read_picture(path: Path, name: str) -> NDArray[np.uint8]:
+  """A picture's pixels [H, W, 3].
 
   Raises:
-    ValueError: it is missing or no picture; the message begins with `name`.
+    ValueError: it is missing or can't be decoded; the message begins with `name`.
   """
-  try:
-    with Image.open(path) as picture:
-      return picture.height, picture.width
-  except FileNotFoundError as error:
-    raise ValueError(f"{name}: there is no file {path}") from error
-  except (OSError, SyntaxError) as error:
-    raise ValueError(f"{name}: the image can't be decoded: {error}") from error
+  return decode_image(read_bytes(path, name), f"{name}: the image")
+
+
+def picture_size(path: Path, name: str) -> tuple[int, int]:
+  """A picture's height and width, from the file's header; raises as `read_picture` does."""
+  if not path.is_file():
+    raise ValueError(f"{name}: there is no file {path}")
+  with open_image(path, f"{name}: the image") as picture:
+    return picture.height, picture.width
 
 
 def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
@@ -187,7 +178,7 @@ def read_saliency(folder: Path | None, name: str, shape: tuple[int, int]) -> NDA
     path = folder / f"{name}.png"
   if not path.is_file():
     raise ValueError(f"{name}: there is no saliency map {folder / Path(name).with_suffix('.png')}")
-  return resize_pixels(read_picture(path, f"{name}: saliency map {path}", mode="L"), shape)
+  return resize_pixels(decode_image(path, f"{name}: saliency map {path}", mode="L"), shape)
 
 
 def source_digest(config: ConfigDict) -> str:
@@ -197,6 +188,35 @@ def source_digest(config: ConfigDict) -> str:
   """
   saliency = f"in {config.data.saliency_dir}" if config.data.saliency == "collection" else "ones"
   return hashlib.sha256(f"{config.data.dir}\n{saliency}".encode()).hexdigest()[:8]
+
+
+def read_split_lists(
+  folder: Path, splits: Sequence[str], check: Callable[[str, Line], None]
+) -> dict[str, list[str]]:
+  """The names on the lines of a folder's SPLIT.txt, for each split that has such a file.
+
+  Args:
+    folder: of the lists.
+    splits: the splits' names.
+    check: raises UserError for a name, in a line, that is no image's.
+
+  Raises:
+    UserError: what `check` raises; or a name is listed twice.
+  """
+  lines: dict[str, Line] = {}
+  listed: dict[str, list[str]] = {}
+  for split in splits:
+    if not (folder / f"{split}.txt").exists():
+      continue
+    listed[split] = []
+    for line in read_lines(folder / f"{split}.txt"):
+      name = line.text.strip()
+      check(name, line)
+      if name in lines:
+        raise UserError(f"{line}: {name!r} is in {lines[name]} already")
+      lines[name] = line
+      listed[split].append(name)
+  return listed
 
 
 def chosen_for_test(name: str) -> bool:

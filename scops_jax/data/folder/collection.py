@@ -23,9 +23,16 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from PIL import Image
 
-from scops_jax.data.builder import CollectionBuilder, Example, decode_image, encode_png
+from scops_jax.data.builder import CollectionBuilder, Example
 from scops_jax.data.folder.layout import folder_digest, map_name, read_layout
-from scops_jax.data.image_files import Picture, read_image, resize_pixels
+from scops_jax.data.image_files import (
+  Picture,
+  decode_image,
+  encode_png,
+  open_image,
+  read_image,
+  resize_pixels,
+)
 from scops_jax.data.source_files import mask_box, read_bytes
 from scops_jax.errors import UserError
 
@@ -147,12 +154,8 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       if required:
         raise ValueError(f"{name}: there is no map of its parts {path}, and a test image needs one")
       return None
-    try:
-      with Image.open(path) as picture:
-        indices = np.asarray(picture)
-        mode = picture.mode
-    except (OSError, SyntaxError) as error:
-      raise ValueError(f"{name}: the map of its parts {path} can't be decoded: {error}") from error
+    with open_image(path, f"{name}: the map of its parts {path}") as picture:
+      indices, mode = np.asarray(picture), picture.mode
     if mode not in _INDEX_MODES or indices.max() > 255:
       raise ValueError(f"{name}: {path} should hold part indices 0..255 in one channel, its mode is {mode}")
     if indices.shape != shape:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
-from PIL import Image
 
-from scops_jax.data.image_files import find_images
-from scops_jax.data.source_files import chosen_for_test, name_number, read_lines
+from scops_jax.data.image_files import find_images, open_image
+from scops_jax.data.source_files import Line, chosen_for_test, name_number, read_split_lists
 from scops_jax.errors import UserError
 
 _COLUMNS = ("image", "landmark", "x", "y", "visible")
@@ -91,9 +90,9 @@ def _find_masks(config: ConfigDict, images: dict[str, Path]) -> Path | None:
 
 def _has_transparency(path: Path) -> bool:
   try:
-    with Image.open(path) as picture:  # reads the header only
+    with open_image(path, str(path)) as picture:  # reads the header only
       return picture.has_transparency_data
-  except (OSError, SyntaxError):
+  except ValueError:
     return False  # read_example gets the same error and reports it
 
 
@@ -198,30 +197,20 @@ def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:
   Raises:
     UserError: a line names no image, or one that was named before, or a split is empty.
   """
-  lists = {split: folder / f"{split}.txt" for split in ("train", "test")}
-  listed: dict[str, set[str]] = {}
-  lines: dict[str, str] = {}  # file and line of each name
-  for split, path in lists.items():
-    if not path.exists():
-      continue
-    listed[split] = set()
-    for line in read_lines(path):
-      name = line.text.strip()
-      _check_name(name, images, str(line))
-      if name in lines:
-        raise UserError(f"{line}: {name!r} is in {lines[name]} already")
-      lines[name] = str(line)
-      listed[split].add(name)
+  splits = ("train", "test")
+
+  def check(name: str, line: Line) -> None:
+    _check_name(name, images, str(line))
+
+  listed = {split: set(names) for split, names in read_split_lists(folder, splits, check).items()}
   if not listed:
     chosen = {name for name in images if chosen_for_test(name)}
     # Very few images: none or all of them may be chosen.
     listed["test"] = chosen if 0 < len(chosen) < len(images) else {min(images, key=name_number)}
-  for split, other in (("train", "test"), ("test", "train")):
-    if split not in listed:
-      listed[split] = set(images) - listed[other]
-  for split, names in listed.items():
-    if not names:
+  for split in splits:
+    listed.setdefault(split, set(images).difference(*listed.values()))
+    if not listed[split]:
       raise UserError(
         f"{folder} has no image for the {split} split: {len(images)} in images/, see {split}.txt"
       )
-  return {split: sorted(listed[split]) for split in lists}
+  return {split: sorted(listed[split]) for split in splits}

@@ -23,17 +23,8 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from scipy.io import loadmat
 
+from scops_jax.data import source_files as files
 from scops_jax.data.builder import CollectionBuilder, Example, FilteredError, encode_png
-from scops_jax.data.source_files import (
-  find_saliency_folder,
-  mask_box,
-  read_bytes,
-  read_lines,
-  read_picture,
-  read_saliency,
-  source_digest,
-  square_around,
-)
 
 _LISTS = {"train": "train", "test": "val"}
 _MIN_BOX = 0.2  # of the image's area
@@ -109,34 +100,34 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
   @classmethod
   def variant(cls, config: ConfigDict) -> str:
     source = "silhouettes-" if _takes_silhouettes(config) else ""
-    return f"{config.pascal.category}-{source}{source_digest(config)}"
+    return f"{config.pascal.category}-{source}{files.source_digest(config)}"
 
   def open_source(self) -> None:
     root = Path(self.settings.data.dir)
     self._voc, self._annotations = root / "VOCdevkit" / "VOC2010", root / "Annotations_Part"
     silhouettes = _takes_silhouettes(self.settings)
-    self._saliency_folder = None if silhouettes else find_saliency_folder(self.settings)
+    self._saliency_folder = None if silhouettes else files.find_saliency_folder(self.settings)
 
   def list_records(self, split: str) -> Sequence[tuple[str, int]]:
     """Image names, each with the numbers of the category's objects in the image."""
     category = self.settings.pascal.category
     path = self._voc / "ImageSets" / "Main" / f"{category}_{_LISTS[split]}.txt"
     # 0: it shows only objects that are marked as difficult; -1: none.
-    names = [line.key for line in read_lines(path) if line.numbers(1)[0] == 1]
+    names = [line.key for line in files.read_lines(path) if line.numbers(1)[0] == 1]
     return [(name, number) for name in names for number in range(self._count_objects(name))]
 
   def read_example(self, record: tuple[str, int]) -> Example:
     name, number = record
-    objects = self._read_objects(name)
-    found = self._of_category(objects)
+    objects = read_annotation(self._annotations / f"{name}.mat", name)
+    found = [item for item in objects if item.category == self.settings.pascal.category]
     if not found:
       raise FilteredError("no object of the category is annotated")
-    pixels = read_picture(self._voc / "JPEGImages" / f"{name}.jpg", name)
+    pixels = files.read_picture(self._voc / "JPEGImages" / f"{name}.jpg", name)
     height, width = pixels.shape[:2]
     masks = [mask for item in objects for mask in (item.mask, *(mask for _, mask in item.parts))]
     if any(mask.shape != (height, width) for mask in masks):
       raise ValueError(f"{name}: a mask of its annotation is not of the image's size, {height} × {width}")
-    box = mask_box(found[number].mask)
+    box = files.mask_box(found[number].mask)
     if box is None:
       raise ValueError(f"{name}: the silhouette of an object is empty")
     if np.prod(box[2:] - box[:2] + 1) < _MIN_BOX * height * width:
@@ -145,10 +136,10 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       parts = part_labels(objects, self.settings.pascal.category)
     except ValueError as error:
       raise ValueError(f"{name}: {error}") from error
-    saliency = read_saliency(self._saliency_folder, f"{name}.jpg", parts.shape)
+    saliency = files.read_saliency(self._saliency_folder, f"{name}.jpg", parts.shape)
     if _takes_silhouettes(self.settings):
       saliency = np.where(parts > 0, 255, 0).astype(np.uint8)
-    square = square_around(box, height, width)
+    square = files.square_around(box, height, width)
     return Example(
       name=f"{name}/{number + 1}",
       image=encode_png(pixels[square]),
@@ -159,17 +150,12 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       box=box - np.tile(np.asarray((square[1].start, square[0].start), np.float32), 2),
     )
 
-  def _read_objects(self, name: str) -> tuple[AnnotatedObject, ...]:
-    return read_annotation(self._annotations / f"{name}.mat", name)
-
-  def _of_category(self, objects: Sequence[AnnotatedObject]) -> list[AnnotatedObject]:
-    return [item for item in objects if item.category == self.settings.pascal.category]
-
   def _count_objects(self, name: str) -> int:
     try:
-      return max(1, len(self._of_category(self._read_objects(name))))
+      objects = read_annotation(self._annotations / f"{name}.mat", name)
     except ValueError:
       return 1  # read_example gets the same error and reports it
+    return max(1, sum(item.category == self.settings.pascal.category for item in objects))
 
 
 def _takes_silhouettes(config: ConfigDict) -> bool:
@@ -191,7 +177,7 @@ def read_annotation(path: Path, name: str) -> tuple[AnnotatedObject, ...]:
   Raises:
     ValueError: the file is missing, damaged or not an annotation; the message begins with `name`.
   """
-  content = read_bytes(path, name)
+  content = files.read_bytes(path, name)
   try:
     variables = loadmat(io.BytesIO(content), variable_names=["anno"])
   # SciPy raises many kinds of errors for damaged files: OSError, IndexError, MatReadError, …
