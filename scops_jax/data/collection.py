@@ -2,6 +2,8 @@
 
 import fcntl
 import io
+import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -18,12 +20,14 @@ from PIL import Image
 from scops_jax.data.builder import CollectionBuilder, describe
 from scops_jax.data.folder.collection import ImageFolder
 from scops_jax.data.published.aflw import Aflw
+from scops_jax.data.published.base import PublishedCollection
 from scops_jax.data.published.celeba_wild import CelebaWild
 from scops_jax.data.published.cub_parts import CubParts
 from scops_jax.data.published.pascal_parts import PascalParts
 from scops_jax.data.saliency_maps import map_path, read_map
 from scops_jax.data.toy_faces.collection import ToyFaces
 from scops_jax.errors import UserError
+from scops_jax.storage.files import file_digest, replacing
 
 BUILDERS: dict[str, type[CollectionBuilder]] = {
   "aflw": Aflw,
@@ -33,6 +37,7 @@ BUILDERS: dict[str, type[CollectionBuilder]] = {
   "pascal_parts": PascalParts,
   "toy_faces": ToyFaces,
 }
+_DIGESTS = "digests.json"  # size and SHA-256 of each file of a data set
 _PICTURES = ("image", "saliency", "parts")
 
 
@@ -45,12 +50,18 @@ class ExampleSource(Sequence):
   """
 
   def __init__(
-    self, records: Sequence[dict[str, Any]], *, saliency: str = "collection", maps: Path | None = None
+    self,
+    records: Sequence[dict[str, Any]],
+    *,
+    saliency: str = "collection",
+    maps: Path | None = None,
+    origin: str = "the data set",
   ) -> None:
-    """Takes tfds's records, the value of data.saliency and, if it is "auto", the folder of the maps."""
+    """Takes tfds's records, data.saliency, for "auto" the folder of the maps, and a name for messages."""
     self._records = records
     self._saliency = saliency
     self._maps = maps
+    self._origin = origin
 
   def __len__(self) -> int:
     return len(self._records)
@@ -60,13 +71,28 @@ class ExampleSource(Sequence):
 
   def read(self, index: int, fields: Sequence[str]) -> dict[str, Any]:
     """Some fields of example `index`; other pictures are not decoded."""
-    record = self._records[int(index)]
-    return {field: self._decode(record, field) for field in fields}
+    with self._reading(index) as record:
+      return {field: self._decode(record, field) for field in fields}
 
   def encoded_image(self, index: int) -> tuple[str, bytes]:
     """The name and the image file's bytes of example `index`."""
-    record = self._records[int(index)]
-    return record["name"].decode(), record["image"]
+    with self._reading(index) as record:
+      return record["name"].decode(), record["image"]
+
+  @contextmanager
+  def _reading(self, index: int) -> Iterator[dict[str, Any]]:
+    if not -len(self) <= index < len(self):
+      raise IndexError(index)
+    try:
+      yield self._records[int(index)]
+    except UserError:
+      raise
+    # array_record, tfds and Pillow raise many kinds of errors for damaged files.
+    except Exception as error:
+      raise UserError(
+        f"{self._origin}: record {index} can't be read ({' '.join(str(error).split())}): run "
+        "scops_jax.prepare with the same config, which prepares a damaged data set again"
+      ) from error
 
   def _decode(self, record: dict[str, Any], field: str) -> Any:
     if field == "name":
@@ -105,44 +131,57 @@ class Preparation:
   counts: dict[str, dict[str, int]]  # by split: how many were read, filtered (and why), written
   skipped: tuple[str, ...]  # why bad examples were left out (data.on_bad_example = "skip")
   summary: tuple[str, ...]  # lines about a folder of own images
+  notes: tuple[str, ...]  # lines about a data set that is damaged, out of date or without its sources
 
   def __str__(self) -> str:
     head = f"prepared {self.path}" if self.built else f"{self.path} is there already; nothing to do"
     lines = [f"{split}: {describe(counts)}" for split, counts in self.counts.items()]
-    return "\n".join([head, *lines, *(f"skipped: {reason}" for reason in self.skipped), *self.summary])
+    skipped = [f"skipped: {reason}" for reason in self.skipped]
+    return "\n".join([*self.notes, head, *lines, *skipped, *self.summary])
 
 
 def prepare_collection(config: ConfigDict) -> Preparation:
   """Writes the tfds data set of `config.data.name` under `config.data.cache_dir`, unless it is there.
 
+  A data set whose files differ from what was written, by their sizes or SHA-256, is prepared again.
+
   Raises:
-    UserError: `data.name` is unknown, a split has no image, an example can't be read, or the folder can't be
-      written.
+    UserError: `data.name` is unknown, a split has no image, an example can't be read, the folder can't be
+      written, or a damaged data set can't be prepared again.
   """
+  if config.data.name not in BUILDERS:
+    raise UserError(f"data.name={config.data.name!r} is not one of {', '.join(sorted(BUILDERS))}")
+  if not config.data.cache_dir:
+    raise UserError("data.cache_dir is empty: it should name a folder for prepared data sets")
+  builder_class = BUILDERS[config.data.name]
   try:
-    with _quiet_tfds():
-      builder = _builder(config)
-      with _only_writer(builder):
-        built = not builder.is_prepared()
-        if built:
-          _write(builder)
-      builder = _builder(config)  # reads what this or another process has written
+    variant, notes = _choose_variant(builder_class, config)
+    folder = Path(config.data.cache_dir, config.data.name, variant, str(builder_class.VERSION))
+    with _only_writer(folder.parent):
+      damage = find_damage(folder) if folder.exists() else None
+      built = damage is not None or not folder.exists()
+      if damage is not None:
+        notes.append(f"{damage}: the data set is prepared again")
+        _rebuild(builder_class, config, folder, damage)
+      elif built:
+        _write(builder_class, config, folder)
+      metadata = _open_builder(config, folder).info.metadata
   except OSError as error:
     raise UserError(
       f"can't prepare {config.data.name} in data.cache_dir={config.data.cache_dir}: {error}"
     ) from error
-  metadata = builder.info.metadata
   if metadata["skipped"] and config.data.on_bad_example == "error":
     raise UserError(
-      f"{builder.data_dir} was prepared without {len(metadata['skipped'])} bad examples, the first: "
+      f"{folder} was prepared without {len(metadata['skipped'])} bad examples, the first: "
       f"{metadata['skipped'][0]} (set data.on_bad_example=skip, or delete the folder and repair the files)"
     )
   return Preparation(
-    path=Path(builder.data_dir),
+    path=folder,
     built=built,
     counts=metadata["counts"],
     skipped=tuple(metadata["skipped"]),
     summary=tuple(metadata.get("summary", ())),
+    notes=tuple(notes),
   )
 
 
@@ -155,15 +194,17 @@ def open_collection(config: ConfigDict, preparation: Preparation | None = None) 
   """
   if preparation is None:
     preparation = prepare_collection(config)
-    if preparation.built or preparation.summary:
+    if preparation.built or preparation.summary or preparation.notes:
       print(preparation)
-  with _quiet_tfds():
-    builder = _builder(config)
+  builder = _open_builder(config, preparation.path)
   undecoded = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}
   maps = _maps_folder(config, preparation.path) if config.data.saliency == "auto" else None
   sources = {
     split: ExampleSource(
-      builder.as_data_source(split, decoders=undecoded), saliency=config.data.saliency, maps=maps
+      builder.as_data_source(split, decoders=undecoded),
+      saliency=config.data.saliency,
+      maps=maps,
+      origin=f"{preparation.path}, split {split}",
     )
     for split in builder.splits
   }
@@ -192,10 +233,44 @@ def _maps_folder(config: ConfigDict, prepared: Path) -> Path:
   return prepared.parent / "saliency_auto"
 
 
-def _builder(config: ConfigDict) -> CollectionBuilder:
-  if config.data.name not in BUILDERS:
-    raise UserError(f"data.name={config.data.name!r} is not one of {', '.join(sorted(BUILDERS))}")
-  return BUILDERS[config.data.name](config)
+def find_damage(folder: Path) -> str | None:
+  """The first file of a data set that is not as it was written, and why; None if all are."""
+  record = folder / _DIGESTS
+  try:
+    written = {
+      folder / name: (size, digest) for name, (size, digest) in json.loads(record.read_bytes()).items()
+    }
+    for path, (size, _) in written.items():
+      if path.stat().st_size != size:
+        return f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}"
+    for path, (_, digest) in written.items():
+      if file_digest(path) != digest:
+        return f"{path} is damaged: its content has changed"
+  except FileNotFoundError as error:
+    return f"{error.filename} is missing"
+  except (ValueError, TypeError, AttributeError):
+    return f"{record} is damaged"
+  return None
+
+
+def _choose_variant(builder_class: type[CollectionBuilder], config: ConfigDict) -> tuple[str, list[str]]:
+  """The name of the config's data set, and notes about others of the same files."""
+  variant = builder_class.variant(config)
+  if not issubclass(builder_class, PublishedCollection):
+    return variant, []
+  home = Path(config.data.cache_dir, config.data.name)
+  others = sorted(home.glob(f"{builder_class.place(config)}-*/{builder_class.VERSION}"), key=os.path.getmtime)
+  if not others or (home / variant / str(builder_class.VERSION)).exists():
+    return variant, []
+  latest = others[-1].parent
+  if not Path(config.data.dir).is_dir():
+    return latest.name, [f"there is no folder data.dir={config.data.dir}: taking {latest} as it was prepared"]
+  return variant, [f"files in {config.data.dir} have changed since {latest} was prepared (you may delete it)"]
+
+
+def _open_builder(config: ConfigDict, folder: Path) -> CollectionBuilder:
+  with _quiet_tfds():
+    return BUILDERS[config.data.name](config, variant=folder.parent.name)
 
 
 @contextmanager
@@ -212,17 +287,48 @@ def _quiet_tfds() -> Iterator[None]:
 
 
 @contextmanager
-def _only_writer(builder: CollectionBuilder) -> Iterator[None]:
-  """Holds the data set's lock, which the system releases if the process dies."""
-  folder = Path(builder.data_dir).parent
+def _only_writer(folder: Path) -> Iterator[None]:
+  """Holds the lock of a data set's folder, which the system releases if the process dies."""
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / "lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     yield
 
 
-def _write(builder: CollectionBuilder) -> None:
-  for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):  # of a killed preparation
+def _write(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Path) -> None:
+  for leftover in folder.parent.glob("incomplete.*"):  # of a killed preparation
     shutil.rmtree(leftover)
   options = tfds.download.DownloadConfig(try_download_gcs=False)
-  builder.download_and_prepare(download_config=options, file_format="array_record")
+  with _quiet_tfds():
+    builder = builder_class(config, variant=folder.parent.name)
+    builder.download_and_prepare(download_config=options, file_format="array_record")
+  written = {path.name: (path.stat().st_size, file_digest(path)) for path in sorted(folder.iterdir())}
+  damaged = _damaged_folder(folder)
+  if damaged.is_dir():
+    for cache in damaged.iterdir():
+      if cache.is_dir():  # files computed from the data set have names that depend on its content
+        cache.rename(folder / cache.name)
+    shutil.rmtree(damaged)
+  # A data set without this record counts as incomplete.
+  with replacing(folder / _DIGESTS) as temporary:
+    temporary.write_text(json.dumps(written))
+
+
+def _rebuild(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Path, damage: str) -> None:
+  damaged = _damaged_folder(folder)
+  if damaged.exists():
+    shutil.rmtree(damaged)
+  folder.rename(damaged)
+  try:
+    _write(builder_class, config, folder)
+  except BaseException as error:
+    if damaged.exists():
+      shutil.rmtree(folder, ignore_errors=True)
+      damaged.rename(folder)
+    if isinstance(error, UserError):
+      raise UserError(f"{damage}, and preparing the data set again failed: {error}") from error
+    raise
+
+
+def _damaged_folder(folder: Path) -> Path:
+  return folder.with_name(f"damaged.{folder.name}")

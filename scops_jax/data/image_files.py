@@ -7,6 +7,7 @@ import contextlib
 import glob
 import io
 import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scops_jax.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of image files in folders, in lower or upper case
+
+MAX_PIXELS = 10**8  # of an image; decoding one takes up to a gigabyte of memory
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -66,11 +69,17 @@ def open_image(file: pathlib.Path | str | bytes, what: str) -> Iterator[Image.Im
     what: the subject of the errors' messages.
 
   Raises:
-    ValueError: the file is missing, not in one of these formats, or damaged, also if that shows only while
-      the caller decodes it.
+    ValueError: the file is missing, not in one of these formats, larger than MAX_PIXELS, or damaged, also if
+      that shows only while the caller decodes it.
   """
   try:
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as picture:
+    with warnings.catch_warnings():
+      # Pillow warns about fewer pixels than it refuses.
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS)
+    with opened as picture:
+      if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f"{picture.width} × {picture.height} pixels are over {MAX_PIXELS // 10**6} million")
       yield picture
   except UnidentifiedImageError as error:
     raise ValueError(f"{what} is not a JPEG, PNG or WebP image") from error

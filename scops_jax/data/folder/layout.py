@@ -10,11 +10,20 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from scops_jax.data.builder import printable
 from scops_jax.data.image_files import find_images, open_image
-from scops_jax.data.source_files import Line, chosen_for_test, name_number, read_split_lists
+from scops_jax.data.source_files import (
+  Line,
+  chosen_for_test,
+  list_files,
+  name_number,
+  read_split_lists,
+)
 from scops_jax.errors import UserError
 
 _COLUMNS = ("image", "landmark", "x", "y", "visible")
+_MAX_BYTES = 1 << 28  # of landmarks.csv
+_MAX_NUMBER = 1e6  # of a coordinate in pixels
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
 
@@ -33,6 +42,7 @@ class FolderLayout(NamedTuple):
   parts: Path | None  # folder of the index maps
   table: LandmarkTable
   splits: dict[str, list[str]]
+  others: list[str]  # files in images/ that are not read
 
 
 def read_layout(config: ConfigDict) -> FolderLayout:
@@ -65,6 +75,7 @@ def read_layout(config: ConfigDict) -> FolderLayout:
     parts=parts if parts.is_dir() else None,
     table=table,
     splits=read_splits(root, images),
+    others=[name for name in list_files(root / "images", "**/*") if name not in images],
   )
 
 
@@ -111,7 +122,7 @@ def folder_digest(config: ConfigDict) -> str:
     if path.exists():
       status = path.stat()
       place = path.relative_to(root) if path.is_relative_to(root) else path
-      digest.update(f"\n{place} {status.st_size} {status.st_mtime_ns}".encode())
+      digest.update(f"\n{place} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
   return digest.hexdigest()[:12]
 
 
@@ -130,6 +141,8 @@ def read_landmark_table(path: Path, images: Collection[str]) -> LandmarkTable:
   """
   points: dict[str, dict[str, tuple[float, float]]] = {}
   lines: dict[tuple[str, str], int] = {}  # line of each image and landmark
+  if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+    raise UserError(f"{path} is no file, or has over {_MAX_BYTES >> 20} MiB")
   try:
     with path.open(newline="", encoding="utf-8-sig") as file:
       rows = csv.DictReader(file, skipinitialspace=True, strict=True)
@@ -164,7 +177,7 @@ def _parse_row(
   if not landmark:
     raise UserError(f"{where}: the landmark has no name")
   if visible.lower() not in _TRUE + _FALSE:
-    raise UserError(f"{where}: visible={visible!r} should be 1 or 0")
+    raise UserError(f"{where}: visible={printable(visible, 200)!r} should be 1 or 0")
   if visible.lower() in _FALSE:
     return image, landmark, None
   return image, landmark, (_number(x, "x", where), _number(y, "y", where))
@@ -175,17 +188,18 @@ def _number(text: str, what: str, where: str) -> float:
     value = float(text)
   except ValueError:
     value = math.nan
-  if not math.isfinite(value):
-    raise UserError(f"{where}: {what}={text!r} is not a number")
+  if not abs(value) <= _MAX_NUMBER:
+    raise UserError(f"{where}: {what}={printable(text, 200)!r} is not a number between ±10⁶")
   return value
 
 
 def _check_name(name: str, images: Collection[str], where: str) -> None:
   """Raises UserError, which suggests the nearest name, unless `name` is an image."""
   if name not in images:
-    nearest = difflib.get_close_matches(name, images, n=1)
+    shown = printable(name, 200)
+    nearest = difflib.get_close_matches(shown, images, n=1)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-    raise UserError(f"{where}: there is no image {name!r} in images/{hint}")
+    raise UserError(f"{where}: there is no image {shown!r} in images/{hint}")
 
 
 def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:

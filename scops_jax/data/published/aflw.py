@@ -21,10 +21,12 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from scops_jax.data import source_files as files
-from scops_jax.data.builder import CollectionBuilder, Example, FilteredError
+from scops_jax.data.builder import Example, FilteredError
+from scops_jax.data.published.base import PublishedCollection
 from scops_jax.errors import UserError
 
 _MIN_BOX = 0.3  # of the image's area
+_DATABASES = ("data/aflw.sqlite", "aflw.sqlite")
 # The landmarks, as FeatureCoordTypes.descr names them.
 _LANDMARKS = {
   "left_eye": "LeftEyeCenter",
@@ -34,6 +36,11 @@ _LANDMARKS = {
   "right_mouth": "MouthRightCorner",
 }
 _TABLES = ("Faces", "FaceImages", "FaceRect", "FeatureCoords", "FeatureCoordTypes")
+_MAX_BYTES = 1 << 29  # of the database
+_MAX_ROWS = 2_000_000  # of a table; the published one has 26 000 faces with 21 points each
+_MAX_TEXT = 1 << 20  # bytes of a value
+_MAX_STEPS = 10**9  # of SQLite's machine, about ten seconds; the published database takes 10⁷
+_MAX_NUMBER = 1e6  # of a coordinate in pixels
 _TABLE_NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"  # no views
 _ALL_POINTS = "SELECT face_id, descr, c.x, c.y FROM FeatureCoords c JOIN FeatureCoordTypes USING (feature_id)"
 # Of several annotators' boxes of a face the first counts.
@@ -55,7 +62,7 @@ class Face(NamedTuple):
   points: dict[str, tuple[Any, Any]]  # (x, y) of the visible landmarks, by name
 
 
-class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Aflw(PublishedCollection, skip_registration=True):  # type: ignore[call-arg]
   """The largest face of each image, if its box covers at least 30 % of the image.
 
   Images keep their published bytes. Coordinates start with 0 at the first pixel. A landmark that the database
@@ -66,15 +73,20 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
   """
 
   landmark_names = tuple(_LANDMARKS)
+  saliency_folders = ("saliency",)
 
   @classmethod
-  def variant(cls, config: ConfigDict) -> str:
-    return f"box30-{files.source_digest(config)}"
+  def label(cls, config: ConfigDict) -> str:
+    return "box30"
+
+  @classmethod
+  def sources(cls, config: ConfigDict) -> list[str]:
+    return [*_DATABASES, "data/flickr", *(f"{split}.txt" for split in cls.splits)]
 
   def open_source(self) -> None:
+    super().open_source()
     self._root = Path(self.settings.data.dir)
-    self._saliency_folder = files.find_saliency_folder(self.settings, self._root / "saliency")
-    places = [self._root / "data" / "aflw.sqlite", self._root / "aflw.sqlite"]
+    places = [self._root / name for name in _DATABASES]
     self._faces = read_database(next((path for path in places if path.exists()), places[0]))
     self._paths = self._read_splits()
 
@@ -150,11 +162,17 @@ def read_database(path: Path) -> list[Face]:
   """
   if not path.is_file():
     raise UserError(f"{path} is missing: data.dir must hold AFLW as it is published")
+  if path.stat().st_size > _MAX_BYTES:
+    raise UserError(f"{path} has over {_MAX_BYTES >> 20} MiB: AFLW's database is smaller")
   try:
     # immutable: SQLite writes no lock or journal file, so the folder may be read-only.
     uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
       connection.execute("PRAGMA trusted_schema = OFF")
+      # Columns may be computed: without bounds a small file could take all memory and time.
+      connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_TEXT)
+      steps = iter(range(_MAX_STEPS // 10**6))
+      connection.set_progress_handler(lambda: next(steps, None) is None, 10**6)
       return _read_faces(connection, path)
   except sqlite3.Error as error:
     raise UserError(f"{path} can't be read as AFLW's database: {error}") from error
@@ -165,6 +183,10 @@ def _read_faces(connection: sqlite3.Connection, path: Path) -> list[Face]:
   for table in _TABLES:
     if table.lower() not in tables:
       raise UserError(f"{path} has no table {table}: expected the aflw.sqlite that AFLW publishes")
+  for table in _TABLES:
+    (count,) = connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
+    if count > _MAX_ROWS:
+      raise UserError(f"{path}: the table {table} has {count} rows, AFLW's have at most {_MAX_ROWS}")
   names = {descr: name for name, descr in _LANDMARKS.items()}
   absent = names.keys() - {descr for (descr,) in connection.execute("SELECT descr FROM FeatureCoordTypes")}
   if absent:
@@ -198,8 +220,10 @@ def _area(face: Face) -> float:
 
 
 def _numbers(values: tuple[Any, ...], name: str, what: str) -> NDArray[np.float64]:
-  if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-    raise ValueError(f"{name}: {what} should be numbers, the database has {values}")
+  if not all(isinstance(value, int | float) and abs(value) <= _MAX_NUMBER for value in values):
+    raise ValueError(
+      f"{name}: {what} should be numbers, the database has {files.printable(str(values), 200)}"
+    )
   return np.asarray(values, np.float64)
 
 

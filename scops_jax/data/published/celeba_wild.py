@@ -21,12 +21,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scops_jax.data import source_files as files
-from scops_jax.data.builder import CollectionBuilder, Example, FilteredError
+from scops_jax.data.builder import Example, FilteredError
+from scops_jax.data.published.base import PublishedCollection
 
 _MIN_BOX = 0.3  # of the image's area (section 4.1)
+_LISTS = {
+  "landmarks": "list_landmarks_celeba.txt",
+  "boxes": "list_bbox_celeba.txt",
+  "sizes": "list_imsize_celeba.txt",
+  "regression": "MAFL/training.txt",
+  "test": "MAFL/testing.txt",
+  "train": "MAFL/celebA_training.txt",
+}
 
 
-class CelebaWild(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+class CelebaWild(PublishedCollection, skip_registration=True):  # type: ignore[call-arg]
   """Faces whose box covers at least 30 % of the image; MAFL's images are not trained on.
 
   The images keep their published bytes. Coordinates start with 0 at the first pixel.
@@ -36,25 +45,27 @@ class CelebaWild(CollectionBuilder, skip_registration=True):  # type: ignore[cal
 
   splits = ("train", "regression", "test")
   landmark_names = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+  saliency_folders = ("Saliency_Wild",)
 
   @classmethod
-  def variant(cls, config: ConfigDict) -> str:
-    return f"wild-{files.source_digest(config)}"
+  def label(cls, config: ConfigDict) -> str:
+    return "wild"
+
+  @classmethod
+  def sources(cls, config: ConfigDict) -> list[str]:
+    return ["img_celeba", *_LISTS.values()]
 
   def open_source(self) -> None:
+    super().open_source()
     root = Path(self.settings.data.dir)
     self._images = root / "img_celeba"
-    self._saliency_folder = files.find_saliency_folder(self.settings, root / "Saliency_Wild")
-    self._landmarks = files.by_key(_entries(root / "list_landmarks_celeba.txt"))
-    self._boxes = files.by_key(_entries(root / "list_bbox_celeba.txt"))
-    sizes, training = root / "list_imsize_celeba.txt", root / "MAFL" / "celebA_training.txt"
-    self._sizes = files.by_key(_entries(sizes)) if sizes.exists() else {}
-    self._names = {
-      "regression": [line.key for line in _entries(root / "MAFL" / "training.txt")],
-      "test": [line.key for line in _entries(root / "MAFL" / "testing.txt")],
-    }
-    if training.exists():
-      names = [line.key for line in _entries(training)]
+    lists = {what: root / name for what, name in _LISTS.items()}
+    self._landmarks = files.by_key(_entries(lists["landmarks"]))
+    self._boxes = files.by_key(_entries(lists["boxes"]))
+    self._sizes = files.by_key(_entries(lists["sizes"])) if lists["sizes"].exists() else {}
+    self._names = {split: [line.key for line in _entries(lists[split])] for split in ("regression", "test")}
+    if lists["train"].exists():
+      names = [line.key for line in _entries(lists["train"])]
     else:
       names = sorted({*files.list_files(self._images), *self._landmarks, *self._boxes})
     held_out = {*self._names["regression"], *self._names["test"]}

@@ -25,9 +25,19 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from scops_jax.data import source_files as files
-from scops_jax.data.builder import CollectionBuilder, Example, encode_png
+from scops_jax.data.builder import Example
+from scops_jax.data.image_files import encode_png
+from scops_jax.data.published.base import PublishedCollection
 from scops_jax.errors import UserError
 
+_LISTS = (
+  "classes.txt",
+  "images.txt",
+  "train_test_split.txt",
+  "bounding_boxes.txt",
+  "parts/parts.txt",
+  "parts/part_locs.txt",
+)
 # parts/parts.txt, in its order, which has spaces for "_".
 _PARTS = (
   "back",
@@ -48,7 +58,7 @@ _PARTS = (
 )
 
 
-class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+class CubParts(PublishedCollection, skip_registration=True):  # type: ignore[call-arg]
   """Birds with 15 landmarks, some of them hidden, and silhouettes for saliency (section 4.2).
 
   Images are cut to squares with a margin around the bird's box, see `square_around`, and kept as PNG, so that
@@ -57,13 +67,18 @@ class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-
   """
 
   landmark_names = _PARTS
+  saliency_folders = ("segmentations", "CUB_200_2011/segmentations")
 
   @classmethod
-  def variant(cls, config: ConfigDict) -> str:
-    category = config.cub.category
-    return f"{f'category{category:03d}' if category else 'all'}-{files.source_digest(config)}"
+  def label(cls, config: ConfigDict) -> str:
+    return f"category{config.cub.category:03d}" if config.cub.category else "all"
+
+  @classmethod
+  def sources(cls, config: ConfigDict) -> list[str]:
+    return [f"CUB_200_2011/{name}" for name in (*_LISTS, "images")]
 
   def open_source(self) -> None:
+    super().open_source()
     root = Path(self.settings.data.dir) / "CUB_200_2011"
     path = root / "parts" / "parts.txt"
     names = tuple(line.words(1)[0].strip().replace(" ", "_") for line in files.read_lines(path))
@@ -73,9 +88,6 @@ class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-
     for line in files.read_lines(root / "parts" / "part_locs.txt"):
       self._parts[line.key].append(line)
     self._images = root / "images"
-    self._saliency_folder = files.find_saliency_folder(
-      self.settings, root.parent / "segmentations", root / "segmentations"
-    )
     self._boxes = files.by_key(files.read_lines(root / "bounding_boxes.txt"))
     self._birds = _read_splits(root, self.settings.cub.category)
 
