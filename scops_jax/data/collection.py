@@ -1,6 +1,8 @@
 """Prepares the collection that a config names, and opens it for random access."""
 
+import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -37,7 +39,7 @@ BUILDERS: dict[str, type[CollectionBuilder]] = {
   "pascal_parts": PascalParts,
   "toy_faces": ToyFaces,
 }
-_DIGESTS = "digests.json"  # size and SHA-256 of each file of a data set
+_DIGESTS = "digests.txt"  # SHA-256 of its second line, which has size and SHA-256 of each file of a data set
 _PICTURES = ("image", "saliency", "parts")
 
 
@@ -237,9 +239,10 @@ def find_damage(folder: Path) -> str | None:
   """The first file of a data set that is not as it was written, and why; None if all are."""
   record = folder / _DIGESTS
   try:
-    written = {
-      folder / name: (size, digest) for name, (size, digest) in json.loads(record.read_bytes()).items()
-    }
+    digest, _, text = record.read_text(encoding="utf-8").partition("\n")
+    if digest != hashlib.sha256(text.encode()).hexdigest():
+      return f"{record} is damaged"
+    written = {folder / name: (size, digest) for name, (size, digest) in json.loads(text).items()}
     for path, (size, _) in written.items():
       if path.stat().st_size != size:
         return f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}"
@@ -248,7 +251,7 @@ def find_damage(folder: Path) -> str | None:
         return f"{path} is damaged: its content has changed"
   except FileNotFoundError as error:
     return f"{error.filename} is missing"
-  except (ValueError, TypeError, AttributeError):
+  except UnicodeDecodeError:
     return f"{record} is damaged"
   return None
 
@@ -301,7 +304,13 @@ def _write(builder_class: type[CollectionBuilder], config: ConfigDict, folder: P
   options = tfds.download.DownloadConfig(try_download_gcs=False)
   with _quiet_tfds():
     builder = builder_class(config, variant=folder.parent.name)
-    builder.download_and_prepare(download_config=options, file_format="array_record")
+    try:
+      builder.download_and_prepare(download_config=options, file_format="array_record")
+    except RuntimeError as error:  # array_record has no other for a full or broken disk
+      for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        if os.strerror(code) in str(error):
+          raise OSError(code, os.strerror(code), str(folder)) from error
+      raise
   written = {path.name: (path.stat().st_size, file_digest(path)) for path in sorted(folder.iterdir())}
   damaged = _damaged_folder(folder)
   if damaged.is_dir():
@@ -311,7 +320,8 @@ def _write(builder_class: type[CollectionBuilder], config: ConfigDict, folder: P
     shutil.rmtree(damaged)
   # A data set without this record counts as incomplete.
   with replacing(folder / _DIGESTS) as temporary:
-    temporary.write_text(json.dumps(written))
+    text = json.dumps(written)
+    temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def _rebuild(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Path, damage: str) -> None:
@@ -326,7 +336,9 @@ def _rebuild(builder_class: type[CollectionBuilder], config: ConfigDict, folder:
       shutil.rmtree(folder, ignore_errors=True)
       damaged.rename(folder)
     if isinstance(error, UserError):
-      raise UserError(f"{damage}, and preparing the data set again failed: {error}") from error
+      raise UserError(
+        f"{damage}, and preparing the data set again from data.dir={config.data.dir} failed: {error}"
+      ) from error
     raise
 
 

@@ -40,12 +40,18 @@ def write_map(path: Path, saliency: NDArray[np.uint8], digest: str) -> None:
     path: of the map; an interruption leaves no partial file.
     saliency: [H, W], 0..255 for 0..1.
     digest: of the image that it was computed from.
+
+  Raises:
+    UserError: it can't be written.
   """
   text = PngImagePlugin.PngInfo()
   text.add_text(_IMAGE_KEY, digest)
   text.add_text(_PIXELS_KEY, _pixels_digest(saliency))
-  with replacing(path) as temporary:
-    Image.fromarray(saliency).save(temporary, "PNG", pnginfo=text)
+  try:
+    with replacing(path) as temporary:
+      Image.fromarray(saliency).save(temporary, "PNG", pnginfo=text)
+  except OSError as error:
+    raise UserError(f"a saliency map can't be written: {error}") from error
 
 
 def is_current(path: Path, digest: str) -> bool:

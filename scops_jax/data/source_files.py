@@ -88,11 +88,8 @@ def list_files(folder: Path, pattern: str = "*") -> list[str]:
   """
   if not folder.is_dir():
     raise _missing(folder)
-  return sorted(
-    path.relative_to(folder).as_posix()
-    for path in folder.glob(pattern)
-    if not path.name.startswith(".") and not path.is_dir()
-  )
+  names = [path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not path.is_dir()]
+  return sorted(name for name in names if not name.startswith(".") and "/." not in name)
 
 
 def _missing(path: Path) -> UserError:

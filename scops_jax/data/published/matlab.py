@@ -28,8 +28,8 @@ def read_variable(content: bytes, name: str) -> Any:
     name: the variable's.
 
   Returns:
-    Of a struct array a list of {field: value}, of text a str, of a logical or 8-bit matrix the array. An empty
-    array of numbers is an empty list, because MATLAB writes struct arrays without elements so. None if there is
+    Of a struct array a list of {field: value}, of text a str, of a logical or 8-bit matrix the array. An
+    empty array of numbers is an empty list: MATLAB writes struct arrays without elements so. None if there is
     no such variable, or of other values, such as function handles.
 
   Raises:
