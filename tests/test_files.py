@@ -61,7 +61,10 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(files.os, "fsync", full)
-  with pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"), replacing(tmp_path / "a.txt") as t:
+  with (
+    pytest.raises(OSError, match=r"No space left on device: '.*a\.txt'"),
+    replacing(tmp_path / "a.txt") as t,
+  ):
     t.write_text("text")
   assert names(tmp_path) == []
 

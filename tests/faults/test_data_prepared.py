@@ -212,8 +212,8 @@ def test_a_small_disk(folder):
     subprocess.run(["umount", str(cache)], check=True)
 
 
-# Prepares in children of a process without threads, which array_record's do not survive. Each is killed after a
-# while and followed by one that is not.
+# Prepares in children of a process without threads, which array_record's do not survive. Each is killed after
+# a while and followed by one that is not.
 KILLS = """
 import json, os, random, signal, sys, threading, time
 from scops_jax.config import default_config

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import math
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -39,10 +40,9 @@ _TABLES = ("Faces", "FaceImages", "FaceRect", "FeatureCoords", "FeatureCoordType
 _MAX_BYTES = 1 << 29  # of the database
 _MAX_ROWS = 2_000_000  # of a table; the published one has 26 000 faces with 21 points each
 _MAX_TEXT = 1 << 20  # bytes of a value
-_MAX_STEPS = 10**9  # of SQLite's machine, about ten seconds; the published database takes 10⁷
+_MAX_SECONDS = 30  # for reading it; a second is enough
 _MAX_NUMBER = 1e6  # of a coordinate in pixels
 _TABLE_NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"  # no views
-_ALL_POINTS = "SELECT face_id, descr, c.x, c.y FROM FeatureCoords c JOIN FeatureCoordTypes USING (feature_id)"
 # Of several annotators' boxes of a face the first counts.
 _ALL_FACES = """
   SELECT face_id, file_id, i.first, filepath, height, width, r.first, x, y, w, h FROM Faces
@@ -171,8 +171,8 @@ def read_database(path: Path) -> list[Face]:
       connection.execute("PRAGMA trusted_schema = OFF")
       # Columns may be computed: without bounds a small file could take all memory and time.
       connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_TEXT)
-      steps = iter(range(_MAX_STEPS // 10**6))
-      connection.set_progress_handler(lambda: next(steps, None) is None, 10**6)
+      deadline = time.monotonic() + _MAX_SECONDS
+      connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
       return _read_faces(connection, path)
   except sqlite3.Error as error:
     raise UserError(f"{path} can't be read as AFLW's database: {error}") from error
@@ -188,15 +188,15 @@ def _read_faces(connection: sqlite3.Connection, path: Path) -> list[Face]:
     if count > _MAX_ROWS:
       raise UserError(f"{path}: the table {table} has {count} rows, AFLW's have at most {_MAX_ROWS}")
   names = {descr: name for name, descr in _LANDMARKS.items()}
-  absent = names.keys() - {descr for (descr,) in connection.execute("SELECT descr FROM FeatureCoordTypes")}
+  types = dict(connection.execute("SELECT feature_id, descr FROM FeatureCoordTypes"))
+  absent = [descr for descr in names if descr not in types.values()]
   if absent:
-    absent_names = ", ".join(descr for descr in names if descr in absent)
-    raise UserError(f"{path}: the table FeatureCoordTypes does not describe {absent_names}")
+    raise UserError(f"{path}: the table FeatureCoordTypes does not describe {', '.join(absent)}")
   points: dict[Any, dict[str, tuple[Any, Any]]] = {}
-  for face_id, descr, x, y in connection.execute(_ALL_POINTS):
-    if descr in names:
+  for face_id, feature_id, x, y in connection.execute("SELECT face_id, feature_id, x, y FROM FeatureCoords"):
+    if types.get(feature_id) in names:
       # Several annotators may have marked a landmark; the first counts, as in _ALL_FACES.
-      points.setdefault(face_id, {}).setdefault(names[descr], (x, y))
+      points.setdefault(face_id, {}).setdefault(names[types[feature_id]], (x, y))
   faces = []
   for face_id, file_id, image, image_path, height, width, rect, *box in connection.execute(_ALL_FACES):
     faces.append(

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-MAX_BYTES = 1 << 28  # of an unpacked variable; PASCAL-Part's largest have about 30 MB
+MAX_BYTES = 1 << 27  # of an unpacked variable: 700 masks of 500 × 375 pixels
 MAX_DEPTH = 8  # PASCAL-Part's structs nest three deep
-MAX_ELEMENTS = 100_000  # structs and fields in a file; PASCAL-Part has some hundred
+MAX_ELEMENTS = 100_000  # arrays in a file; PASCAL-Part has three for each part
 
 _INT8, _UINT8, _UINT16, _INT32, _UINT32, _MATRIX, _COMPRESSED, _UTF8, _UTF16 = 1, 2, 4, 5, 6, 14, 15, 16, 17
 _STRUCT_CLASS, _CHAR_CLASS, _INT8_CLASS, _UINT8_CLASS = 2, 4, 8, 9
