@@ -217,7 +217,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
     )
 
 
-def printable(text: str, length: int) -> str:
+def printable(text: str, length: int = 200) -> str:
   """The beginning of a text; those bytes of a file's name that are not UTF-8 are escaped."""
   shown = text if len(text) <= length else f"{text[:length]}…"
   return shown.encode(errors="backslashreplace").decode()

@@ -38,9 +38,7 @@ class Line(NamedTuple):
     """
     fields = self.text.split(maxsplit=count)[1:]
     if len(fields) != count:
-      raise UserError(
-        f"{self}: expected {count} fields after {printable(self.key, 200)!r}, got {len(fields)}"
-      )
+      raise UserError(f"{self}: expected {count} fields after {printable(self.key)!r}, got {len(fields)}")
     return fields
 
   def numbers(self, count: int) -> NDArray[np.float64]:
@@ -55,8 +53,8 @@ class Line(NamedTuple):
     except ValueError:
       values = np.full(len(fields), np.nan)
     if len(fields) != count or not (np.abs(values) <= _MAX_NUMBER).all():
-      got = printable(" ".join(fields), 200)
-      raise UserError(f"{self}: expected {count} numbers after {printable(self.key, 200)!r}, got {got!r}")
+      got = printable(" ".join(fields))
+      raise UserError(f"{self}: expected {count} numbers after {printable(self.key)!r}, got {got!r}")
     return values
 
   def __str__(self) -> str:
@@ -105,7 +103,7 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
   found: dict[str, Line] = {}
   for line in lines:
     if line.key in found:
-      raise UserError(f"{line}: {printable(line.key, 200)!r} is in line {found[line.key].number} already")
+      raise UserError(f"{line}: {printable(line.key)!r} is in line {found[line.key].number} already")
     found[line.key] = line
   return found
 
@@ -214,7 +212,7 @@ def read_split_lists(
       name = line.text.strip()
       check(name, line)
       if name in lines:
-        raise UserError(f"{line}: {printable(name, 200)!r} is in {lines[name]} already")
+        raise UserError(f"{line}: {printable(name)!r} is in {lines[name]} already")
       lines[name] = line
       listed[split].append(name)
   return listed

@@ -41,7 +41,7 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     # The disk is full, a name is too long, …: a user knows the file, but not the temporary one.
     if error.errno is None or (error.filename and not _TEMPORARY.fullmatch(_name(error.filename))):
       raise
-    raise type(error)(error.errno, error.strerror, str(path)) from error
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def file_digest(path: str | pathlib.Path) -> str:
@@ -75,12 +75,8 @@ def _locked_temporary(path: pathlib.Path) -> Iterator[pathlib.Path]:
 @functools.cache
 def _delete_leftovers(folder: pathlib.Path) -> None:
   """Deletes the temporary files that no process has locked; once for each folder."""
-  for entry in os.scandir(folder):
-    if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-      with contextlib.suppress(OSError):  # locked, deleted meanwhile, or another user's
-        descriptor = os.open(entry.path, os.O_RDWR)
-        try:
-          fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-          os.unlink(entry.path)
-        finally:
-          os.close(descriptor)
+  for temporary in folder.glob(".*.tmp"):
+    if _TEMPORARY.fullmatch(temporary.name):
+      with contextlib.suppress(OSError), temporary.open("r+b") as file:  # it may be locked or another user's
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()

@@ -177,7 +177,7 @@ def _parse_row(
   if not landmark:
     raise UserError(f"{where}: the landmark has no name")
   if visible.lower() not in _TRUE + _FALSE:
-    raise UserError(f"{where}: visible={printable(visible, 200)!r} should be 1 or 0")
+    raise UserError(f"{where}: visible={printable(visible)!r} should be 1 or 0")
   if visible.lower() in _FALSE:
     return image, landmark, None
   return image, landmark, (_number(x, "x", where), _number(y, "y", where))
@@ -189,14 +189,14 @@ def _number(text: str, what: str, where: str) -> float:
   except ValueError:
     value = math.nan
   if not abs(value) <= _MAX_NUMBER:
-    raise UserError(f"{where}: {what}={printable(text, 200)!r} is not a number between ±10⁶")
+    raise UserError(f"{where}: {what}={printable(text)!r} is not a number between ±10⁶")
   return value
 
 
 def _check_name(name: str, images: Collection[str], where: str) -> None:
   """Raises UserError, which suggests the nearest name, unless `name` is an image."""
   if name not in images:
-    shown = printable(name, 200)
+    shown = printable(name)
     nearest = difflib.get_close_matches(shown, images, n=1)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
     raise UserError(f"{where}: there is no image {shown!r} in images/{hint}")

@@ -221,9 +221,7 @@ def _area(face: Face) -> float:
 
 def _numbers(values: tuple[Any, ...], name: str, what: str) -> NDArray[np.float64]:
   if not all(isinstance(value, int | float) and abs(value) <= _MAX_NUMBER for value in values):
-    raise ValueError(
-      f"{name}: {what} should be numbers, the database has {files.printable(str(values), 200)}"
-    )
+    raise ValueError(f"{name}: {what} should be numbers, the database has {files.printable(str(values))}")
   return np.asarray(values, np.float64)
 
 
