@@ -1,26 +1,21 @@
 """Prepares the collection that a config names, and opens it for random access."""
 
-import errno
-import fcntl
-import hashlib
 import io
-import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
 from scops_jax.data.builder import CollectionBuilder, describe
 from scops_jax.data.folder.collection import ImageFolder
+from scops_jax.data.prepared import find_damage, only_writer, quiet_tfds, rebuild, write
 from scops_jax.data.published.aflw import Aflw
 from scops_jax.data.published.base import PublishedCollection
 from scops_jax.data.published.celeba_wild import CelebaWild
@@ -29,7 +24,6 @@ from scops_jax.data.published.pascal_parts import PascalParts
 from scops_jax.data.saliency_maps import map_path, read_map
 from scops_jax.data.toy_faces.collection import ToyFaces
 from scops_jax.errors import UserError
-from scops_jax.storage.files import file_digest, replacing
 
 BUILDERS: dict[str, type[CollectionBuilder]] = {
   "aflw": Aflw,
@@ -39,7 +33,6 @@ BUILDERS: dict[str, type[CollectionBuilder]] = {
   "pascal_parts": PascalParts,
   "toy_faces": ToyFaces,
 }
-_DIGESTS = "digests.txt"  # SHA-256 of its second line, which has size and SHA-256 of each file of a data set
 _PICTURES = ("image", "saliency", "parts")
 
 
@@ -159,14 +152,14 @@ def prepare_collection(config: ConfigDict) -> Preparation:
   try:
     variant, notes = _choose_variant(builder_class, config)
     folder = Path(config.data.cache_dir, config.data.name, variant, str(builder_class.VERSION))
-    with _only_writer(folder.parent):
+    with only_writer(folder.parent):
       damage = find_damage(folder) if folder.exists() else None
       built = damage is not None or not folder.exists()
       if damage is not None:
         notes.append(f"{damage}: the data set is prepared again")
-        _rebuild(builder_class, config, folder, damage)
+        rebuild(builder_class, config, folder, damage)
       elif built:
-        _write(builder_class, config, folder)
+        write(builder_class, config, folder)
       metadata = _open_builder(config, folder).info.metadata
   except OSError as error:
     raise UserError(
@@ -235,27 +228,6 @@ def _maps_folder(config: ConfigDict, prepared: Path) -> Path:
   return prepared.parent / "saliency_auto"
 
 
-def find_damage(folder: Path) -> str | None:
-  """The first file of a data set that is not as it was written, and why; None if all are."""
-  record = folder / _DIGESTS
-  try:
-    digest, _, text = record.read_text(encoding="utf-8").partition("\n")
-    if digest != hashlib.sha256(text.encode()).hexdigest():
-      return f"{record} is damaged"
-    written = {folder / name: (size, digest) for name, (size, digest) in json.loads(text).items()}
-    for path, (size, _) in written.items():
-      if path.stat().st_size != size:
-        return f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}"
-    for path, (_, digest) in written.items():
-      if file_digest(path) != digest:
-        return f"{path} is damaged: its content has changed"
-  except FileNotFoundError as error:
-    return f"{error.filename} is missing"
-  except UnicodeDecodeError:
-    return f"{record} is damaged"
-  return None
-
-
 def _choose_variant(builder_class: type[CollectionBuilder], config: ConfigDict) -> tuple[str, list[str]]:
   """The name of the config's data set, and notes about others of the same files."""
   variant = builder_class.variant(config)
@@ -272,75 +244,5 @@ def _choose_variant(builder_class: type[CollectionBuilder], config: ConfigDict) 
 
 
 def _open_builder(config: ConfigDict, folder: Path) -> CollectionBuilder:
-  with _quiet_tfds():
+  with quiet_tfds():
     return BUILDERS[config.data.name](config, variant=folder.parent.name)
-
-
-@contextmanager
-def _quiet_tfds() -> Iterator[None]:
-  """Suppresses tfds's messages, which speak of downloads although there are none."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  tfds.disable_progress_bar()
-  try:
-    with redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-  """Holds the lock of a data set's folder, which the system releases if the process dies."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / "lock").open("w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
-
-
-def _write(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Path) -> None:
-  for leftover in folder.parent.glob("incomplete.*"):  # of a killed preparation
-    shutil.rmtree(leftover)
-  options = tfds.download.DownloadConfig(try_download_gcs=False)
-  with _quiet_tfds():
-    builder = builder_class(config, variant=folder.parent.name)
-    try:
-      builder.download_and_prepare(download_config=options, file_format="array_record")
-    except RuntimeError as error:  # array_record has no other for a full or broken disk
-      for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-        if os.strerror(code) in str(error):
-          raise OSError(code, os.strerror(code), str(folder)) from error
-      raise
-  written = {path.name: (path.stat().st_size, file_digest(path)) for path in sorted(folder.iterdir())}
-  damaged = _damaged_folder(folder)
-  if damaged.is_dir():
-    for cache in damaged.iterdir():
-      if cache.is_dir():  # files computed from the data set have names that depend on its content
-        cache.rename(folder / cache.name)
-    shutil.rmtree(damaged)
-  # A data set without this record counts as incomplete.
-  with replacing(folder / _DIGESTS) as temporary:
-    text = json.dumps(written)
-    temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
-
-
-def _rebuild(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Path, damage: str) -> None:
-  damaged = _damaged_folder(folder)
-  if damaged.exists():
-    shutil.rmtree(damaged)
-  folder.rename(damaged)
-  try:
-    _write(builder_class, config, folder)
-  except BaseException as error:
-    if damaged.exists():
-      shutil.rmtree(folder, ignore_errors=True)
-      damaged.rename(folder)
-    if isinstance(error, UserError):
-      raise UserError(
-        f"{damage}, and preparing the data set again from data.dir={config.data.dir} failed: {error}"
-      ) from error
-    raise
-
-
-def _damaged_folder(folder: Path) -> Path:
-  return folder.with_name(f"damaged.{folder.name}")

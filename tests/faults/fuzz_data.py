@@ -29,13 +29,17 @@ _NUMBERS = (b"0", b"-1", b"nan", b"inf", b"-inf", b"1e308", b"9" * 30, b"1_0", b
 _BYTES = (b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\n", b'"', b",", b" ", b"../", b"\xed\xb3\xbf")
 
 
+class _HangError(BaseException):
+  """What no reader takes for a fault of its file."""
+
+
 @dataclass
 class Report:
   """What `fuzz` saw."""
 
   outcomes: Counter[str] = field(default_factory=Counter)  # "refused", "example", "bad example", "filtered"
   failures: list[str] = field(default_factory=list)  # tracebacks, hangs
-  slowest: float = 0.0  # seconds for one collection
+  slowest: tuple[float, str] = (0.0, "")  # processor seconds for one collection, and which
   memory: int = 0  # bytes by which the process grew
 
 
@@ -63,17 +67,16 @@ def fuzz(seed: int, count: int) -> Report:
       for _ in range(rng.randint(1, 3)):
         mutated = _mutate(mutated, rng)
       path.write_bytes(mutated)
-      started = time.monotonic()
+      what = f"seed {seed}, mutation {index} of {name}, {path.name}"
+      started = time.process_time()
       try:
         with _alarm():
           report.outcomes.update(_read(configs[name]))
-      except Exception:
-        report.failures.append(
-          f"seed {seed}, mutation {index} of {name}, {path.name}: {traceback.format_exc()}"
-        )
+      except (Exception, _HangError):
+        report.failures.append(f"{what}: {traceback.format_exc()}")
       finally:
         path.write_bytes(content)
-      report.slowest = max(report.slowest, time.monotonic() - started)
+      report.slowest = max(report.slowest, (time.process_time() - started, what))
   report.memory = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
   return report
 
@@ -172,7 +175,7 @@ def _check_message(error: Exception) -> None:
 @contextlib.contextmanager
 def _alarm() -> Iterator[None]:
   def ring(*unused: object) -> None:
-    raise TimeoutError(f"reading took over {SECONDS} s")
+    raise _HangError(f"reading took over {SECONDS} s")
 
   before = signal.signal(signal.SIGALRM, ring)
   signal.alarm(SECONDS)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from scops_jax.config import default_config
 from scops_jax.data import collection as collection_module
-from scops_jax.data.collection import find_damage, open_collection, prepare_collection
+from scops_jax.data.collection import open_collection, prepare_collection
+from scops_jax.data.prepared import find_damage
 from scops_jax.errors import UserError
 from tests.miniatures import aflw, celeba_wild, cub_parts, pascal_parts
 

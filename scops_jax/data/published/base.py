@@ -74,6 +74,9 @@ def _describe(path: Path) -> Iterator[str]:
     folders.sort()
     for name in sorted(names):
       file = os.path.join(folder, name)
-      status = os.stat(file) if os.path.exists(file) else os.lstat(file)
+      try:
+        status = os.stat(file)
+      except OSError:  # a link to nothing
+        status = os.lstat(file)
       yield f"{os.path.relpath(file, path)} {status.st_size} {status.st_mtime_ns}"
   yield "end"
