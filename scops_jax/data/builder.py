@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from scops_jax.data.image_files import decode_image, encode_png
 from scops_jax.errors import UserError
 
 EMPTY = 0.005  # share of an image; a mask that covers less is of no use
+_UNPRINTABLE = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _CHUNK = 64  # examples held in memory while they are read by threads
 
 
@@ -159,7 +161,9 @@ class CollectionBuilder(  # type: ignore[call-arg]
   def _encode(self, example: Example) -> tuple[dict[str, Any], bytes, float]:
     """Checks an example; returns its features, a digest of its content, and the mean of its saliency."""
     if printable(example.name, 1000) != example.name:
-      raise ValueError(f"{example.name}: the file's name is not UTF-8 or has over 1000 characters: rename it")
+      raise ValueError(
+        f"{example.name}: the file's name is not UTF-8, or has control or over 1000 characters: rename it"
+      )
     pixels = decode_image(example.image, f"{example.name}: the image")
     height, width = pixels.shape[:2]
     if min(height, width) < 2:
@@ -218,9 +222,9 @@ class CollectionBuilder(  # type: ignore[call-arg]
 
 
 def printable(text: str, length: int = 200) -> str:
-  """The beginning of a text; those bytes of a file's name that are not UTF-8 are escaped."""
+  """The beginning of a text; control characters, and a file name's bytes that are not UTF-8, are escaped."""
   shown = text if len(text) <= length else f"{text[:length]}…"
-  return shown.encode(errors="backslashreplace").decode()
+  return re.sub(_UNPRINTABLE, lambda match: match[0].encode("unicode_escape").decode(), shown)
 
 
 def describe(counts: dict[str, int]) -> str:

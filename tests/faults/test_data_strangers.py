@@ -232,12 +232,17 @@ def test_a_cut_database_is_named(tmp_path):
   assert sqlite3.connect(":memory:").execute("SELECT 1").fetchone() == (1,)
 
 
-def test_a_name_that_is_not_utf8_is_skipped_and_listed(folder):
+@pytest.mark.parametrize(
+  ("name", "shown"),
+  [(b"\xff1.png", r"\udcff1.png"), (b"\x1b[2J1.png", r"\x1b[2J1.png"), (b"a\nb.png", r"a\nb.png")],
+)
+def test_names_that_no_terminal_should_see_are_skipped_and_listed(folder, name, shown):
   config, root = folder
-  os.rename(os.fsencode(root / "images" / "1.png"), os.fsencode(root / "images") + b"/\xff1.png")
+  os.rename(os.fsencode(root / "images" / "1.png"), os.fsencode(root / "images") + b"/" + name)
   preparation = prepare_collection(config)
   (reason,) = preparation.skipped
-  assert r"\udcff1.png" in reason
+  assert shown in reason
+  assert "\x1b" not in str(preparation)
   str(preparation).encode()  # a terminal takes it
 
 

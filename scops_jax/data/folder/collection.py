@@ -291,7 +291,7 @@ def _describe_landmarks(
   lines = [f"landmarks: {len(names)}; visible in (training, test) images:"]
   for index, name in enumerate(names):
     counts = (sum(finding.visible[index] for finding in split) for split in (train, test))
-    lines.append(f"  {name}: " + ", ".join(map(str, counts)))
+    lines.append(f"  {printable(name)}: " + ", ".join(map(str, counts)))
   outside = sum(finding.outside for finding in (*train, *test))
   if outside:
     lines.append(f"warning: {outside} landmarks lie outside their image and count as hidden")
