@@ -186,9 +186,9 @@ def test_what_is_no_image_is_an_error_that_names_it(tmp_path):
   for name in ("text.png", "empty.jpg", "other.tiff"):
     with pytest.raises(UserError, match=f"{name} is not a JPEG, PNG or WebP image"):
       read_image(tmp_path / name)
-  with pytest.raises(UserError, match=r"missing\.png can't be read as an image \(No such file"):
+  with pytest.raises(UserError, match=r"missing\.png can't be decoded: No such file"):
     read_image(tmp_path / "missing.png")
-  with pytest.raises(UserError, match="can't be read"):
+  with pytest.raises(UserError, match="can't be decoded: Is a directory"):
     read_image(tmp_path)
 
 

@@ -143,11 +143,6 @@ def test_evaluation_hosts_have_equally_many_batches():
   assert not hosts[2][1]["valid"].any()
 
 
-def test_evaluation_limit():
-  (batch,) = evaluation_batches(Source(), batch_size=4, image_size=SIDE, limit=3)
-  np.testing.assert_array_equal(batch["valid"], [True, True, True, False])
-
-
 def test_landmarks_are_align_corners_in_the_stored_image():
   (batch,) = evaluation_batches(Source(count=2, shape=(20, 30)), batch_size=2, image_size=12)
   np.testing.assert_allclose(batch["landmarks"][0], [[-1, -1], [1, 1], [0, -1]], atol=1e-6)

@@ -95,7 +95,9 @@ def test_a_missing_or_broken_map_says_so(config):
     collection.train.read(0, ["saliency"])
   (collection.maps).mkdir()
   (collection.maps / "0.png").write_bytes(b"no picture")
-  with pytest.raises(UserError, match=r"0\.png can't be read as a saliency map"):
+  with pytest.raises(
+    UserError, match=r"0\.png is not a JPEG, PNG or WebP image: repair or delete this saliency map"
+  ):
     setup.prepare(config)
 
 

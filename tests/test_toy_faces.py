@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax.data.toy_faces.canvas import PART_NAMES, Canvas, Head
+from scops_jax.data.toy_faces.canvas import PART_NAMES, Canvas
 from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_eyes, draw_face
-from scops_jax.data.toy_faces.hair import sample_hair
+from scops_jax.data.toy_faces.hair import Hair
 from scops_jax.data.toy_faces.processes import FaceProcesses
+from scops_jax.data.toy_faces.shapes import Head
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNT = 48
@@ -56,7 +57,7 @@ def test_landmarks_are_centres_of_drawn_eyes():
   head = Head((64.0, 64.0), 40.0, roll=0.0, yaw=0.0, pitch=0.0, top=1.2, chin=1.2, jaw=1.0)
   rng = np.random.default_rng(0)
   canvas = Canvas(Image.new("RGB", (128, 128)))
-  centres = head.surface(draw_eyes(rng, canvas, head, (240, 200, 170), sample_hair(rng)))
+  centres = head.surface(draw_eyes(rng, canvas, head, (240, 200, 170), Hair.sample(rng)))
   columns = np.nonzero(canvas.parts() == EYES)[1]
   np.testing.assert_allclose(columns.mean(), 64.0, atol=0.3)
   np.testing.assert_allclose(centres.mean(axis=0)[0], 64.0, atol=1e-9)

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.own_images.folders import Drawing, write_folder
-from scops_jax.data.toy_faces.backgrounds import draw_background, random_colour, smooth_noise
-from scops_jax.data.toy_faces.canvas import Canvas, Colour, ellipse, jitter, shade
+from scops_jax.data.toy_faces.backgrounds import draw_background, smooth_noise
+from scops_jax.data.toy_faces.canvas import Canvas
+from scops_jax.data.toy_faces.colours import Colour, jitter, random_colour, shade
+from scops_jax.data.toy_faces.shapes import ellipse
 
 Point3 = NDArray[np.float64]  # x forward, y down, z to the animal's left; the body is about 1 long
 HEAD, TRUNK, LIMBS, TAIL, WINGS = range(1, 6)

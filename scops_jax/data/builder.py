@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from scops_jax.data.image_files import decode_image, encode_png
 from scops_jax.errors import UserError
 
+EMPTY = 0.005  # share of an image; a mask that covers less is of no use
+_UNPRINTABLE = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _CHUNK = 64  # examples held in memory while they are read by threads
 
 
@@ -57,14 +60,16 @@ class CollectionBuilder(  # type: ignore[call-arg]
   landmark_names: tuple[str, ...] = ()
   part_names: tuple[str, ...] = ()  # index 0 is the background; empty: no ground-truth parts
 
-  def __init__(self, config: ConfigDict) -> None:
-    """Opens the config's data set, prepared or not."""
+  def __init__(self, config: ConfigDict, *, variant: str | None = None) -> None:
+    """Opens the config's data set, or that of a variant, prepared or not."""
     self.settings = config
     self.counts: dict[str, Counter] = {split: Counter() for split in self.splits}
     self.skipped: list[str] = []
     self._digest = hashlib.sha256()
-    variant = tfds.core.BuilderConfig(name=self.variant(config), version=self.VERSION)
-    super().__init__(data_dir=config.data.cache_dir, config=variant)
+    name = self.variant(config) if variant is None else variant
+    super().__init__(
+      data_dir=config.data.cache_dir, config=tfds.core.BuilderConfig(name=name, version=self.VERSION)
+    )
 
   @classmethod
   def variant(cls, config: ConfigDict) -> str:
@@ -111,6 +116,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     records, counts = self.list_records(split), self.counts[split]
+    has_foreground, shown = False, np.zeros(len(self.landmark_names), np.bool_)
     progress = tqdm(total=len(records), desc=f"{self.name} {split}", unit="image", disable=None)
     with ThreadPoolExecutor(self.settings.data.num_threads) as threads, progress:
       for start in range(0, len(records), _CHUNK):
@@ -120,33 +126,45 @@ class CollectionBuilder(  # type: ignore[call-arg]
           if isinstance(outcome, FilteredError):
             counts[f"filtered: {outcome}"] += 1
           elif isinstance(outcome, Exception):
-            self._note_bad(outcome)
+            reason = printable(str(outcome), 500)
+            if self.settings.data.on_bad_example != "skip":
+              raise UserError(
+                f"collection {self.name}: {reason} "
+                "(repair or remove the file, or set data.on_bad_example=skip)"
+              ) from outcome
+            self.skipped.append(reason)
             counts["skipped: can't be read"] += 1
           else:
-            features, digest = outcome
+            features, digest, foreground = outcome
             self._digest.update(digest)
+            has_foreground |= foreground >= EMPTY
+            shown |= features["visible"]
             yield counts["written"], features
             counts["written"] += 1
     if not counts["written"]:
       raise UserError(f"collection {self.name} has no image in its {split} split ({describe(counts)})")
+    if not has_foreground:
+      raise UserError(
+        f"collection {self.name}: every mask of the {split} split is empty: 255 is the object and 0 the "
+        "background, so masks of 0 and 1 must be scaled; or set data.saliency=ones or auto"
+      )
+    if self.landmark_names:
+      self._check_landmarks(split, shown)
     self._record_metadata()
 
-  def _try_example(self, record: Any) -> tuple[dict[str, Any], bytes] | Exception:
+  def _try_example(self, record: Any) -> tuple[dict[str, Any], bytes, float] | Exception:
     try:
       return self._encode(self.read_example(record))
     except (FilteredError, UserError, OSError, ValueError) as error:
       return error
 
-  def _note_bad(self, error: Exception) -> None:
-    if self.settings.data.on_bad_example != "skip":
-      raise UserError(
-        f"collection {self.name}: {error} (repair or remove the file, or set data.on_bad_example=skip)"
-      ) from error
-    self.skipped.append(str(error))
-
-  def _encode(self, example: Example) -> tuple[dict[str, Any], bytes]:
-    """Checks an example; returns its features and a digest of its content."""
-    pixels = decode_image(example.image, example.name)
+  def _encode(self, example: Example) -> tuple[dict[str, Any], bytes, float]:
+    """Checks an example; returns its features, a digest of its content, and the mean of its saliency."""
+    if printable(example.name, 1000) != example.name:
+      raise ValueError(
+        f"{example.name}: the file's name is not UTF-8, or has control or over 1000 characters: rename it"
+      )
+    pixels = decode_image(example.image, f"{example.name}: the image")
     height, width = pixels.shape[:2]
     if min(height, width) < 2:
       raise ValueError(f"{example.name}: the image has {width} × {height} pixels, expected at least 2 × 2")
@@ -168,6 +186,9 @@ class CollectionBuilder(  # type: ignore[call-arg]
       raise ValueError(f"{example.name}: a landmark is not a number")
     if not (np.isfinite(box).all() and (box[:2] <= box[2:]).all()):
       raise ValueError(f"{example.name}: the object's box {box.tolist()} is empty")
+    inside = ((landmarks >= -0.5) & (landmarks <= (width - 0.5, height - 0.5))).all(axis=1)
+    if visible.any() and not (inside & visible).any():
+      raise ValueError(f"{example.name}: all landmarks lie outside the image of {width} × {height} pixels")
     features = {
       "name": example.name,
       "image": io.BytesIO(example.image),
@@ -181,7 +202,15 @@ class CollectionBuilder(  # type: ignore[call-arg]
     digest = hashlib.sha256(example.name.encode())
     for array in (pixels, saliency, parts, landmarks, visible, box):
       digest.update(array.tobytes())
-    return features, digest.digest()
+    return features, digest.digest(), float(saliency.mean()) / 255
+
+  def _check_landmarks(self, split: str, shown: NDArray[np.bool_]) -> None:
+    """Raises UserError unless the landmarks that a split's images show, [L], can serve."""
+    if not shown.any():
+      raise UserError(
+        f"collection {self.name}: no image of the {split} split shows a landmark: coordinates are in pixels, "
+        "and a landmark outside its image is hidden"
+      )
 
   def _record_metadata(self) -> None:
     """Stores in the data set the counts, why examples were skipped, and a digest of its content."""
@@ -192,25 +221,10 @@ class CollectionBuilder(  # type: ignore[call-arg]
     )
 
 
-def decode_image(image: bytes, name: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
-  """A picture file's pixels, [H, W, 3] of mode "RGB" and [H, W] of mode "L".
-
-  Raises:
-    ValueError: it can't be decoded completely; the message begins with `name`.
-  """
-  try:
-    return np.asarray(Image.open(io.BytesIO(image)).convert(mode))
-  except UnidentifiedImageError as error:
-    raise ValueError(f"{name}: the image's format is not known") from error
-  except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError on a broken PNG
-    raise ValueError(f"{name}: the image can't be decoded: {error}") from error
-
-
-def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-  """An [H, W] or [H, W, 3] array as a PNG file's bytes."""
-  stream = io.BytesIO()
-  Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
-  return stream.getvalue()
+def printable(text: str, length: int = 200) -> str:
+  """The beginning of a text; control characters, and a file name's bytes that are not UTF-8, are escaped."""
+  shown = text if len(text) <= length else f"{text[:length]}…"
+  return re.sub(_UNPRINTABLE, lambda match: match[0].encode("unicode_escape").decode(), shown)
 
 
 def describe(counts: dict[str, int]) -> str:

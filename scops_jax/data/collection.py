@@ -1,23 +1,23 @@
 """Prepares the collection that a config names, and opens it for random access."""
 
-import fcntl
 import io
-import shutil
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
 from scops_jax.data.builder import CollectionBuilder, describe
 from scops_jax.data.folder.collection import ImageFolder
+from scops_jax.data.prepared import find_damage, only_writer, quiet_tfds, rebuild, write
 from scops_jax.data.published.aflw import Aflw
+from scops_jax.data.published.base import PublishedCollection
 from scops_jax.data.published.celeba_wild import CelebaWild
 from scops_jax.data.published.cub_parts import CubParts
 from scops_jax.data.published.pascal_parts import PascalParts
@@ -45,12 +45,18 @@ class ExampleSource(Sequence):
   """
 
   def __init__(
-    self, records: Sequence[dict[str, Any]], *, saliency: str = "collection", maps: Path | None = None
+    self,
+    records: Sequence[dict[str, Any]],
+    *,
+    saliency: str = "collection",
+    maps: Path | None = None,
+    origin: str = "the data set",
   ) -> None:
-    """Takes tfds's records, the value of data.saliency and, if it is "auto", the folder of the maps."""
+    """Takes tfds's records, data.saliency, for "auto" the folder of the maps, and a name for messages."""
     self._records = records
     self._saliency = saliency
     self._maps = maps
+    self._origin = origin
 
   def __len__(self) -> int:
     return len(self._records)
@@ -60,13 +66,28 @@ class ExampleSource(Sequence):
 
   def read(self, index: int, fields: Sequence[str]) -> dict[str, Any]:
     """Some fields of example `index`; other pictures are not decoded."""
-    record = self._records[int(index)]
-    return {field: self._decode(record, field) for field in fields}
+    with self._reading(index) as record:
+      return {field: self._decode(record, field) for field in fields}
 
   def encoded_image(self, index: int) -> tuple[str, bytes]:
     """The name and the image file's bytes of example `index`."""
-    record = self._records[int(index)]
-    return record["name"].decode(), record["image"]
+    with self._reading(index) as record:
+      return record["name"].decode(), record["image"]
+
+  @contextmanager
+  def _reading(self, index: int) -> Iterator[dict[str, Any]]:
+    if not -len(self) <= index < len(self):
+      raise IndexError(index)
+    try:
+      yield self._records[int(index)]
+    except UserError:
+      raise
+    # array_record, tfds and Pillow raise many kinds of errors for damaged files.
+    except Exception as error:
+      raise UserError(
+        f"{self._origin}: record {index} can't be read ({' '.join(str(error).split())}): run "
+        "scops_jax.prepare with the same config, which prepares a damaged data set again"
+      ) from error
 
   def _decode(self, record: dict[str, Any], field: str) -> Any:
     if field == "name":
@@ -105,44 +126,57 @@ class Preparation:
   counts: dict[str, dict[str, int]]  # by split: how many were read, filtered (and why), written
   skipped: tuple[str, ...]  # why bad examples were left out (data.on_bad_example = "skip")
   summary: tuple[str, ...]  # lines about a folder of own images
+  notes: tuple[str, ...]  # lines about a data set that is damaged, out of date or without its sources
 
   def __str__(self) -> str:
     head = f"prepared {self.path}" if self.built else f"{self.path} is there already; nothing to do"
     lines = [f"{split}: {describe(counts)}" for split, counts in self.counts.items()]
-    return "\n".join([head, *lines, *(f"skipped: {reason}" for reason in self.skipped), *self.summary])
+    skipped = [f"skipped: {reason}" for reason in self.skipped]
+    return "\n".join([*self.notes, head, *lines, *skipped, *self.summary])
 
 
 def prepare_collection(config: ConfigDict) -> Preparation:
   """Writes the tfds data set of `config.data.name` under `config.data.cache_dir`, unless it is there.
 
+  A data set whose files differ from what was written, by their sizes or SHA-256, is prepared again.
+
   Raises:
-    UserError: `data.name` is unknown, a split has no image, an example can't be read, or the folder can't be
-      written.
+    UserError: `data.name` is unknown, a split has no image, an example can't be read, the folder can't be
+      written, or a damaged data set can't be prepared again.
   """
+  if config.data.name not in BUILDERS:
+    raise UserError(f"data.name={config.data.name!r} is not one of {', '.join(sorted(BUILDERS))}")
+  if not config.data.cache_dir:
+    raise UserError("data.cache_dir is empty: it should name a folder for prepared data sets")
+  builder_class = BUILDERS[config.data.name]
   try:
-    with _quiet_tfds():
-      builder = _builder(config)
-      with _only_writer(builder):
-        built = not builder.is_prepared()
-        if built:
-          _write(builder)
-      builder = _builder(config)  # reads what this or another process has written
+    variant, notes = _choose_variant(builder_class, config)
+    folder = Path(config.data.cache_dir, config.data.name, variant, str(builder_class.VERSION))
+    with only_writer(folder.parent):
+      damage = find_damage(folder) if folder.exists() else None
+      built = damage is not None or not folder.exists()
+      if damage is not None:
+        notes.append(f"{damage}: the data set is prepared again")
+        rebuild(builder_class, config, folder, damage)
+      elif built:
+        write(builder_class, config, folder)
+      metadata = _open_builder(config, folder).info.metadata
   except OSError as error:
     raise UserError(
       f"can't prepare {config.data.name} in data.cache_dir={config.data.cache_dir}: {error}"
     ) from error
-  metadata = builder.info.metadata
   if metadata["skipped"] and config.data.on_bad_example == "error":
     raise UserError(
-      f"{builder.data_dir} was prepared without {len(metadata['skipped'])} bad examples, the first: "
+      f"{folder} was prepared without {len(metadata['skipped'])} bad examples, the first: "
       f"{metadata['skipped'][0]} (set data.on_bad_example=skip, or delete the folder and repair the files)"
     )
   return Preparation(
-    path=Path(builder.data_dir),
+    path=folder,
     built=built,
     counts=metadata["counts"],
     skipped=tuple(metadata["skipped"]),
     summary=tuple(metadata.get("summary", ())),
+    notes=tuple(notes),
   )
 
 
@@ -155,15 +189,17 @@ def open_collection(config: ConfigDict, preparation: Preparation | None = None) 
   """
   if preparation is None:
     preparation = prepare_collection(config)
-    if preparation.built or preparation.summary:
+    if preparation.built or preparation.summary or preparation.notes:
       print(preparation)
-  with _quiet_tfds():
-    builder = _builder(config)
+  builder = _open_builder(config, preparation.path)
   undecoded = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}
   maps = _maps_folder(config, preparation.path) if config.data.saliency == "auto" else None
   sources = {
     split: ExampleSource(
-      builder.as_data_source(split, decoders=undecoded), saliency=config.data.saliency, maps=maps
+      builder.as_data_source(split, decoders=undecoded),
+      saliency=config.data.saliency,
+      maps=maps,
+      origin=f"{preparation.path}, split {split}",
     )
     for split in builder.splits
   }
@@ -192,37 +228,21 @@ def _maps_folder(config: ConfigDict, prepared: Path) -> Path:
   return prepared.parent / "saliency_auto"
 
 
-def _builder(config: ConfigDict) -> CollectionBuilder:
-  if config.data.name not in BUILDERS:
-    raise UserError(f"data.name={config.data.name!r} is not one of {', '.join(sorted(BUILDERS))}")
-  return BUILDERS[config.data.name](config)
+def _choose_variant(builder_class: type[CollectionBuilder], config: ConfigDict) -> tuple[str, list[str]]:
+  """The name of the config's data set, and notes about others of the same files."""
+  variant = builder_class.variant(config)
+  if not issubclass(builder_class, PublishedCollection):
+    return variant, []
+  home = Path(config.data.cache_dir, config.data.name)
+  others = sorted(home.glob(f"{builder_class.place(config)}-*/{builder_class.VERSION}"), key=os.path.getmtime)
+  if not others or (home / variant / str(builder_class.VERSION)).exists():
+    return variant, []
+  latest = others[-1].parent
+  if not Path(config.data.dir).is_dir():
+    return latest.name, [f"there is no folder data.dir={config.data.dir}: taking {latest} as it was prepared"]
+  return variant, [f"files in {config.data.dir} have changed since {latest} was prepared (you may delete it)"]
 
 
-@contextmanager
-def _quiet_tfds() -> Iterator[None]:
-  """Suppresses tfds's messages, which speak of downloads although there are none."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  tfds.disable_progress_bar()
-  try:
-    with redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def _only_writer(builder: CollectionBuilder) -> Iterator[None]:
-  """Holds the data set's lock, which the system releases if the process dies."""
-  folder = Path(builder.data_dir).parent
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / "lock").open("w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
-
-
-def _write(builder: CollectionBuilder) -> None:
-  for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):  # of a killed preparation
-    shutil.rmtree(leftover)
-  options = tfds.download.DownloadConfig(try_download_gcs=False)
-  builder.download_and_prepare(download_config=options, file_format="array_record")
+def _open_builder(config: ConfigDict, folder: Path) -> CollectionBuilder:
+  with quiet_tfds():
+    return BUILDERS[config.data.name](config, variant=folder.parent.name)

@@ -5,7 +5,10 @@ JPEG, PNG and WebP; the content decides which of them a file is, not its name.
 
 import contextlib
 import glob
+import io
 import pathlib
+import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scops_jax.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of image files in folders, in lower or upper case
+
+MAX_PIXELS = 10**8  # of an image; decoding one takes up to a gigabyte of memory
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -48,15 +53,53 @@ def read_image(path: str | pathlib.Path) -> Picture:
     UserError: the file is missing, not in one of these formats, damaged or truncated.
   """
   try:
-    with Image.open(path, formats=_FORMATS) as picture:
+    with open_image(path, str(path)) as picture:
       picture.load()
       return _decode(picture)
+  except ValueError as error:
+    raise UserError(f"{error}: repair or remove the file") from error
+
+
+@contextlib.contextmanager
+def open_image(file: pathlib.Path | str | bytes, what: str) -> Iterator[Image.Image]:
+  """Opens an image file by its path or content; Pillow decodes the pixels when they are used.
+
+  Args:
+    file: a JPEG, PNG or WebP file.
+    what: the subject of the errors' messages.
+
+  Raises:
+    ValueError: the file is missing, not in one of these formats, larger than MAX_PIXELS, or damaged, also if
+      that shows only while the caller decodes it.
+  """
+  try:
+    with warnings.catch_warnings():
+      # Pillow warns about fewer pixels than it refuses.
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS)
+    with opened as picture:
+      if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f"{picture.width} × {picture.height} pixels are over {MAX_PIXELS // 10**6} million")
+      yield picture
   except UnidentifiedImageError as error:
-    raise UserError(f"{path} is not a JPEG, PNG or WebP image") from error
+    raise ValueError(f"{what} is not a JPEG, PNG or WebP image") from error
   # Pillow raises many kinds of errors for damaged files: SyntaxError, zlib.error, struct.error, …
   except Exception as error:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    raise UserError(f"{path} can't be read as an image ({reason}): repair or remove the file") from error
+    raise ValueError(f"{what} can't be decoded: {reason}") from error
+
+
+def decode_image(image: pathlib.Path | bytes, what: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
+  """An image file's pixels, [H, W, 3] of mode "RGB" and [H, W] of mode "L"; raises as `open_image` does."""
+  with open_image(image, what) as picture:
+    return np.asarray(picture.convert(mode))
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+  """An [H, W] or [H, W, 3] array as a PNG file's bytes."""
+  stream = io.BytesIO()
+  Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+  return stream.getvalue()
 
 
 def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = None) -> dict[str, pathlib.Path]:

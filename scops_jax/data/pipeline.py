@@ -110,7 +110,6 @@ def evaluation_batches(
   *,
   batch_size: int,
   image_size: int,
-  limit: int = 0,
   num_threads: int = 2,
   process_index: int = 0,
   process_count: int = 1,
@@ -125,7 +124,6 @@ def evaluation_batches(
     source: the images.
     batch_size: B, images per batch on this host.
     image_size: S, height and width in pixels; other images are resized (bilinear, parts nearest).
-    limit: the number of images, starting with the first; 0: all.
     num_threads: threads that read ahead; 0 reads in the caller's thread.
     process_index: this host.
     process_count: the number of hosts.
@@ -138,15 +136,15 @@ def evaluation_batches(
     x1, y1) in the same coordinates, "parts": [B, S, S] uint8}, or the fields asked for, and {"valid": [B]
     bool, "index": [B] int64}; with `kept` also {"features": a tuple of [B, h, w, C]}.
   """
-  count = min(limit or len(source), len(source))
+  count = len(source)
   shard = _Shard(batch_size, process_index, process_count)
   rows = grain.MapDataset.range(-(-count // shard.global_size) * batch_size)
   load = _Load(source, image_size, fields, kept)
 
   def load_or_pad(row: int) -> Element:
-    index = shard.position(row)
-    example = load(min(index, count - 1))
-    return {**example, "valid": np.bool_(index < count), "index": np.int64(min(index, count - 1))}
+    position = shard.position(row)
+    index = min(position, count - 1)
+    return {**load(index), "valid": np.bool_(position < count), "index": np.int64(index)}
 
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=2 * batch_size if num_threads else 0

@@ -7,13 +7,15 @@ that another program wrote, are kept.
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from scops_jax.data.image_files import SUFFIXES, resize_image
+from scops_jax.data.image_files import SUFFIXES, open_image, resize_image
 from scops_jax.errors import UserError
 from scops_jax.storage.files import replacing
 
@@ -38,26 +40,29 @@ def write_map(path: Path, saliency: NDArray[np.uint8], digest: str) -> None:
     path: of the map; an interruption leaves no partial file.
     saliency: [H, W], 0..255 for 0..1.
     digest: of the image that it was computed from.
+
+  Raises:
+    UserError: it can't be written.
   """
   text = PngImagePlugin.PngInfo()
   text.add_text(_IMAGE_KEY, digest)
   text.add_text(_PIXELS_KEY, _pixels_digest(saliency))
-  with replacing(path) as temporary:
-    Image.fromarray(saliency).save(temporary, "PNG", pnginfo=text)
+  try:
+    with replacing(path) as temporary:
+      Image.fromarray(saliency).save(temporary, "PNG", pnginfo=text)
+  except OSError as error:
+    raise UserError(f"a saliency map can't be written: {error}") from error
 
 
 def is_current(path: Path, digest: str) -> bool:
   """Whether there is a map to keep: one of the image with this digest, or one that is not ours to replace."""
   if not path.is_file():
     return False
-  try:
-    with Image.open(path) as picture:
-      text = dict(picture.info)
-      if _IMAGE_KEY not in text or text[_IMAGE_KEY] == digest:
-        return True
-      return text.get(_PIXELS_KEY) != _pixels_digest(np.asarray(picture))
-  except (OSError, SyntaxError) as error:
-    raise UserError(f"{path} can't be read as a saliency map: repair or delete it ({error})") from error
+  with _open_map(path) as picture:
+    text = picture.info
+    if _IMAGE_KEY not in text or text[_IMAGE_KEY] == digest:
+      return True
+    return text.get(_PIXELS_KEY) != _pixels_digest(np.asarray(picture))
 
 
 def read_map(path: Path, image: bytes) -> NDArray[np.uint8]:
@@ -70,15 +75,21 @@ def read_map(path: Path, image: bytes) -> NDArray[np.uint8]:
   Raises:
     UserError: the map is missing or can't be decoded.
   """
-  try:
-    with Image.open(path) as picture:
-      grey = picture.convert("L")
-  except FileNotFoundError as error:
-    raise UserError(f"there is no saliency map {path}: run scops_jax.prepare with the same config") from error
-  except (OSError, SyntaxError) as error:
-    raise UserError(f"{path} can't be read as a saliency map: repair or delete it ({error})") from error
+  if not path.is_file():
+    raise UserError(f"there is no saliency map {path}: run scops_jax.prepare with the same config")
+  with _open_map(path) as picture:
+    grey = picture.convert("L")
   width, height = Image.open(io.BytesIO(image)).size
   return resize_image(grey, (height, width))
+
+
+@contextmanager
+def _open_map(path: Path) -> Iterator[Image.Image]:
+  try:
+    with open_image(path, str(path)) as picture:
+      yield picture
+  except ValueError as error:
+    raise UserError(f"{error}: repair or delete this saliency map") from error
 
 
 def _pixels_digest(pixels: NDArray[np.uint8]) -> str:

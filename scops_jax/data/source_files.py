@@ -2,18 +2,20 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from PIL import Image
 
-from scops_jax.data.builder import decode_image
-from scops_jax.data.image_files import resize_pixels
+from scops_jax.data.builder import printable
+from scops_jax.data.image_files import decode_image, open_image, resize_pixels
 from scops_jax.errors import UserError
+
+_MAX_BYTES = 1 << 28  # of a file
+_MAX_NUMBER = 1e6  # of a coordinate in pixels
 
 
 class Line(NamedTuple):
@@ -36,22 +38,23 @@ class Line(NamedTuple):
     """
     fields = self.text.split(maxsplit=count)[1:]
     if len(fields) != count:
-      raise UserError(f"{self}: expected {count} fields after {self.key!r}, got {len(fields)}")
+      raise UserError(f"{self}: expected {count} fields after {printable(self.key)!r}, got {len(fields)}")
     return fields
 
   def numbers(self, count: int) -> NDArray[np.float64]:
     """The fields after the first, of which there must be `count`.
 
     Raises:
-      UserError: there are more or fewer, or one is not a finite number.
+      UserError: there are more or fewer, or one is not a number between -10⁶ and 10⁶.
     """
     fields = self.text.split()[1:]
     try:
       values = np.asarray([float(field) for field in fields])
     except ValueError:
       values = np.full(len(fields), np.nan)
-    if len(fields) != count or not np.isfinite(values).all():
-      raise UserError(f"{self}: expected {count} numbers after {self.key!r}, got {' '.join(fields)!r}")
+    if len(fields) != count or not (np.abs(values) <= _MAX_NUMBER).all():
+      got = printable(" ".join(fields))
+      raise UserError(f"{self}: expected {count} numbers after {printable(self.key)!r}, got {got!r}")
     return values
 
   def __str__(self) -> str:
@@ -62,12 +65,14 @@ def read_lines(path: Path) -> list[Line]:
   """The lines of a text file that are not blank; any line ends will do.
 
   Raises:
-    UserError: the file is missing or not text.
+    UserError: the file is missing, not text, or too large.
   """
+  if not path.is_file():
+    raise _missing(path)
   try:
+    if path.stat().st_size > _MAX_BYTES:
+      raise UserError(f"{path} has over {_MAX_BYTES >> 20} MiB: no published list is so large")
     text = path.read_text(encoding="utf-8-sig")
-  except FileNotFoundError as error:
-    raise _missing(path) from error
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"{path} can't be read as text: {error}") from error
   return [Line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -81,9 +86,8 @@ def list_files(folder: Path, pattern: str = "*") -> list[str]:
   """
   if not folder.is_dir():
     raise _missing(folder)
-  return sorted(
-    path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not path.name.startswith(".")
-  )
+  names = [path.relative_to(folder).as_posix() for path in folder.glob(pattern) if not path.is_dir()]
+  return sorted(name for name in names if not name.startswith(".") and "/." not in name)
 
 
 def _missing(path: Path) -> UserError:
@@ -99,18 +103,9 @@ def by_key(lines: Iterable[Line]) -> dict[str, Line]:
   found: dict[str, Line] = {}
   for line in lines:
     if line.key in found:
-      raise UserError(f"{line}: {line.key!r} is in line {found[line.key].number} already")
+      raise UserError(f"{line}: {printable(line.key)!r} is in line {found[line.key].number} already")
     found[line.key] = line
   return found
-
-
-def read_picture(path: Path, name: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
-  """A picture's pixels: [H, W, 3] in mode "RGB", [H, W] in mode "L".
-
-  Raises:
-    ValueError: it is missing or can't be decoded; the message begins with `name`.
-  """
-  return decode_image(read_bytes(path, name), name, mode=mode)
 
 
 def read_bytes(path: Path, name: str) -> bytes:
@@ -120,26 +115,30 @@ def read_bytes(path: Path, name: str) -> bytes:
     ValueError: it can't be read; the message begins with `name`.
   """
   try:
+    if not path.is_file():  # nor do we wait for a pipe
+      raise ValueError(f"{name}: there is no file {path}")
+    if path.stat().st_size > _MAX_BYTES:
+      raise ValueError(f"{name}: {path} has over {_MAX_BYTES >> 20} MiB")
     return path.read_bytes()
-  except FileNotFoundError as error:
-    raise ValueError(f"{name}: there is no file {path}") from error
   except OSError as error:
     raise ValueError(f"{name}: {path} can't be read: {error.strerror}") from error
 
 
-def picture_size(path: Path, name: str) -> tuple[int, int]:
-  """A picture's height and width, from the file's header.
+def read_picture(path: Path, name: str) -> NDArray[np.uint8]:
+  """A picture's pixels [H, W, 3].
 
   Raises:
-    ValueError: it is missing or no picture; the message begins with `name`.
+    ValueError: it is missing or can't be decoded; the message begins with `name`.
   """
-  try:
-    with Image.open(path) as picture:
-      return picture.height, picture.width
-  except FileNotFoundError as error:
-    raise ValueError(f"{name}: there is no file {path}") from error
-  except (OSError, SyntaxError) as error:
-    raise ValueError(f"{name}: the image can't be decoded: {error}") from error
+  return decode_image(read_bytes(path, name), f"{name}: the image")
+
+
+def picture_size(path: Path, name: str) -> tuple[int, int]:
+  """A picture's height and width, from the file's header; raises as `read_picture` does."""
+  if not path.is_file():
+    raise ValueError(f"{name}: there is no file {path}")
+  with open_image(path, f"{name}: the image") as picture:
+    return picture.height, picture.width
 
 
 def find_saliency_folder(config: ConfigDict, *published: Path) -> Path | None:
@@ -187,16 +186,36 @@ def read_saliency(folder: Path | None, name: str, shape: tuple[int, int]) -> NDA
     path = folder / f"{name}.png"
   if not path.is_file():
     raise ValueError(f"{name}: there is no saliency map {folder / Path(name).with_suffix('.png')}")
-  return resize_pixels(read_picture(path, f"{name}: saliency map {path}", mode="L"), shape)
+  return resize_pixels(decode_image(path, f"{name}: saliency map {path}", mode="L"), shape)
 
 
-def source_digest(config: ConfigDict) -> str:
-  """A digest of where the config takes its files from, for `variant`.
+def read_split_lists(
+  folder: Path, splits: Sequence[str], check: Callable[[str, Line], None]
+) -> dict[str, list[str]]:
+  """The names on the lines of a folder's SPLIT.txt, for each split that has such a file.
 
-  The paths are taken as given, not made absolute, so that a cache can be copied to another machine.
+  Args:
+    folder: of the lists.
+    splits: the splits' names.
+    check: raises UserError for a name, in a line, that is no image's.
+
+  Raises:
+    UserError: what `check` raises; or a name is listed twice.
   """
-  saliency = f"in {config.data.saliency_dir}" if config.data.saliency == "collection" else "ones"
-  return hashlib.sha256(f"{config.data.dir}\n{saliency}".encode()).hexdigest()[:8]
+  lines: dict[str, Line] = {}
+  listed: dict[str, list[str]] = {}
+  for split in splits:
+    if not (folder / f"{split}.txt").exists():
+      continue
+    listed[split] = []
+    for line in read_lines(folder / f"{split}.txt"):
+      name = line.text.strip()
+      check(name, line)
+      if name in lines:
+        raise UserError(f"{line}: {printable(name)!r} is in {lines[name]} already")
+      lines[name] = line
+      listed[split].append(name)
+  return listed
 
 
 def chosen_for_test(name: str) -> bool:
@@ -209,7 +228,7 @@ def chosen_for_test(name: str) -> bool:
 
 def name_number(name: str) -> int:
   """The SHA-256 of a name as a number."""
-  return int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
+  return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest(), "big")
 
 
 def corner_box(x: float, y: float, width: float, height: float) -> NDArray[np.float32]:

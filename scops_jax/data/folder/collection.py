@@ -14,18 +14,26 @@ Only images/ is required.
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from PIL import Image
 
-from scops_jax.data.builder import CollectionBuilder, Example, decode_image, encode_png
+from scops_jax.data.builder import EMPTY, CollectionBuilder, Example, printable
 from scops_jax.data.folder.layout import folder_digest, map_name, read_layout
-from scops_jax.data.image_files import Picture, read_image, resize_pixels
+from scops_jax.data.image_files import (
+  SUFFIXES,
+  Picture,
+  decode_image,
+  encode_png,
+  open_image,
+  read_image,
+  resize_pixels,
+)
 from scops_jax.data.source_files import mask_box, read_bytes
 from scops_jax.errors import UserError
 
@@ -33,7 +41,7 @@ _JPEG_QUALITY = 95
 _PNG_SIGNATURE = b"\x89PNG"
 _INDEX_MODES = ("1", "L", "P", "I;16", "I")
 _FEW_IMAGES = 200  # with fewer training images parts are seldom consistent
-_EMPTY, _FULL = 0.005, 0.95  # shares of an image; a mask below or above them is of no use
+_FULL = 0.95  # share of an image; a mask that covers more is of no use
 
 
 class _Finding(NamedTuple):
@@ -63,7 +71,7 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
   The data set's name depends on the names, sizes and dates of all files: edited folders are prepared again.
   """
 
-  def __init__(self, config: ConfigDict) -> None:
+  def __init__(self, config: ConfigDict, *, variant: str | None = None) -> None:
     """Opens the data set of the folder as it is now, prepared or not; raises as `read_layout` does."""
     self._layout = read_layout(config)
     self.landmark_names = self._layout.table.names
@@ -73,7 +81,7 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
         "has one: set data.landmark_normalizer=image"
       )
     self._findings: list[_Finding] = []
-    super().__init__(config)
+    super().__init__(config, variant=variant)
 
   @classmethod
   def variant(cls, config: ConfigDict) -> str:
@@ -88,6 +96,8 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     path = self._layout.images[name]
     picture = read_image(path)
     width, height = picture.image.size
+    if min(height, width) < 2:
+      raise ValueError(f"{name}: the image has {_pixels((height, width))}, expected at least 2 × 2")
     shape = _reduced_shape(height, width, self.settings.folder.max_edge)
     saliency = self._read_saliency(name, picture)
     parts = self._read_parts(name, (height, width), required=split == "test")
@@ -147,12 +157,8 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       if required:
         raise ValueError(f"{name}: there is no map of its parts {path}, and a test image needs one")
       return None
-    try:
-      with Image.open(path) as picture:
-        indices = np.asarray(picture)
-        mode = picture.mode
-    except (OSError, SyntaxError) as error:
-      raise ValueError(f"{name}: the map of its parts {path} can't be decoded: {error}") from error
+    with open_image(path, f"{name}: the map of its parts {path}") as picture:
+      indices, mode = np.asarray(picture), picture.mode
     if mode not in _INDEX_MODES or indices.max() > 255:
       raise ValueError(f"{name}: {path} should hold part indices 0..255 in one channel, its mode is {mode}")
     if indices.shape != shape:
@@ -175,19 +181,16 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
         landmarks[row] = np.where(visible[row], place * reduced_size / size - 0.5, 0)
     return landmarks.astype(np.float32), visible, len(points) - int(visible.sum())
 
-  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield from super()._generate_examples(split)
-    found = [finding for finding in self._findings if finding.split == split]
-    if self.landmark_names:
-      seen = np.any([finding.visible for finding in found], axis=0)
-      # The regression needs every landmark in a training image, its error any landmark in a test image.
-      unseen = [name for name, ok in zip(self.landmark_names, seen, strict=True) if not ok]
-      if unseen and (split == "train" or not seen.any()):
-        table = Path(self.settings.data.dir) / "landmarks.csv"
-        raise UserError(
-          f"{table}: no {split} image shows the landmark {unseen[0]!r}: "
-          "remove its rows, annotate more images, or choose other splits"
-        )
+  def _check_landmarks(self, split: str, shown: NDArray[np.bool_]) -> None:
+    # The regression needs every landmark in a training image, its error any landmark in a test image.
+    if not shown.all() and (split == "train" or not shown.any()):
+      outside = sum(finding.outside for finding in self._findings if finding.split == split)
+      hint = f" ({outside} landmarks lie outside their image: coordinates are in pixels)" if outside else ""
+      raise UserError(
+        f"{Path(self.settings.data.dir) / 'landmarks.csv'}: no {split} image shows the landmark "
+        f"{self.landmark_names[int(np.argmin(shown))]!r}{hint}: remove its rows, annotate more images, or "
+        "choose other splits"
+      )
 
   def _record_metadata(self) -> None:
     indices = [max(finding.part_indices) for finding in self._findings if finding.part_indices]
@@ -196,7 +199,10 @@ class ImageFolder(CollectionBuilder, skip_registration=True):  # type: ignore[ca
     super()._record_metadata()
     self.info.metadata.update(
       part_names=list(self.part_names),
-      summary=_summarize(self._findings, landmark_names=self.landmark_names, part_names=self.part_names),
+      summary=[
+        *_summarize(self._findings, landmark_names=self.landmark_names, part_names=self.part_names),
+        *_describe_others(self._layout.others),
+      ],
     )
 
 
@@ -246,6 +252,15 @@ def _summarize(
   return lines
 
 
+def _describe_others(others: Sequence[str]) -> list[str]:
+  if not others:
+    return []
+  names = ", ".join(printable(name, 100) for name in others[:3]) + (", …" if len(others) > 3 else "")
+  return [
+    f"warning: {len(others)} files in images/ are left out, only {', '.join(SUFFIXES)} are read: {names}"
+  ]
+
+
 def _describe_sizes(findings: Sequence[_Finding]) -> str:
   def text(finding: _Finding) -> str:
     return f"{finding.width} × {finding.height}"
@@ -262,7 +277,7 @@ def _describe_masks(findings: Sequence[_Finding]) -> list[str]:
   if not shares.size:
     return ["masks: none"]
   lines = [f"masks: {len(shares)}, the object covers {np.median(shares):.0%} of an image (median)"]
-  for what, count in (("empty", (shares < _EMPTY).sum()), ("nearly full", (shares > _FULL).sum())):
+  for what, count in (("empty", (shares < EMPTY).sum()), ("nearly full", (shares > _FULL).sum())):
     if count:
       lines.append(f"warning: {count} masks are {what}; white is the object, black the background")
   return lines
@@ -276,7 +291,7 @@ def _describe_landmarks(
   lines = [f"landmarks: {len(names)}; visible in (training, test) images:"]
   for index, name in enumerate(names):
     counts = (sum(finding.visible[index] for finding in split) for split in (train, test))
-    lines.append(f"  {name}: " + ", ".join(map(str, counts)))
+    lines.append(f"  {printable(name)}: " + ", ".join(map(str, counts)))
   outside = sum(finding.outside for finding in (*train, *test))
   if outside:
     lines.append(f"warning: {outside} landmarks lie outside their image and count as hidden")

@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
-from PIL import Image
 
-from scops_jax.data.image_files import find_images
-from scops_jax.data.source_files import chosen_for_test, name_number, read_lines
+from scops_jax.data.builder import printable
+from scops_jax.data.image_files import find_images, open_image
+from scops_jax.data.source_files import (
+  Line,
+  chosen_for_test,
+  list_files,
+  name_number,
+  read_split_lists,
+)
 from scops_jax.errors import UserError
 
 _COLUMNS = ("image", "landmark", "x", "y", "visible")
+_MAX_BYTES = 1 << 28  # of landmarks.csv
+_MAX_NUMBER = 1e6  # of a coordinate in pixels
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
 
@@ -34,6 +42,7 @@ class FolderLayout(NamedTuple):
   parts: Path | None  # folder of the index maps
   table: LandmarkTable
   splits: dict[str, list[str]]
+  others: list[str]  # files in images/ that are not read
 
 
 def read_layout(config: ConfigDict) -> FolderLayout:
@@ -66,6 +75,7 @@ def read_layout(config: ConfigDict) -> FolderLayout:
     parts=parts if parts.is_dir() else None,
     table=table,
     splits=read_splits(root, images),
+    others=[name for name in list_files(root / "images", "**/*") if name not in images],
   )
 
 
@@ -91,9 +101,9 @@ def _find_masks(config: ConfigDict, images: dict[str, Path]) -> Path | None:
 
 def _has_transparency(path: Path) -> bool:
   try:
-    with Image.open(path) as picture:  # reads the header only
+    with open_image(path, str(path)) as picture:  # reads the header only
       return picture.has_transparency_data
-  except (OSError, SyntaxError):
+  except ValueError:
     return False  # read_example gets the same error and reports it
 
 
@@ -112,7 +122,7 @@ def folder_digest(config: ConfigDict) -> str:
     if path.exists():
       status = path.stat()
       place = path.relative_to(root) if path.is_relative_to(root) else path
-      digest.update(f"\n{place} {status.st_size} {status.st_mtime_ns}".encode())
+      digest.update(f"\n{place} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
   return digest.hexdigest()[:12]
 
 
@@ -131,6 +141,8 @@ def read_landmark_table(path: Path, images: Collection[str]) -> LandmarkTable:
   """
   points: dict[str, dict[str, tuple[float, float]]] = {}
   lines: dict[tuple[str, str], int] = {}  # line of each image and landmark
+  if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+    raise UserError(f"{path} is no file, or has over {_MAX_BYTES >> 20} MiB")
   try:
     with path.open(newline="", encoding="utf-8-sig") as file:
       rows = csv.DictReader(file, skipinitialspace=True, strict=True)
@@ -165,7 +177,7 @@ def _parse_row(
   if not landmark:
     raise UserError(f"{where}: the landmark has no name")
   if visible.lower() not in _TRUE + _FALSE:
-    raise UserError(f"{where}: visible={visible!r} should be 1 or 0")
+    raise UserError(f"{where}: visible={printable(visible)!r} should be 1 or 0")
   if visible.lower() in _FALSE:
     return image, landmark, None
   return image, landmark, (_number(x, "x", where), _number(y, "y", where))
@@ -176,17 +188,18 @@ def _number(text: str, what: str, where: str) -> float:
     value = float(text)
   except ValueError:
     value = math.nan
-  if not math.isfinite(value):
-    raise UserError(f"{where}: {what}={text!r} is not a number")
+  if not abs(value) <= _MAX_NUMBER:
+    raise UserError(f"{where}: {what}={printable(text)!r} is not a number between ±10⁶")
   return value
 
 
 def _check_name(name: str, images: Collection[str], where: str) -> None:
   """Raises UserError, which suggests the nearest name, unless `name` is an image."""
   if name not in images:
-    nearest = difflib.get_close_matches(name, images, n=1)
+    shown = printable(name)
+    nearest = difflib.get_close_matches(shown, images, n=1)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-    raise UserError(f"{where}: there is no image {name!r} in images/{hint}")
+    raise UserError(f"{where}: there is no image {shown!r} in images/{hint}")
 
 
 def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:
@@ -198,30 +211,20 @@ def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:
   Raises:
     UserError: a line names no image, or one that was named before, or a split is empty.
   """
-  lists = {split: folder / f"{split}.txt" for split in ("train", "test")}
-  listed: dict[str, set[str]] = {}
-  lines: dict[str, str] = {}  # file and line of each name
-  for split, path in lists.items():
-    if not path.exists():
-      continue
-    listed[split] = set()
-    for line in read_lines(path):
-      name = line.text.strip()
-      _check_name(name, images, str(line))
-      if name in lines:
-        raise UserError(f"{line}: {name!r} is in {lines[name]} already")
-      lines[name] = str(line)
-      listed[split].add(name)
+  splits = ("train", "test")
+
+  def check(name: str, line: Line) -> None:
+    _check_name(name, images, str(line))
+
+  listed = {split: set(names) for split, names in read_split_lists(folder, splits, check).items()}
   if not listed:
     chosen = {name for name in images if chosen_for_test(name)}
     # Very few images: none or all of them may be chosen.
     listed["test"] = chosen if 0 < len(chosen) < len(images) else {min(images, key=name_number)}
-  for split, other in (("train", "test"), ("test", "train")):
-    if split not in listed:
-      listed[split] = set(images) - listed[other]
-  for split, names in listed.items():
-    if not names:
+  for split in splits:
+    listed.setdefault(split, set(images).difference(*listed.values()))
+    if not listed[split]:
       raise UserError(
         f"{folder} has no image for the {split} split: {len(images)} in images/, see {split}.txt"
       )
-  return {split: sorted(listed[split]) for split in lists}
+  return {split: sorted(listed[split]) for split in splits}

@@ -12,8 +12,8 @@ import contextlib
 import itertools
 import math
 import sqlite3
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -21,20 +21,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from scops_jax.data.builder import CollectionBuilder, Example, FilteredError
-from scops_jax.data.source_files import (
-  chosen_for_test,
-  corner_box,
-  find_saliency_folder,
-  picture_size,
-  read_bytes,
-  read_lines,
-  read_saliency,
-  source_digest,
-)
+from scops_jax.data import source_files as files
+from scops_jax.data.builder import Example, FilteredError
+from scops_jax.data.published.base import PublishedCollection
 from scops_jax.errors import UserError
 
 _MIN_BOX = 0.3  # of the image's area
+_DATABASES = ("data/aflw.sqlite", "aflw.sqlite")
 # The landmarks, as FeatureCoordTypes.descr names them.
 _LANDMARKS = {
   "left_eye": "LeftEyeCenter",
@@ -44,6 +37,19 @@ _LANDMARKS = {
   "right_mouth": "MouthRightCorner",
 }
 _TABLES = ("Faces", "FaceImages", "FaceRect", "FeatureCoords", "FeatureCoordTypes")
+_MAX_BYTES = 1 << 29  # of the database
+_MAX_ROWS = 2_000_000  # of a table; the published one has 26 000 faces with 21 points each
+_MAX_TEXT = 1 << 20  # bytes of a value
+_MAX_SECONDS = 30  # for reading it; a second is enough
+_MAX_NUMBER = 1e6  # of a coordinate in pixels
+_TABLE_NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"  # no views
+# Of several annotators' boxes of a face the first counts.
+_ALL_FACES = """
+  SELECT face_id, file_id, i.first, filepath, height, width, r.first, x, y, w, h FROM Faces
+  LEFT JOIN (SELECT file_id, MIN(rowid) AS first, filepath, height, width FROM FaceImages GROUP BY file_id) i
+    USING (file_id)
+  LEFT JOIN (SELECT face_id, MIN(rowid) AS first, x, y, w, h FROM FaceRect GROUP BY face_id) r USING (face_id)
+"""
 
 
 class Face(NamedTuple):
@@ -56,7 +62,7 @@ class Face(NamedTuple):
   points: dict[str, tuple[Any, Any]]  # (x, y) of the visible landmarks, by name
 
 
-class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Aflw(PublishedCollection, skip_registration=True):  # type: ignore[call-arg]
   """The largest face of each image, if its box covers at least 30 % of the image.
 
   Images keep their published bytes. Coordinates start with 0 at the first pixel. A landmark that the database
@@ -67,17 +73,22 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
   """
 
   landmark_names = tuple(_LANDMARKS)
+  saliency_folders = ("saliency",)
 
   @classmethod
-  def variant(cls, config: ConfigDict) -> str:
-    return f"box30-{source_digest(config)}"
+  def label(cls, config: ConfigDict) -> str:
+    return "box30"
+
+  @classmethod
+  def sources(cls, config: ConfigDict) -> list[str]:
+    return [*_DATABASES, "data/flickr", *(f"{split}.txt" for split in cls.splits)]
 
   def open_source(self) -> None:
+    super().open_source()
     self._root = Path(self.settings.data.dir)
-    self._saliency_folder = find_saliency_folder(self.settings, self._root / "saliency")
-    places = [self._root / "data" / "aflw.sqlite", self._root / "aflw.sqlite"]
+    places = [self._root / name for name in _DATABASES]
     self._faces = read_database(next((path for path in places if path.exists()), places[0]))
-    self._paths = self._read_splits({face.path for face in self._faces})
+    self._paths = self._read_splits()
 
   def list_records(self, split: str) -> Sequence[tuple[Face, bool]]:
     """Every face, and whether it is the largest of its image."""
@@ -103,7 +114,7 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
     if box[2] * box[3] < _MIN_BOX * width * height:
       raise FilteredError("the face's box covers less than 30 % of the image")
     path = self._root / "data" / "flickr" / _inside(face.path, name)
-    shape = picture_size(path, name)
+    shape = files.picture_size(path, name)
     if shape != (height, width):
       raise ValueError(
         f"{name}: the image has {shape[0]} × {shape[1]} pixels, the database says {height:.0f} × {width:.0f}"
@@ -116,30 +127,29 @@ class Aflw(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
     visible = np.all((landmarks >= -0.5) & (landmarks <= last + 0.5), axis=1)
     return Example(
       name=face.path,
-      image=read_bytes(path, name),
+      image=files.read_bytes(path, name),
       landmarks=np.where(visible[:, None], landmarks, 0).astype(np.float32),
       visible=visible,
-      saliency=read_saliency(self._saliency_folder, face.path, shape),
-      box=corner_box(*box),
+      saliency=files.read_saliency(self._saliency_folder, face.path, shape),
+      box=files.corner_box(*box),
     )
 
-  def _read_splits(self, paths: set[str]) -> dict[str, set[str]]:
-    """The images of each split."""
-    lists = {split: self._root / f"{split}.txt" for split in self.splits}
-    if not any(path.exists() for path in lists.values()):
-      test = {path for path in paths if chosen_for_test(path)}
+  def _read_splits(self) -> dict[str, set[str]]:
+    """The paths of each split's images."""
+    paths = {face.path for face in self._faces}
+
+    def check(path: str, line: files.Line) -> None:
+      if path not in paths:
+        raise UserError(f"{line}: the database has no face of an image {path!r}")
+
+    listed = files.read_split_lists(self._root, self.splits, check)
+    if not listed:
+      test = {path for path in paths if files.chosen_for_test(path)}
       return {"train": paths - test, "test": test}
-    listed: dict[str, set[str]] = {}
-    for split, path in lists.items():
-      listed[split] = set()
-      for line in read_lines(path):
-        name = line.text.strip()
-        if name not in paths:
-          raise UserError(f"{line}: the database has no face of an image {name!r}")
-        if name in listed["train"] and split == "test":
-          raise UserError(f"{line}: {name!r} is in train.txt already")
-        listed[split].add(name)
-    return listed
+    for split in self.splits:
+      if split not in listed:
+        raise UserError(f"{self._root / split}.txt is missing, and there is a list of the other split")
+    return {split: set(names) for split, names in listed.items()}
 
 
 def read_database(path: Path) -> list[Face]:
@@ -152,53 +162,53 @@ def read_database(path: Path) -> list[Face]:
   """
   if not path.is_file():
     raise UserError(f"{path} is missing: data.dir must hold AFLW as it is published")
+  if path.stat().st_size > _MAX_BYTES:
+    raise UserError(f"{path} has over {_MAX_BYTES >> 20} MiB: AFLW's database is smaller")
   try:
     # immutable: SQLite writes no lock or journal file, so the folder may be read-only.
     uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
       connection.execute("PRAGMA trusted_schema = OFF")
+      # Columns may be computed: without bounds a small file could take all memory and time.
+      connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_TEXT)
+      deadline = time.monotonic() + _MAX_SECONDS
+      connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
       return _read_faces(connection, path)
   except sqlite3.Error as error:
     raise UserError(f"{path} can't be read as AFLW's database: {error}") from error
 
 
 def _read_faces(connection: sqlite3.Connection, path: Path) -> list[Face]:
-  tables = {
-    name.lower() for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-  }
+  tables = {name.lower() for (name,) in connection.execute(_TABLE_NAMES)}
   for table in _TABLES:
     if table.lower() not in tables:
       raise UserError(f"{path} has no table {table}: expected the aflw.sqlite that AFLW publishes")
-  descriptions = {descr: name for name, descr in _LANDMARKS.items()}
-  feature_ids: dict[Any, str] = {}
-  for feature_id, descr in connection.execute("SELECT feature_id, descr FROM FeatureCoordTypes"):
-    if descr in descriptions:
-      feature_ids[feature_id] = descriptions[descr]
-  absent = [descr for descr, name in descriptions.items() if name not in feature_ids.values()]
+  for table in _TABLES:
+    (count,) = connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
+    if count > _MAX_ROWS:
+      raise UserError(f"{path}: the table {table} has {count} rows, AFLW's have at most {_MAX_ROWS}")
+  names = {descr: name for name, descr in _LANDMARKS.items()}
+  types = dict(connection.execute("SELECT feature_id, descr FROM FeatureCoordTypes"))
+  absent = [descr for descr in names if descr not in types.values()]
   if absent:
     raise UserError(f"{path}: the table FeatureCoordTypes does not describe {', '.join(absent)}")
-
-  points: dict[Any, dict[str, tuple[Any, Any]]] = defaultdict(dict)
+  points: dict[Any, dict[str, tuple[Any, Any]]] = {}
   for face_id, feature_id, x, y in connection.execute("SELECT face_id, feature_id, x, y FROM FeatureCoords"):
-    if feature_id in feature_ids:
-      points[face_id].setdefault(feature_ids[feature_id], (x, y))  # the first, as in _first_rows
-  boxes = _first_rows(connection.execute("SELECT face_id, x, y, w, h FROM FaceRect"))
-  images = _first_rows(connection.execute("SELECT file_id, filepath, height, width FROM FaceImages"))
+    if types.get(feature_id) in names:
+      # Several annotators may have marked a landmark; the first counts, as in _ALL_FACES.
+      points.setdefault(face_id, {}).setdefault(names[types[feature_id]], (x, y))
   faces = []
-  for face_id, file_id in connection.execute("SELECT face_id, file_id FROM Faces"):
-    image_path, *size = images.get(file_id, (file_id,))
+  for face_id, file_id, image, image_path, height, width, rect, *box in connection.execute(_ALL_FACES):
     faces.append(
-      Face(face_id, str(image_path), tuple(size) or None, boxes.get(face_id), points.get(face_id, {}))
+      Face(
+        face_id,
+        str(file_id if image is None else image_path),
+        None if image is None else (height, width),
+        None if rect is None else tuple(box),
+        points.get(face_id, {}),
+      )
     )
   return sorted(faces, key=lambda face: (face.path, str(face.face_id)))
-
-
-def _first_rows(rows: Iterable[tuple[Any, ...]]) -> dict[Any, tuple[Any, ...]]:
-  """Rows by their first column, without it; of several annotators' rows with the same one, the first."""
-  found: dict[Any, tuple[Any, ...]] = {}
-  for key, *values in rows:
-    found.setdefault(key, tuple(values))
-  return found
 
 
 def _area(face: Face) -> float:
@@ -210,8 +220,8 @@ def _area(face: Face) -> float:
 
 
 def _numbers(values: tuple[Any, ...], name: str, what: str) -> NDArray[np.float64]:
-  if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-    raise ValueError(f"{name}: {what} should be numbers, the database has {values}")
+  if not all(isinstance(value, int | float) and abs(value) <= _MAX_NUMBER for value in values):
+    raise ValueError(f"{name}: {what} should be numbers, the database has {files.printable(str(values))}")
   return np.asarray(values, np.float64)
 
 

@@ -20,24 +20,22 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from scops_jax.data.builder import CollectionBuilder, Example, FilteredError
-from scops_jax.data.source_files import (
-  Line,
-  by_key,
-  corner_box,
-  find_saliency_folder,
-  list_files,
-  picture_size,
-  read_bytes,
-  read_lines,
-  read_saliency,
-  source_digest,
-)
+from scops_jax.data import source_files as files
+from scops_jax.data.builder import Example, FilteredError
+from scops_jax.data.published.base import PublishedCollection
 
 _MIN_BOX = 0.3  # of the image's area (section 4.1)
+_LISTS = {
+  "landmarks": "list_landmarks_celeba.txt",
+  "boxes": "list_bbox_celeba.txt",
+  "sizes": "list_imsize_celeba.txt",
+  "regression": "MAFL/training.txt",
+  "test": "MAFL/testing.txt",
+  "train": "MAFL/celebA_training.txt",
+}
 
 
-class CelebaWild(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+class CelebaWild(PublishedCollection, skip_registration=True):  # type: ignore[call-arg]
   """Faces whose box covers at least 30 % of the image; MAFL's images are not trained on.
 
   The images keep their published bytes. Coordinates start with 0 at the first pixel.
@@ -47,27 +45,29 @@ class CelebaWild(CollectionBuilder, skip_registration=True):  # type: ignore[cal
 
   splits = ("train", "regression", "test")
   landmark_names = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+  saliency_folders = ("Saliency_Wild",)
 
   @classmethod
-  def variant(cls, config: ConfigDict) -> str:
-    return f"wild-{source_digest(config)}"
+  def label(cls, config: ConfigDict) -> str:
+    return "wild"
+
+  @classmethod
+  def sources(cls, config: ConfigDict) -> list[str]:
+    return ["img_celeba", *_LISTS.values()]
 
   def open_source(self) -> None:
+    super().open_source()
     root = Path(self.settings.data.dir)
     self._images = root / "img_celeba"
-    self._saliency_folder = find_saliency_folder(self.settings, root / "Saliency_Wild")
-    self._landmarks = by_key(_entries(root / "list_landmarks_celeba.txt"))
-    self._boxes = by_key(_entries(root / "list_bbox_celeba.txt"))
-    sizes, training = root / "list_imsize_celeba.txt", root / "MAFL" / "celebA_training.txt"
-    self._sizes = by_key(_entries(sizes)) if sizes.exists() else {}
-    self._names = {
-      "regression": [line.key for line in _entries(root / "MAFL" / "training.txt")],
-      "test": [line.key for line in _entries(root / "MAFL" / "testing.txt")],
-    }
-    if training.exists():
-      names = [line.key for line in _entries(training)]
+    lists = {what: root / name for what, name in _LISTS.items()}
+    self._landmarks = files.by_key(_entries(lists["landmarks"]))
+    self._boxes = files.by_key(_entries(lists["boxes"]))
+    self._sizes = files.by_key(_entries(lists["sizes"])) if lists["sizes"].exists() else {}
+    self._names = {split: [line.key for line in _entries(lists[split])] for split in ("regression", "test")}
+    if lists["train"].exists():
+      names = [line.key for line in _entries(lists["train"])]
     else:
-      names = sorted({*list_files(self._images), *self._landmarks, *self._boxes})
+      names = sorted({*files.list_files(self._images), *self._landmarks, *self._boxes})
     held_out = {*self._names["regression"], *self._names["test"]}
     self._names["train"] = [name for name in names if name not in held_out]
 
@@ -81,21 +81,20 @@ class CelebaWild(CollectionBuilder, skip_registration=True):  # type: ignore[cal
     for lines, what in ((self._boxes, "box"), (self._landmarks, "landmarks")):
       if record not in lines:
         raise ValueError(f"{record}: the published lists have no {what} for it")
-    box = self._boxes[record].numbers(4)
-    landmarks = self._landmarks[record].numbers(10)
-    listed = self._sizes.get(record)
-    if box[2] * box[3] < _MIN_BOX * np.prod(listed.numbers(2) if listed else picture_size(path, record)):
+    box, landmarks = self._boxes[record].numbers(4), self._landmarks[record].numbers(10)
+    size = self._sizes[record].numbers(2) if record in self._sizes else files.picture_size(path, record)
+    if box[2] * box[3] < _MIN_BOX * np.prod(size):
       raise FilteredError("the face's box covers less than 30 % of the image")
     return Example(
       name=record,
-      image=read_bytes(path, record),
+      image=files.read_bytes(path, record),
       landmarks=landmarks.reshape(5, 2).astype(np.float32),
       visible=np.ones(5, bool),
-      saliency=read_saliency(self._saliency_folder, record, picture_size(path, record)),
-      box=corner_box(*box),
+      saliency=files.read_saliency(self._saliency_folder, record, files.picture_size(path, record)),
+      box=files.corner_box(*box),
     )
 
 
-def _entries(path: Path) -> list[Line]:
+def _entries(path: Path) -> list[files.Line]:
   """A list's lines without the count and the columns' names: an entry begins with a file's name."""
-  return [line for line in read_lines(path) if Path(line.key).suffix]
+  return [line for line in files.read_lines(path) if Path(line.key).suffix]

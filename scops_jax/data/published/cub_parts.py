@@ -24,22 +24,21 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from scops_jax.data.builder import CollectionBuilder, Example, encode_png
-from scops_jax.data.source_files import (
-  Line,
-  by_key,
-  corner_box,
-  find_saliency_folder,
-  list_files,
-  read_lines,
-  read_picture,
-  read_saliency,
-  source_digest,
-  square_around,
-)
+from scops_jax.data import source_files as files
+from scops_jax.data.builder import Example
+from scops_jax.data.image_files import encode_png
+from scops_jax.data.published.base import PublishedCollection
 from scops_jax.errors import UserError
 
-# parts/parts.txt, in its order.
+_LISTS = (
+  "classes.txt",
+  "images.txt",
+  "train_test_split.txt",
+  "bounding_boxes.txt",
+  "parts/parts.txt",
+  "parts/part_locs.txt",
+)
+# parts/parts.txt, in its order, which has spaces for "_".
 _PARTS = (
   "back",
   "beak",
@@ -47,19 +46,19 @@ _PARTS = (
   "breast",
   "crown",
   "forehead",
-  "left eye",
-  "left leg",
-  "left wing",
+  "left_eye",
+  "left_leg",
+  "left_wing",
   "nape",
-  "right eye",
-  "right leg",
-  "right wing",
+  "right_eye",
+  "right_leg",
+  "right_wing",
   "tail",
   "throat",
 )
 
 
-class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+class CubParts(PublishedCollection, skip_registration=True):  # type: ignore[call-arg]
   """Birds with 15 landmarks, some of them hidden, and silhouettes for saliency (section 4.2).
 
   Images are cut to squares with a margin around the bird's box, see `square_around`, and kept as PNG, so that
@@ -67,28 +66,29 @@ class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-
   start with 0 at the first pixel.
   """
 
-  landmark_names = tuple(name.replace(" ", "_") for name in _PARTS)
+  landmark_names = _PARTS
+  saliency_folders = ("segmentations", "CUB_200_2011/segmentations")
 
   @classmethod
-  def variant(cls, config: ConfigDict) -> str:
-    category = config.cub.category
-    return f"{f'category{category:03d}' if category else 'all'}-{source_digest(config)}"
+  def label(cls, config: ConfigDict) -> str:
+    return f"category{config.cub.category:03d}" if config.cub.category else "all"
+
+  @classmethod
+  def sources(cls, config: ConfigDict) -> list[str]:
+    return [f"CUB_200_2011/{name}" for name in (*_LISTS, "images")]
 
   def open_source(self) -> None:
+    super().open_source()
     root = Path(self.settings.data.dir) / "CUB_200_2011"
-    names = tuple(line.words(1)[0].strip() for line in read_lines(root / "parts" / "parts.txt"))
+    path = root / "parts" / "parts.txt"
+    names = tuple(line.words(1)[0].strip().replace(" ", "_") for line in files.read_lines(path))
     if names != _PARTS:
-      raise UserError(
-        f"{root / 'parts' / 'parts.txt'} names {', '.join(names)}; expected {', '.join(_PARTS)}"
-      )
-    self._parts: dict[str, list[Line]] = defaultdict(list)
-    for line in read_lines(root / "parts" / "part_locs.txt"):
+      raise UserError(f"{path} names {', '.join(names)}; expected {', '.join(_PARTS)}")
+    self._parts: dict[str, list[files.Line]] = defaultdict(list)
+    for line in files.read_lines(root / "parts" / "part_locs.txt"):
       self._parts[line.key].append(line)
     self._images = root / "images"
-    self._saliency_folder = find_saliency_folder(
-      self.settings, root.parent / "segmentations", root / "segmentations"
-    )
-    self._boxes = by_key(read_lines(root / "bounding_boxes.txt"))
+    self._boxes = files.by_key(files.read_lines(root / "bounding_boxes.txt"))
     self._birds = _read_splits(root, self.settings.cub.category)
 
   def list_records(self, split: str) -> Sequence["_Bird"]:
@@ -99,10 +99,10 @@ class CubParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-
       raise ValueError(f"{record.name}: {record.problem}")
     box = _read_box(record, self._boxes)
     landmarks, visible = _read_landmarks(record, self._parts.get(record.number, []))
-    pixels = read_picture(self._images / record.name, record.name)
+    pixels = files.read_picture(self._images / record.name, record.name)
     height, width = pixels.shape[:2]
-    square = square_around(box, height, width)
-    saliency = read_saliency(self._saliency_folder, record.name, (height, width))
+    square = files.square_around(box, height, width)
+    saliency = files.read_saliency(self._saliency_folder, record.name, (height, width))
     offset = np.asarray((square[1].start, square[0].start), np.float32)
     return Example(
       name=record.name,
@@ -124,14 +124,14 @@ def _read_splits(root: Path, category: int) -> dict[str, list[_Bird]]:
   """The birds of a category, or of all if it is 0; those in no published split are faulty training birds."""
   folder = "*"
   if category:
-    classes = by_key(read_lines(root / "classes.txt"))
+    classes = files.by_key(files.read_lines(root / "classes.txt"))
     if str(category) not in classes:
       raise UserError(f"cub.category={category}, but {root / 'classes.txt'} has no such class")
     folder = classes[str(category)].words(1)[0].strip()
-  is_training = {line.key: line.text.split()[1:] for line in read_lines(root / "train_test_split.txt")}
+  is_training = {line.key: line.text.split()[1:] for line in files.read_lines(root / "train_test_split.txt")}
   splits: dict[str, list[_Bird]] = {"train": [], "test": []}
-  unlisted = dict.fromkeys(list_files(root / "images", f"{folder}/*"))
-  for number, line in by_key(read_lines(root / "images.txt")).items():
+  unlisted = dict.fromkeys(files.list_files(root / "images", f"{folder}/*"))
+  for number, line in files.by_key(files.read_lines(root / "images.txt")).items():
     name = line.words(1)[0].strip()
     if folder not in ("*", Path(name).parent.name):
       continue
@@ -143,16 +143,16 @@ def _read_splits(root: Path, category: int) -> dict[str, list[_Bird]]:
   return splits
 
 
-def _read_box(bird: _Bird, lines: dict[str, Line]) -> NDArray[np.float32]:
+def _read_box(bird: _Bird, lines: dict[str, files.Line]) -> NDArray[np.float32]:
   if bird.number not in lines:
     raise ValueError(f"{bird.name}: bounding_boxes.txt has no line for image {bird.number}")
   x, y, width, height = lines[bird.number].numbers(4)
   if min(width, height) <= 0:
     raise ValueError(f"{bird.name}: its box is {width} × {height} pixels")
-  return corner_box(x, y, width, height)
+  return files.corner_box(x, y, width, height)
 
 
-def _read_landmarks(bird: _Bird, lines: list[Line]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _read_landmarks(bird: _Bird, lines: list[files.Line]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
   """The parts' coordinates [15, 2] and whether they are visible [15]."""
   rows = np.asarray([line.numbers(4) for line in lines]).reshape(-1, 4)
   rows = rows[np.argsort(rows[:, 0])]

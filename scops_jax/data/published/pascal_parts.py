@@ -12,7 +12,6 @@ PASCAL-Part (Chen et al., "Detect What You Can", CVPR 2014) has a MATLAB file fo
 Nothing else in a file is used, and a function handle or an object in the place of one of these is refused.
 """
 
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,19 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
-from scops_jax.data.builder import CollectionBuilder, Example, FilteredError, encode_png
-from scops_jax.data.source_files import (
-  find_saliency_folder,
-  mask_box,
-  read_bytes,
-  read_lines,
-  read_picture,
-  read_saliency,
-  source_digest,
-  square_around,
-)
+from scops_jax.data import source_files as files
+from scops_jax.data.builder import Example, FilteredError
+from scops_jax.data.image_files import encode_png
+from scops_jax.data.published.base import PublishedCollection
+from scops_jax.data.published.matlab import read_variable
 
 _LISTS = {"train": "train", "test": "val"}
 _MIN_BOX = 0.2  # of the image's area
@@ -87,7 +79,7 @@ class AnnotatedObject(NamedTuple):
   parts: tuple[tuple[str, NDArray[np.bool_]], ...]  # annotated name and mask [H, W]
 
 
-class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
+class PascalParts(PublishedCollection, skip_registration=True):  # type: ignore[call-arg]
   """One example for each object of `pascal.category` whose box covers at least 20 % of the image.
 
   The box is that of the object's silhouette. Images are cut to squares with a margin around it, see
@@ -101,42 +93,47 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
   The merged parts (MERGED_PARTS) are for the evaluation only. There are no landmarks.
   """
 
-  def __init__(self, config: ConfigDict) -> None:
+  def __init__(self, config: ConfigDict, *, variant: str | None = None) -> None:
     """Opens the data set of config.pascal.category, prepared or not."""
     self.part_names = part_names(config.pascal.category)
-    super().__init__(config)
+    super().__init__(config, variant=variant)
 
   @classmethod
-  def variant(cls, config: ConfigDict) -> str:
-    source = "silhouettes-" if _takes_silhouettes(config) else ""
-    return f"{config.pascal.category}-{source}{source_digest(config)}"
+  def label(cls, config: ConfigDict) -> str:
+    return config.pascal.category + ("-silhouettes" if _takes_silhouettes(config) else "")
+
+  @classmethod
+  def sources(cls, config: ConfigDict) -> list[str]:
+    return ["VOCdevkit/VOC2010/JPEGImages", "Annotations_Part", *(_list(config, split) for split in _LISTS)]
 
   def open_source(self) -> None:
-    root = Path(self.settings.data.dir)
-    self._voc, self._annotations = root / "VOCdevkit" / "VOC2010", root / "Annotations_Part"
-    silhouettes = _takes_silhouettes(self.settings)
-    self._saliency_folder = None if silhouettes else find_saliency_folder(self.settings)
+    self._saliency_folder = None
+    if not _takes_silhouettes(self.settings):
+      super().open_source()
+    self._root = Path(self.settings.data.dir)
 
   def list_records(self, split: str) -> Sequence[tuple[str, int]]:
     """Image names, each with the numbers of the category's objects in the image."""
-    category = self.settings.pascal.category
-    path = self._voc / "ImageSets" / "Main" / f"{category}_{_LISTS[split]}.txt"
     # 0: it shows only objects that are marked as difficult; -1: none.
-    names = [line.key for line in read_lines(path) if line.numbers(1)[0] == 1]
+    names = [
+      line.key
+      for line in files.read_lines(self._root / _list(self.settings, split))
+      if line.numbers(1)[0] == 1
+    ]
     return [(name, number) for name in names for number in range(self._count_objects(name))]
 
   def read_example(self, record: tuple[str, int]) -> Example:
     name, number = record
-    objects = self._read_objects(name)
-    found = self._of_category(objects)
+    objects = read_annotation(self._root / "Annotations_Part" / f"{name}.mat", name)
+    found = [item for item in objects if item.category == self.settings.pascal.category]
     if not found:
       raise FilteredError("no object of the category is annotated")
-    pixels = read_picture(self._voc / "JPEGImages" / f"{name}.jpg", name)
+    pixels = files.read_picture(self._root / "VOCdevkit/VOC2010/JPEGImages" / f"{name}.jpg", name)
     height, width = pixels.shape[:2]
     masks = [mask for item in objects for mask in (item.mask, *(mask for _, mask in item.parts))]
     if any(mask.shape != (height, width) for mask in masks):
       raise ValueError(f"{name}: a mask of its annotation is not of the image's size, {height} × {width}")
-    box = mask_box(found[number].mask)
+    box = files.mask_box(found[number].mask)
     if box is None:
       raise ValueError(f"{name}: the silhouette of an object is empty")
     if np.prod(box[2:] - box[:2] + 1) < _MIN_BOX * height * width:
@@ -145,10 +142,10 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       parts = part_labels(objects, self.settings.pascal.category)
     except ValueError as error:
       raise ValueError(f"{name}: {error}") from error
-    saliency = read_saliency(self._saliency_folder, f"{name}.jpg", parts.shape)
+    saliency = files.read_saliency(self._saliency_folder, f"{name}.jpg", parts.shape)
     if _takes_silhouettes(self.settings):
       saliency = np.where(parts > 0, 255, 0).astype(np.uint8)
-    square = square_around(box, height, width)
+    square = files.square_around(box, height, width)
     return Example(
       name=f"{name}/{number + 1}",
       image=encode_png(pixels[square]),
@@ -159,17 +156,16 @@ class PascalParts(CollectionBuilder, skip_registration=True):  # type: ignore[ca
       box=box - np.tile(np.asarray((square[1].start, square[0].start), np.float32), 2),
     )
 
-  def _read_objects(self, name: str) -> tuple[AnnotatedObject, ...]:
-    return read_annotation(self._annotations / f"{name}.mat", name)
-
-  def _of_category(self, objects: Sequence[AnnotatedObject]) -> list[AnnotatedObject]:
-    return [item for item in objects if item.category == self.settings.pascal.category]
-
   def _count_objects(self, name: str) -> int:
     try:
-      return max(1, len(self._of_category(self._read_objects(name))))
+      objects = read_annotation(self._root / "Annotations_Part" / f"{name}.mat", name)
     except ValueError:
       return 1  # read_example gets the same error and reports it
+    return max(1, sum(item.category == self.settings.pascal.category for item in objects))
+
+
+def _list(config: ConfigDict, split: str) -> str:
+  return f"VOCdevkit/VOC2010/ImageSets/Main/{config.pascal.category}_{_LISTS[split]}.txt"
 
 
 def _takes_silhouettes(config: ConfigDict) -> bool:
@@ -191,14 +187,13 @@ def read_annotation(path: Path, name: str) -> tuple[AnnotatedObject, ...]:
   Raises:
     ValueError: the file is missing, damaged or not an annotation; the message begins with `name`.
   """
-  content = read_bytes(path, name)
+  content = files.read_bytes(path, name)
   try:
-    variables = loadmat(io.BytesIO(content), variable_names=["anno"])
-  # SciPy raises many kinds of errors for damaged files: OSError, IndexError, MatReadError, …
-  except Exception as error:
+    annotation = read_variable(content, "anno")
+  except ValueError as error:
     raise ValueError(f"{name}: {path} can't be read as a MATLAB 5 file: {error}") from error
   try:
-    annotations = _elements(variables.get("anno"), "anno", ("objects",))
+    annotations = _elements(annotation, "anno", ("objects",))
     if len(annotations) != 1:
       raise ValueError(f"expected one struct anno, got {len(annotations)}")
     return tuple(
@@ -249,24 +244,20 @@ def _parts(value: Any) -> tuple[tuple[str, NDArray[np.bool_]], ...]:
   )
 
 
-def _elements(value: Any, what: str, fields: tuple[str, ...]) -> list[Any]:
-  """The elements of a struct array, which MATLAB writes as an empty matrix if there are none."""
-  # SciPy reads function handles and objects as subclasses of ndarray.
-  if type(value) is np.ndarray:
-    if value.size == 0:
-      return []
-    if set(fields) <= set(value.dtype.names or ()):
-      return list(value.ravel())
-  raise ValueError(f"expected a struct {what} with {', '.join(fields)}")
+def _elements(value: Any, what: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+  """The elements of a struct array."""
+  if not isinstance(value, list) or any(not set(fields) <= item.keys() for item in value):
+    raise ValueError(f"expected a struct {what} with {', '.join(fields)}")
+  return value
 
 
 def _text(value: Any, what: str) -> str:
-  if type(value) is not np.ndarray or value.dtype.kind != "U" or value.size != 1:
+  if not isinstance(value, str):
     raise ValueError(f"expected text as {what}")
-  return str(value.item())
+  return value
 
 
 def _mask(value: Any, what: str) -> NDArray[np.bool_]:
-  if type(value) is not np.ndarray or value.dtype.kind not in "bu" or value.ndim != 2:
+  if not isinstance(value, np.ndarray) or value.ndim != 2:
     raise ValueError(f"expected a logical or uint8 matrix as {what}")
   return value != 0

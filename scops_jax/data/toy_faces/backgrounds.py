@@ -1,12 +1,10 @@
 """Textured backgrounds for the drawn faces."""
 
-import colorsys
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from scops_jax.data.toy_faces.canvas import Colour, shade
+from scops_jax.data.toy_faces.colours import random_colour, shade
 
 
 def draw_background(rng: np.random.Generator, size: int) -> Image.Image:
@@ -15,14 +13,6 @@ def draw_background(rng: np.random.Generator, size: int) -> Image.Image:
   image = draw(rng, size)
   blur = rng.uniform(0, 1.8)
   return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.3 else image
-
-
-def random_colour(
-  rng: np.random.Generator, saturation: tuple = (0.05, 0.7), value: tuple = (0.25, 0.95)
-) -> Colour:
-  """A random colour: hue, and saturation and value between their bounds, are uniform."""
-  rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
-  return tuple(round(255 * c) for c in rgb)  # type: ignore[return-value]
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> NDArray[np.float32]:

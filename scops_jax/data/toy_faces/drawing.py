@@ -7,37 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from scops_jax.data.toy_faces.backgrounds import draw_background, random_colour, smooth_noise
-from scops_jax.data.toy_faces.canvas import (
-  CLOTHES,
-  EYES,
-  FACE,
-  MOUTH,
-  NECK,
-  NOSE,
-  Canvas,
-  Colour,
-  Head,
-  Points,
-  between,
-  choice,
-  curve,
-  ellipse,
-  jitter,
-  mirrored,
-  mix,
-  shade,
-)
-from scops_jax.data.toy_faces.hair import (
-  Hair,
-  draw_back_hair,
-  draw_beard,
-  draw_front_hair,
-  draw_glasses,
-  draw_hat,
-  draw_locks,
-  sample_hair,
-)
+from scops_jax.data.toy_faces.backgrounds import draw_background, smooth_noise
+from scops_jax.data.toy_faces.canvas import CLOTHES, EYES, FACE, MOUTH, NECK, NOSE, Canvas
+from scops_jax.data.toy_faces.colours import Colour, choice, jitter, mix, random_colour, shade
+from scops_jax.data.toy_faces.hair import Hair, draw_glasses
+from scops_jax.data.toy_faces.shapes import Head, Points, between, curve, ellipse, mirrored
 
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")  # sides of the image
 _SKINS: dict[Colour, float] = {
@@ -72,19 +46,19 @@ class FaceDrawing:
 def draw_face(rng: np.random.Generator, size: int = 128) -> FaceDrawing:
   """Draws a face; the same generator state gives the same arrays."""
   canvas = Canvas(draw_background(rng, size))
-  head, hair = _sample_head(rng, size), sample_hair(rng)
+  head, hair = _sample_head(rng, size), Hair.sample(rng)
   skin = jitter(choice(rng, _SKINS), rng, 5.0)
-  draw_back_hair(rng, canvas, head, hair)
+  hair.draw_back(rng, canvas, head)
   _draw_body(rng, canvas, head, skin)
   _draw_head_shape(rng, canvas, head, skin, hair)
   eyes = draw_eyes(rng, canvas, head, skin, hair)
-  if hair.style not in ("long", "bob", "bun") and rng.random() < 0.15:
-    draw_beard(rng, canvas, head, hair)
+  if not (hair.is_long or hair.style == "bun") and rng.random() < 0.15:
+    hair.draw_beard(rng, canvas, head)
   nose = _draw_nose(rng, canvas, head, skin)
   mouth = _draw_mouth(rng, canvas, head, skin)
-  draw_front_hair(rng, canvas, head, hair)
+  hair.draw_front(rng, canvas, head)
   draw_glasses(rng, canvas, head, eyes)
-  draw_hat(rng, canvas, head, hair)
+  hair.draw_hat(rng, canvas, head)
   landmarks = np.concatenate([head.surface(eyes), nose, mouth]).astype(np.float32)
   visible = np.all((landmarks >= -0.5) & (landmarks < size - 0.5), axis=-1)
   person = canvas.person()
@@ -151,7 +125,7 @@ def _draw_head_shape(rng: np.random.Generator, canvas: Canvas, head: Head, skin:
   for side in (-1, 1):
     canvas.fill(head.plane(ellipse((side * 1.02, 0.14), 0.17, 0.3), -0.25), shade(skin, 0.93), FACE)
     canvas.fill(head.plane(ellipse((side * 1.05, 0.14), 0.09, 0.2), -0.25), shade(skin, 0.72), opacity=0.6)
-  draw_locks(rng, canvas, head, hair)
+  hair.draw_locks(rng, canvas, head)
   canvas.fill(head.plane(head.outline()), skin, FACE)
   blush = mix(skin, (225, 80, 80), 0.6)
   strength = rng.uniform(0.05, 0.3)
