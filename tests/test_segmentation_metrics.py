@@ -22,8 +22,6 @@ def test_contingency_counts_pairs():
   table = metrics.contingency(labels, truth, num_labels=4, num_classes=2)
   np.testing.assert_array_equal(table, [[1, 0], [1, 1], [1, 2], [0, 0]])
   assert table.dtype == np.int64
-  masked = metrics.contingency(labels, truth, num_labels=4, num_classes=2, mask=truth > 0)
-  np.testing.assert_array_equal(masked, [[0, 0], [0, 1], [0, 2], [0, 0]])
   boolean = metrics.contingency(labels, truth > 0, num_labels=4, num_classes=2)
   np.testing.assert_array_equal(boolean, table)
 
@@ -114,20 +112,18 @@ def test_part_area_fractions_average_images_with_foreground():
 
 
 @pytest.mark.parametrize(
-  ("labels", "truth", "mask", "error", "message"),
+  ("labels", "truth", "error", "message"),
   [
-    (np.zeros((2, 3)), np.zeros((2, 3), int), None, TypeError, "labels must be integers"),
-    (np.zeros((2, 3), int), np.zeros((2, 3)), None, TypeError, "truth must be integers"),
-    (np.zeros((2, 3), int), np.zeros((3, 2), int), None, ValueError, "one shape"),
-    (np.zeros((2, 3), int), np.zeros((2, 3), int), np.ones((2, 3)), TypeError, "mask must be bool"),
-    (np.zeros((2, 3), int), np.zeros((2, 3), int), np.ones((2, 2), bool), ValueError, "one shape"),
-    (np.full((2, 3), 4), np.zeros((2, 3), int), None, ValueError, r"labels must be in 0 .. 3, got 4"),
-    (np.zeros((2, 3), int), np.full((2, 3), -1), None, ValueError, r"truth must be in 0 .. 1, got -1"),
+    (np.zeros((2, 3)), np.zeros((2, 3), int), TypeError, "labels must be integers"),
+    (np.zeros((2, 3), int), np.zeros((2, 3)), TypeError, "truth must be integers"),
+    (np.zeros((2, 3), int), np.zeros((3, 2), int), ValueError, "one shape"),
+    (np.full((2, 3), 4), np.zeros((2, 3), int), ValueError, r"labels must be in 0 .. 3, got 4"),
+    (np.zeros((2, 3), int), np.full((2, 3), -1), ValueError, r"truth must be in 0 .. 1, got -1"),
   ],
 )
-def test_bad_labels_raise(labels, truth, mask, error, message):
+def test_bad_labels_raise(labels, truth, error, message):
   with pytest.raises(error, match=message):
-    metrics.contingency(labels, truth, num_labels=4, num_classes=2, mask=mask)
+    metrics.contingency(labels, truth, num_labels=4, num_classes=2)
 
 
 @pytest.mark.parametrize(

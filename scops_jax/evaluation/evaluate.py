@@ -116,60 +116,60 @@ class Evaluation(NamedTuple):
   # The entries of evaluation.json but "step": errors are fractions of the normaliser; None where the
   # collection has no such ground truth.
   results: dict[str, Any]
-  figure: dict[str, Any]  # the first test images: arguments of visualize.part_figure
+  figure: dict[str, Any]  # the first test images: arguments of figures.part_figure
   gallery: Gallery
 
 
 class _TestPredictions:
-  """Accumulates the segmentation measures over the batches of the test split."""
+  """What is counted and kept of the test split, batch by batch."""
 
   def __init__(self, num_parts: int, num_classes: int) -> None:
     self._num_parts, self._num_classes = num_parts, num_classes
-    self._foreground = np.zeros((num_parts + 1, 2), np.int64)
-    self._foreground_crf: np.ndarray | None = None  # until there are refined labels
-    self._classes = np.zeros((num_parts + 1, max(num_classes, 1)), np.int64)
+    self._tables: dict[str, np.ndarray] = {}  # of pixel counts, by what they compare with the labels
     self._areas: list[np.ndarray] = []
-    self._figure: list[tuple[np.ndarray, ...]] = []
+    self._shown: list[Batch] = []
     self.gallery = GalleryBuilder(num_parts)
 
   def add(self, rows: Batch) -> Batch:
     """Counts a batch, and returns it."""
     labels, parts = rows["labels"], rows["parts"]
-    num_labels = self._num_parts + 1
     # Where a collection has no ground-truth parts, its saliency is the foreground.
-    truth = parts > 0 if self._num_classes else rows["saliency"] >= 128
-    self._foreground += segmentation_metrics.contingency(labels, truth, num_labels=num_labels, num_classes=2)
+    foreground = parts > 0 if self._num_classes else rows["saliency"] >= 128
+    self._count("foreground", labels, foreground, num_classes=2)
     if "crf_labels" in rows:
-      table = segmentation_metrics.contingency(
-        rows["crf_labels"], truth, num_labels=num_labels, num_classes=2
-      )
-      self._foreground_crf = table if self._foreground_crf is None else self._foreground_crf + table
+      self._count("foreground_crf", rows["crf_labels"], foreground, num_classes=2)
     if self._num_classes:
-      self._classes += segmentation_metrics.contingency(
-        labels, parts, num_labels=num_labels, num_classes=self._num_classes, mask=truth
-      )
-    self._areas.append(segmentation_metrics.label_counts(labels, num_labels=num_labels))
-    if sum(len(images) for images, _, _ in self._figure) < FIGURE_IMAGES:
-      self._figure.append((rows["image"], labels, rows["centers"]))
-    self.gallery.add(rows["image"], labels, rows["centers"], foreground=truth)
+      self._count("parts", labels[foreground], parts[foreground], num_classes=self._num_classes)
+    self._areas.append(segmentation_metrics.label_counts(labels, num_labels=self._num_parts + 1))
+    if sum(len(shown["labels"]) for shown in self._shown) < FIGURE_IMAGES:
+      self._shown.append({"images": rows["image"], "labels": labels, "centers": rows["centers"]})
+    self.gallery.add(rows["image"], labels, rows["centers"], foreground=foreground)
     return rows
 
+  def _count(self, name: str, labels: np.ndarray, truth: np.ndarray, *, num_classes: int) -> None:
+    table = segmentation_metrics.contingency(
+      labels, truth, num_labels=self._num_parts + 1, num_classes=num_classes
+    )
+    self._tables[name] = self._tables.get(name, 0) + table
+
   def measures(self) -> dict[str, Any]:
-    known = self._num_classes > 0
-    refined = self._foreground_crf
-    areas = segmentation_metrics.part_area_fractions(np.concatenate(self._areas))
+    """Returns the entries of evaluation.json; None where nothing was counted."""
+
+    def of(table: str, measure: Callable[[np.ndarray], float]) -> float | None:
+      return measure(self._tables[table]) if table in self._tables else None
+
     return {
-      "foreground_iou": segmentation_metrics.foreground_iou(self._foreground),
-      "foreground_iou_crf": None if refined is None else segmentation_metrics.foreground_iou(refined),
-      "nmi": segmentation_metrics.normalized_mutual_information(self._classes) if known else None,
-      "ari": segmentation_metrics.adjusted_rand_index(self._classes) if known else None,
-      "part_area_fractions": areas.tolist(),
+      "foreground_iou": of("foreground", segmentation_metrics.foreground_iou),
+      "foreground_iou_crf": of("foreground_crf", segmentation_metrics.foreground_iou),
+      "nmi": of("parts", segmentation_metrics.normalized_mutual_information),
+      "ari": of("parts", segmentation_metrics.adjusted_rand_index),
+      "part_area_fractions": segmentation_metrics.part_area_fractions(np.concatenate(self._areas)).tolist(),
     }
 
-  def figure_arrays(self) -> dict[str, Any]:
-    columns = zip(*self._figure, strict=True)
-    stacked = [np.concatenate(column)[:FIGURE_IMAGES] for column in columns]
-    return dict(zip(("images", "labels", "centers"), stacked, strict=True))
+  def figure(self) -> dict[str, Any]:
+    """Returns the first images with their labels and centres."""
+    names = ("images", "labels", "centers")
+    return {name: np.concatenate([rows[name] for rows in self._shown])[:FIGURE_IMAGES] for name in names}
 
 
 def evaluate(
@@ -202,25 +202,23 @@ def evaluate(
   train_points = _landmarks(_predicted(predict, regression))
   # Labels are scored on the test split alone, and a CRF is slow.
   test_points = _landmarks(map(predictions.add, _predicted(predict_refined or predict, test)))
-  figure = predictions.figure_arrays()
+  figure = predictions.figure()
   errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
+  marks: dict[str, np.ndarray] = {}
+  image_errors = None
   if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
-    shown = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
-    gallery = predictions.gallery.build(
-      errors=ours.test_errors, landmarks=shown, predicted=ours.test_landmarks
-    )
-    count = len(figure["images"])
-    figure |= {"landmarks": shown[:count], "predicted": ours.test_landmarks[:count]}
-  else:
-    gallery = predictions.gallery.build()
+    image_errors = ours.test_errors
+    marks["landmarks"] = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
+    marks["predicted"] = ours.test_landmarks
   results = {
     **errors,
     **predictions.measures(),
     "num_train": len(train_points.centers),
     "num_test": len(test_points.centers),
   }
-  return Evaluation(results, figure, gallery)
+  figure |= {name: points[: len(figure["images"])] for name, points in marks.items()}
+  return Evaluation(results, figure, predictions.gallery.build(errors=image_errors, **marks))
 
 
 def _predicted(predict: Predict, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -85,8 +85,7 @@ def write_report(
     mark_buttons=_mark_buttons(gallery),
     error_name=escape(gallery.error_name),
     tiles=images.tiles(gallery, colors),
-    charts=charts.training_charts(records, config.loss.to_dict()) if records else "",
-    training_summary=_training_summary(records),
+    charts=_charts(records, config),
     config_rows=_config_rows(config.to_dict()),
   )
   with replacing(path) as temporary:
@@ -197,12 +196,13 @@ def _mark_buttons(gallery: Gallery) -> str:
   )
 
 
-def _training_summary(records: Sequence[Mapping[str, float]]) -> str:
+def _charts(records: Sequence[Mapping[str, float]], config: ConfigDict) -> str:
   if not records:
-    return "No step has been logged."
+    return '<p class="faint">No step has been logged.</p>'
+  uri = charts.loss_curves_uri(records, weights=config.loss.to_dict())
   return (
-    "Loss terms times their weights on one logarithmic axis, with the total in grey; first and last value "
-    "beside the name."
+    '<p class="faint">Loss terms times their weights on one logarithmic axis, with the total in grey; first '
+    f'and last value beside the name.</p><div class="curves"><img src="{uri}" alt="loss curves"></div>'
   )
 
 
