@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from scops_jax.report import charts, images
 from scops_jax.report.gallery import Gallery
-from scops_jax.report.markup import bar, number
+from scops_jax.report.markup import bar, number, toggle
 from scops_jax.report.palette import part_colors
 from scops_jax.storage.files import replacing
 
@@ -125,34 +125,35 @@ def _comparison(results: Mapping[str, Any]) -> str:
 
 
 def _landmark_table(results: Mapping[str, Any], config: ConfigDict) -> str:
-  errors = [results[key] for key, _, _ in _LANDMARK_ROWS]
-  if all(error is None for error in errors):
+  errors = {(name, style): results[key] for key, name, style in _LANDMARK_ROWS}
+  known = [error for error in errors.values() if error is not None]
+  if not known:
     return '<p class="faint">No landmark error: the collection has no annotated landmarks.</p>'
-  largest = max(error for error in errors if error is not None) or 1.0
-  rows = "\n".join(
-    _row(name, number(error, percent=True), None if error is None else error / largest, style)
-    for (_, name, style), error in zip(_LANDMARK_ROWS, errors, strict=True)
-  )
+  rows = [
+    _row(name, number(error, percent=True), None if error is None else error / (max(known) or 1.0), style)
+    for (name, style), error in errors.items()
+  ]
   length = _LENGTHS[config.data.landmark_normalizer]
   train = number(results["landmark_error_train"], percent=True)
+  table = _table(f"<b>Landmark error</b>, per cent of {length}; lower is better", rows, style="landmarks")
   return (
-    '<table class="measures landmarks">'
-    f"<caption><b>Landmark error</b>, per cent of {length}; lower is better</caption>"
-    f'<tbody>{rows}</tbody></table><p class="faint">A linear map from part centres to landmarks, fitted to '
+    f'{table}<p class="faint">A linear map from part centres to landmarks, fitted to '
     f"{results['num_train']:,} training images, where SCOPS’s error is {train}. DFF factorises the "
     "reference network’s features; the mean shape does not look at the image.</p>"
   )
 
 
 def _segmentation_table(results: Mapping[str, Any]) -> str:
-  shown = [(name, results[key]) for key, name in _SEGMENTATION_ROWS if key in results]
-  rows = "\n".join(_row(name, number(value), value, "ours") for name, value in shown)
-  missing = [name for name, value in shown if value is None]
-  note = f'<p class="faint">{", ".join(missing)}: no such ground truth.</p>' if missing else ""
-  return (
-    '<table class="measures"><caption><b>Segmentation</b>, from 0 to 1; higher is better</caption>'
-    f"<tbody>{rows}</tbody></table>{note}"
-  )
+  shown = {name: results[key] for key, name in _SEGMENTATION_ROWS if key in results}
+  rows = [_row(name, number(value), value, "ours") for name, value in shown.items()]
+  missing = ", ".join(name for name, value in shown.items() if value is None)
+  note = f'<p class="faint">{missing}: no such ground truth.</p>' if missing else ""
+  return _table("<b>Segmentation</b>, from 0 to 1; higher is better", rows) + note
+
+
+def _table(caption: str, rows: Sequence[str], *, style: str = "") -> str:
+  body = "\n".join(rows)
+  return f'<table class="measures {style}"><caption>{caption}</caption><tbody>{body}</tbody></table>'
 
 
 def _row(name: str, value: str, fraction: float | None, style: str) -> str:
@@ -174,26 +175,18 @@ def _gallery_summary(gallery: Gallery) -> str:
   shown, worst = len(gallery.images), gallery.num_worst
   if shown == gallery.num_test:
     return f"All {shown:,} test images."
-  rest = f"{shown - worst} spread evenly over the others"
-  return (
-    f"{shown} of {gallery.num_test:,} test images: the {worst} with the largest {escape(gallery.error_name)} "
-    f"and {rest}."
-    if worst
-    else f"{shown} of {gallery.num_test:,} test images, spread evenly over all."
-  )
+  worst_ones = f"the {worst} with the largest {escape(gallery.error_name)} and " if worst else ""
+  rest = f"{shown - worst} spread evenly over the others" if worst else "spread evenly over all"
+  return f"{shown} of {gallery.num_test:,} test images: {worst_ones}{rest}."
 
 
 def _mark_buttons(gallery: Gallery) -> str:
-  marks = [("centers", "Part centres")]
+  marks = {"centers": "Part centres"}
   if gallery.landmarks is not None:
-    marks.append(("annotated", "Annotated landmarks"))
+    marks["annotated"] = "Annotated landmarks"
   if gallery.predicted is not None:
-    marks.append(("predicted", "Predicted landmarks"))
-  return "\n".join(
-    f'<button type="button" class="toggle" aria-pressed="true" data-shows="{name}">'
-    f'<i class="mark {name}"></i>{text}</button>'
-    for name, text in marks
-  )
+    marks["predicted"] = "Predicted landmarks"
+  return "\n".join(toggle(name, f'<i class="mark {name}"></i>{text}') for name, text in marks.items())
 
 
 def _charts(records: Sequence[Mapping[str, float]], config: ConfigDict) -> str:
@@ -202,7 +195,7 @@ def _charts(records: Sequence[Mapping[str, float]], config: ConfigDict) -> str:
   uri = charts.loss_curves_uri(records, weights=config.loss.to_dict())
   return (
     '<p class="faint">Loss terms times their weights on one logarithmic axis, with the total in grey; first '
-    f'and last value beside the name.</p><div class="curves"><img src="{uri}" alt="loss curves"></div>'
+    f'and last value beside the name.</p><div class="curves" tabindex="0"><img src="{uri}" alt="loss curves"></div>'
   )
 
 
