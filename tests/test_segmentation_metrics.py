@@ -104,9 +104,7 @@ def test_large_counts_keep_their_precision():
 
 
 def test_part_area_fractions_average_images_with_foreground():
-  labels = np.array([[[0, 1, 1, 2]], [[3, 3, 0, 0]], [[0, 0, 0, 0]]])
-  counts = metrics.label_counts(labels, num_labels=4)
-  np.testing.assert_array_equal(counts, [[1, 2, 1, 0], [2, 0, 0, 2], [4, 0, 0, 0]])
+  counts = np.array([[1, 2, 1, 0], [2, 0, 0, 2], [4, 0, 0, 0]])
   np.testing.assert_allclose(metrics.part_area_fractions(counts), [1 / 3, 1 / 6, 1 / 2])
   np.testing.assert_array_equal(metrics.part_area_fractions(counts[2:]), [0, 0, 0])
 
@@ -144,8 +142,3 @@ def test_bad_tables_raise(measure, table):
 def test_no_foreground_at_all_raises():
   with pytest.raises(ValueError, match="no pixel is foreground"):
     metrics.foreground_iou(np.array([[9, 0], [0, 0]]))
-
-
-def test_label_counts_need_a_batch():
-  with pytest.raises(ValueError, match="B, H, W"):
-    metrics.label_counts(np.zeros((4, 4), int), num_labels=2)

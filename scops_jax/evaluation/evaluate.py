@@ -126,7 +126,7 @@ class _TestPredictions:
   def __init__(self, num_parts: int, num_classes: int) -> None:
     self._num_parts, self._num_classes = num_parts, num_classes
     self._tables: dict[str, np.ndarray] = {}  # of pixel counts, by what they compare with the labels
-    self._areas: list[np.ndarray] = []
+    self._images: list[np.ndarray] = []  # each image's table [K+1, 2] of labels and true foreground
     self._shown: list[Batch] = []
     self.gallery = GalleryBuilder(num_parts)
 
@@ -135,21 +135,23 @@ class _TestPredictions:
     labels, parts = rows["labels"], rows["parts"]
     # Where a collection has no ground-truth parts, its saliency is the foreground.
     foreground = parts > 0 if self._num_classes else rows["saliency"] >= 128
-    self._count("foreground", labels, foreground, num_classes=2)
+    self._images += [self._table(*pair, num_classes=2) for pair in zip(labels, foreground, strict=True)]
     if "crf_labels" in rows:
       self._count("foreground_crf", rows["crf_labels"], foreground, num_classes=2)
     if self._num_classes:
       self._count("parts", labels[foreground], parts[foreground], num_classes=self._num_classes)
-    self._areas.append(segmentation_metrics.label_counts(labels, num_labels=self._num_parts + 1))
     if sum(len(shown["labels"]) for shown in self._shown) < FIGURE_IMAGES:
       self._shown.append({"images": rows["image"], "labels": labels, "centers": rows["centers"]})
     self.gallery.add(rows["image"], labels, rows["centers"], foreground=foreground)
     return rows
 
-  def _count(self, name: str, labels: np.ndarray, truth: np.ndarray, *, num_classes: int) -> None:
-    table = segmentation_metrics.contingency(
+  def _table(self, labels: np.ndarray, truth: np.ndarray, *, num_classes: int) -> np.ndarray:
+    return segmentation_metrics.contingency(
       labels, truth, num_labels=self._num_parts + 1, num_classes=num_classes
     )
+
+  def _count(self, name: str, labels: np.ndarray, truth: np.ndarray, *, num_classes: int) -> None:
+    table = self._table(labels, truth, num_classes=num_classes)
     self._tables[name] = self._tables.get(name, 0) + table
 
   def measures(self) -> dict[str, Any]:
@@ -158,12 +160,13 @@ class _TestPredictions:
     def of(table: str, measure: Callable[[np.ndarray], float]) -> float | None:
       return measure(self._tables[table]) if table in self._tables else None
 
+    images = np.stack(self._images)
     return {
-      "foreground_iou": of("foreground", segmentation_metrics.foreground_iou),
+      "foreground_iou": segmentation_metrics.foreground_iou(images.sum(axis=0)),
       "foreground_iou_crf": of("foreground_crf", segmentation_metrics.foreground_iou),
       "nmi": of("parts", segmentation_metrics.normalized_mutual_information),
       "ari": of("parts", segmentation_metrics.adjusted_rand_index),
-      "part_area_fractions": segmentation_metrics.part_area_fractions(np.concatenate(self._areas)).tolist(),
+      "part_area_fractions": segmentation_metrics.part_area_fractions(images.sum(axis=2)).tolist(),
     }
 
   def figure(self) -> dict[str, Any]:

@@ -33,26 +33,6 @@ def contingency(labels: np.ndarray, truth: np.ndarray, *, num_labels: int, num_c
   return counts.reshape(num_labels, num_classes)
 
 
-def label_counts(labels: np.ndarray, *, num_labels: int) -> np.ndarray:
-  """Counts each image's pixels of every label; the counts of batches may be concatenated.
-
-  Args:
-    labels: `[B, H, W]` integers, 0 .. num_labels - 1.
-    num_labels: K+1.
-
-  Returns:
-    `[B, num_labels]` int64.
-
-  Raises:
-    ValueError: `labels` is not of rank 3, or a label is out of range.
-    TypeError: `labels` are not integers.
-  """
-  if labels.ndim != 3:
-    raise ValueError(f"labels must be [B, H, W], got shape {labels.shape}")
-  image = np.broadcast_to(np.arange(len(labels))[:, None, None], labels.shape)
-  return contingency(image, labels, num_labels=len(labels), num_classes=num_labels)
-
-
 def foreground_iou(table: np.ndarray) -> float:
   """Intersection over union of predicted and true foreground, pooled over all counted pixels.
 
@@ -128,7 +108,7 @@ def part_area_fractions(counts: np.ndarray) -> np.ndarray:
   Images without predicted foreground are left out.
 
   Args:
-    counts: `[N, K+1]` pixel counts of `label_counts`, background first.
+    counts: `[N, K+1]` pixel counts of each image, background first.
 
   Returns:
     `[K]` float64 that sum to 1, or zeros when no image has predicted foreground.

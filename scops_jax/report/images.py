@@ -11,7 +11,7 @@ from scops_jax.report.markup import bar, data_uri, encoded, number, toggle
 
 # Shares of the foreground below which a part is nearly unused and above which it dominates the others.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 0.5
-UNUSED, DOMINATING = "nearly unused", "dominates"
+UNUSED, DOMINATING = "is nearly unused", "dominates"
 
 
 def color_name(color: np.ndarray) -> str:

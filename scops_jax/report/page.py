@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from scops_jax.report import charts, images
@@ -33,11 +34,6 @@ _SEGMENTATION_ROWS = (
   ("nmi", "Parts: NMI"),
   ("ari", "Parts: ARI"),
 )
-
-_FLAG_SENTENCES = {
-  images.UNUSED: "is nearly unused: it has less than 1\N{NO-BREAK SPACE}% of the foreground",
-  images.DOMINATING: "dominates: it has more than half of the foreground",
-}
 
 
 def write_report(
@@ -86,7 +82,7 @@ def write_report(
     error_name=escape(gallery.error_name),
     tiles=images.tiles(gallery, colors),
     charts=_charts(records, config),
-    config_rows=_config_rows(config.to_dict()),
+    config_rows=_config_rows(config),
   )
   with replacing(path) as temporary:
     temporary.write_text(page, encoding="utf-8")
@@ -165,8 +161,12 @@ def _row(name: str, value: str, fraction: float | None, style: str) -> str:
 
 def _part_summary(fractions: Sequence[float]) -> str:
   """Returns a sentence for each part that is nearly unused or dominates."""
+  flags = {i: flag for i, fraction in enumerate(fractions, 1) if (flag := images.part_flag(fraction))}
   sentences = [
-    f"Part {i} {_FLAG_SENTENCES[flag]}." for i, flag in enumerate(map(images.part_flag, fractions), 1) if flag
+    f"Part {i} {flag}: it has less than 1\N{NO-BREAK SPACE}% of the foreground."
+    if flag == images.UNUSED
+    else f"Part {i} {flag}: it has more than half of the foreground."
+    for i, flag in flags.items()
   ]
   return " ".join(sentences) or "Every part is in use and none dominates."
 
@@ -195,16 +195,13 @@ def _charts(records: Sequence[Mapping[str, float]], config: ConfigDict) -> str:
   uri = charts.loss_curves_uri(records, weights=config.loss.to_dict())
   return (
     '<p class="faint">Loss terms times their weights on one logarithmic axis, with the total in grey; first '
-    f'and last value beside the name.</p><div class="curves" tabindex="0"><img src="{uri}" alt="loss curves"></div>'
+    "and last value beside the name.</p>"
+    f'<div class="curves" tabindex="0"><img src="{uri}" alt="loss curves"></div>'
   )
 
 
-def _config_rows(tree: Mapping[str, Any], prefix: str = "") -> str:
-  rows = []
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      rows.append(_config_rows(value, f"{prefix}{key}."))
-    else:
-      shown = escape(json.dumps(value, ensure_ascii=False))
-      rows.append(f'<tr><th scope="row">{escape(prefix + key)}</th><td>{shown}</td></tr>')
-  return "\n".join(rows)
+def _config_rows(config: ConfigDict) -> str:
+  return "\n".join(
+    f'<tr><th scope="row">{escape(key)}</th><td>{escape(json.dumps(value, ensure_ascii=False))}</td></tr>'
+    for key, value in flatten_dict(config.to_dict(), sep=".").items()
+  )
