@@ -80,6 +80,21 @@ def test_normalizer_replaces_the_eye_distance():
   np.testing.assert_allclose(result.test_errors, np.where(lengths[1] > 0, distances.mean(axis=1) / 7, np.nan))
 
 
+def test_errors_of_each_landmark():
+  data = faces()
+  visible = (np.ones((40, 5), bool), np.ones((15, 5), bool))
+  visible[1][:, 4] = False
+  visible[1][:5, 3] = False
+  lengths = (np.ones(40), np.where(np.arange(15) == 9, 0.0, np.arange(15) + 1.0))  # one image is not scored
+  result = regress_landmarks(**data, visible=visible, normalizer=lengths)
+  with np.errstate(divide="ignore"):
+    distances = np.linalg.norm(result.test_landmarks - data["test_gt"], axis=-1) / lengths[1][:, None]
+  scored = np.arange(15) != 9
+  expected = [distances[scored, i].mean() for i in range(3)]
+  expected += [distances[scored & (np.arange(15) >= 5), 3].mean(), np.nan]
+  np.testing.assert_allclose(result.test_landmark_errors, expected)
+
+
 def test_all_visible_is_the_default():
   data = faces()
   visible = (np.ones((40, 5), bool), np.ones((15, 5), bool))

@@ -86,7 +86,9 @@ def test_results_are_shown_with_their_baselines(tmp_path):
     assert shown in text
   assert "The landmark error is 30 % below DFF’s and 65 % below the mean shape’s." in text
   assert "Parts: ARI – " in text
-  assert "Parts: ARI: no such ground truth." in text
+  assert "Parts: ARI, ARI with background: no such ground truth." in text
+  assert "Each landmark’s error: 1: 20.0 %, 2: 22.0 %, 3: –." in text
+  assert "NMI 0.7 ARI 0.65 NMI of the likeliest part 0.8 ARI of the likeliest part 0.75" in text
 
 
 def test_a_worse_error_is_called_above(tmp_path):
@@ -95,7 +97,11 @@ def test_a_worse_error_is_called_above(tmp_path):
 
 def test_bars_are_in_proportion(tmp_path):
   widths = re.findall(r'<tr class="[a-z]*">.*?width:([\d.]+)%', write(tmp_path))
-  assert [float(width) for width in widths] == [35.0, 50.0, 100.0, 90.0, 50.0, 0.0]
+  assert [float(width) for width in widths] == [
+    *(35.0, 50.0, 100.0),
+    *(70.0, 65.0, 80.0, 75.0),
+    *(90.0, 88.0, 50.0, 0.0, 60.0, 0.0),
+  ]
 
 
 def test_a_collection_without_ground_truth(tmp_path):
@@ -105,8 +111,13 @@ def test_a_collection_without_ground_truth(tmp_path):
       "landmark_error_test",
       "mean_shape_error_test",
       "dff_error_test",
+      "landmark_errors_test",
       "nmi",
       "ari",
+      "keypoint_nmi",
+      "keypoint_ari",
+      "keypoint_fg_nmi",
+      "keypoint_fg_ari",
     )
   )
   gallery = pages.gallery(annotated=False)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from scops_jax.errors import UserError
 from scops_jax.evaluation import factorization, segmentation_metrics
 from scops_jax.evaluation.landmark_regression import LandmarkErrors, mean_shape_error, regress_landmarks
+from scops_jax.report.figures import pixel_positions
 from scops_jax.report.gallery import Gallery, GalleryBuilder
 from scops_jax.storage.files import replacing
 
@@ -24,7 +25,13 @@ Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 # Points are in [-1, 1], so the edge of an image is 2 long.
 _IMAGE_EDGE = 2.0
-_ERRORS = ("landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test")
+_ERRORS = (
+  "landmark_error_train",
+  "landmark_error_test",
+  "mean_shape_error_test",
+  "dff_error_test",
+  "landmark_errors_test",
+)
 # Images whose predictions are kept for the figure.
 FIGURE_IMAGES = 24
 
@@ -137,9 +144,15 @@ class _TestPredictions:
     foreground = parts > 0 if self._num_classes else rows["saliency"] >= 128
     self._images += [self._table(*pair, num_classes=2) for pair in zip(labels, foreground, strict=True)]
     if "crf_labels" in rows:
-      self._count("foreground_crf", rows["crf_labels"], foreground, num_classes=2)
+      self._count("foreground_crf", self._table(rows["crf_labels"], foreground, num_classes=2))
     if self._num_classes:
-      self._count("parts", labels[foreground], parts[foreground], num_classes=self._num_classes)
+      self._count("parts", self._table(labels, parts, num_classes=self._num_classes))
+    points = pixel_positions(rows["landmarks"], height=labels.shape[1], width=labels.shape[2])
+    for name in ("labels", "likeliest_parts"):
+      table = segmentation_metrics.keypoint_table(
+        rows[name], points, rows["visible"], num_labels=self._num_parts + 1
+      )
+      self._count(f"keypoint_{name}", table)
     if sum(len(shown["labels"]) for shown in self._shown) < FIGURE_IMAGES:
       self._shown.append({"images": rows["image"], "labels": labels, "centers": rows["centers"]})
     self.gallery.add(rows["image"], labels, rows["centers"], foreground=foreground)
@@ -150,24 +163,33 @@ class _TestPredictions:
       labels, truth, num_labels=self._num_parts + 1, num_classes=num_classes
     )
 
-  def _count(self, name: str, labels: np.ndarray, truth: np.ndarray, *, num_classes: int) -> None:
-    table = self._table(labels, truth, num_classes=num_classes)
+  def _count(self, name: str, table: np.ndarray) -> None:
     self._tables[name] = self._tables.get(name, 0) + table
 
   def measures(self) -> dict[str, Any]:
-    """Returns the entries of evaluation.json; None where nothing was counted."""
-
-    def of(table: str, measure: Callable[[np.ndarray], float]) -> float | None:
-      return measure(self._tables[table]) if table in self._tables else None
-
-    images = np.stack(self._images)
-    return {
+    """Returns the entries of evaluation.json; None where there is no such ground truth."""
+    images, refined, parts = (
+      np.stack(self._images),
+      self._tables.get("foreground_crf"),
+      self._tables.get("parts"),
+    )
+    keypoints = self._tables["keypoint_labels"], self._tables["keypoint_likeliest_parts"]
+    result: dict[str, Any] = {
       "foreground_iou": segmentation_metrics.foreground_iou(images.sum(axis=0)),
-      "foreground_iou_crf": of("foreground_crf", segmentation_metrics.foreground_iou),
-      "nmi": of("parts", segmentation_metrics.normalized_mutual_information),
-      "ari": of("parts", segmentation_metrics.adjusted_rand_index),
+      "foreground_iou_mean": segmentation_metrics.mean_foreground_iou(images),
+      "foreground_iou_crf": None if refined is None else segmentation_metrics.foreground_iou(refined),
+      **dict.fromkeys(("nmi", "ari", "nmi_with_background", "ari_with_background")),
+      **dict.fromkeys(segmentation_metrics.KeypointMeasures._fields),
       "part_area_fractions": segmentation_metrics.part_area_fractions(images.sum(axis=2)).tolist(),
     }
+    if parts is not None:
+      foreground = parts * (np.arange(self._num_classes) > 0)  # without the true background's pixels
+      for suffix, table in (("", foreground), ("_with_background", parts)):
+        result[f"nmi{suffix}"] = segmentation_metrics.normalized_mutual_information(table)
+        result[f"ari{suffix}"] = segmentation_metrics.adjusted_rand_index(table)
+    if keypoints[0].any():
+      result |= segmentation_metrics.keypoint_scores(*keypoints)._asdict()
+    return result
 
   def figure(self) -> dict[str, Any]:
     """Returns the first images with their labels and centres."""
@@ -188,7 +210,8 @@ def evaluate(
   """Measures the segmenter.
 
   Args:
-    predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]` and "centers" `[B, K, 2]`.
+    predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]`, the likeliest channel, "likeliest_parts"
+      `[B, H, W]`, 1 .. K, the same without the background, and "centers" `[B, K, 2]`.
     regression: batches of the images that landmarks are regressed on.
     test: batches of the test images.
     predict_refined: the same with "crf_labels" `[B, H, W]` too, for the test split; None: `predict`, and
@@ -206,7 +229,7 @@ def evaluate(
   # Labels are scored on the test split alone, and a CRF is slow.
   test_points = _landmarks(map(predictions.add, _predicted(predict_refined or predict, test)))
   figure = predictions.figure()
-  errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
+  errors: dict[str, Any] = dict.fromkeys(_ERRORS)
   marks: dict[str, np.ndarray] = {}
   image_errors = None
   if train_points.visible.any():
@@ -238,7 +261,7 @@ def _landmarks(batches: Iterable[Batch]) -> Landmarks:
 
 def _landmark_errors(
   train: Landmarks, test: Landmarks, dff: Dff, config: ConfigDict
-) -> tuple[LandmarkErrors, dict[str, float | None]]:
+) -> tuple[LandmarkErrors, dict[str, Any]]:
   """Returns our regression, and the errors of it and of the baselines by name.
 
   Landmarks that are visible in no image of the regression are not counted, and are NaN in ours.
@@ -265,5 +288,9 @@ def _landmark_errors(
   mean_shape = mean_shape_error(train.landmarks, test.landmarks, **options)
   predicted = np.full((len(test.centers), len(shown), 2), np.nan)
   predicted[:, shown] = ours.test_landmarks
+  each = np.full(len(shown), np.nan)
+  each[shown] = ours.test_landmark_errors
+  landmark_errors = [None if np.isnan(error) else float(error) for error in each]
   ours = dataclasses.replace(ours, test_landmarks=predicted)
-  return ours, dict(zip(_ERRORS, (ours.train, ours.test, mean_shape.test, theirs.test), strict=True))
+  errors = (ours.train, ours.test, mean_shape.test, theirs.test, landmark_errors)
+  return ours, dict(zip(_ERRORS, errors, strict=True))

@@ -22,6 +22,8 @@ class LandmarkErrors:
     left_out_test: Test images not scored, for the same reasons.
     test_landmarks: `[M, L, 2]` float64, the landmarks predicted for every test image, scored or not.
     test_errors: `[M]` float64, every test image's error, NaN where it is not scored.
+    test_landmark_errors: `[L]` float64, every landmark's mean distance over the normaliser, over the scored
+      test images that show it; NaN where there is none.
   """
 
   train: float
@@ -32,6 +34,7 @@ class LandmarkErrors:
   left_out_test: int
   test_landmarks: np.ndarray = field(repr=False, compare=False)
   test_errors: np.ndarray = field(repr=False, compare=False)
+  test_landmark_errors: np.ndarray = field(repr=False, compare=False)
 
 
 class _Split(NamedTuple):
@@ -105,6 +108,7 @@ def regress_landmarks(
     left_out_test=int((~test_scored).sum()),
     test_landmarks=test_predicted,
     test_errors=test_errors,
+    test_landmark_errors=_landmark_errors(test, test_predicted),
   )
 
 
@@ -193,3 +197,11 @@ def _image_errors(split: _Split, predicted: np.ndarray) -> np.ndarray:
   errors = np.full(len(scored), np.nan)
   errors[scored] = distances.mean(axis=1, where=split.visible[scored]) / split.lengths[scored]
   return errors
+
+
+def _landmark_errors(split: _Split, predicted: np.ndarray) -> np.ndarray:
+  """Returns each landmark's error `[L]`, NaN where no scored image shows it."""
+  scored = split.lengths > 0
+  shown = split.visible[scored]
+  distances = np.linalg.norm(predicted - split.landmarks, axis=-1)[scored] / split.lengths[scored, None]
+  return np.where(shown, distances, 0).sum(axis=0) / np.where(shown.any(axis=0), shown.sum(axis=0), np.nan)

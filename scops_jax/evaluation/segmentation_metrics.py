@@ -1,5 +1,7 @@
 """Measures of part segmentations, from tables of pixel counts that may be added over batches."""
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.special import entr
 
@@ -53,6 +55,25 @@ def foreground_iou(table: np.ndarray) -> float:
   if union == 0:
     raise ValueError("foreground IoU is undefined: no pixel is foreground in the prediction or the truth")
   return float(table[1:, 1:].sum() / union)
+
+
+def mean_foreground_iou(tables: np.ndarray) -> float:
+  """The same as the mean of one ratio per image, in which every object weighs the same (GANSeg, CVPR 2022).
+
+  Args:
+    tables: `[N, K+1, classes]`, a table of `foreground_iou` for each image. Images without a foreground pixel
+      in the prediction and in the truth are left out.
+
+  Returns:
+    A fraction in [0, 1].
+
+  Raises:
+    ValueError: No image has a foreground pixel in the prediction or the truth.
+  """
+  unions = tables.sum(axis=(1, 2)) - tables[:, 0, 0]
+  if not unions.any():
+    raise ValueError("foreground IoU is undefined: no pixel is foreground in the prediction or the truth")
+  return float((tables[:, 1:, 1:].sum(axis=(1, 2))[unions > 0] / unions[unions > 0]).mean())
 
 
 def normalized_mutual_information(table: np.ndarray) -> float:
@@ -122,6 +143,99 @@ def part_area_fractions(counts: np.ndarray) -> np.ndarray:
   if not len(parts):
     return np.zeros(parts.shape[1])
   return (parts / foreground[:, None]).mean(axis=0)
+
+
+class KeypointMeasures(NamedTuple):
+  """Agreement of the predicted channel at visible landmarks with the landmarks' indices."""
+
+  keypoint_nmi: float
+  keypoint_ari: float
+  keypoint_fg_nmi: float
+  keypoint_fg_ari: float
+
+
+def keypoint_measures(probs: np.ndarray, points: np.ndarray, visible: np.ndarray) -> KeypointMeasures:
+  """Scores the channels predicted at landmarks as a clustering of the landmarks, pooled over the images.
+
+  Every visible landmark is a sample. Its class is its index, its label the likeliest channel at the nearest
+  pixel: of all channels for keypoint_nmi and keypoint_ari, as PDiscoNet (van der Klis et al., ICCV 2023) and
+  MPAE (ICCV 2025) score parts on the whole image, and of the parts alone for keypoint_fg_nmi and
+  keypoint_fg_ari, after the foreground measures of Choudhury et al. (NeurIPS 2021), who take them inside the
+  object's box. NMI has the arithmetic mean of the entropies; see `normalized_mutual_information` and
+  `adjusted_rand_index`.
+
+  `keypoint_table` and `keypoint_scores` do the same in batches, without the maps of all images.
+
+  Args:
+    probs: `[N, H, W, K+1]` floats, background first.
+    points: `[N, L, 2]` (x, y) in pixels; an integer is the centre of a pixel.
+    visible: `[N, L]` bool. Hidden landmarks and those outside the image are not counted.
+
+  Returns:
+    The four measures.
+
+  Raises:
+    ValueError: Shapes disagree, there is no part, or no landmark is counted.
+    TypeError: `visible` is not bool.
+  """
+  probs = np.asarray(probs)
+  if probs.ndim != 4 or probs.shape[3] < 2:
+    raise ValueError(f"probs must be [N, H, W, K+1] with K >= 1, got shape {probs.shape}")
+  tables = [
+    keypoint_table(labels, points, visible, num_labels=probs.shape[3])
+    for labels in (probs.argmax(axis=-1), probs[..., 1:].argmax(axis=-1) + 1)
+  ]
+  return keypoint_scores(*tables)
+
+
+def keypoint_table(
+  labels: np.ndarray, points: np.ndarray, visible: np.ndarray, *, num_labels: int
+) -> np.ndarray:
+  """Counts the pairs (label at the nearest pixel, landmark); tables of batches may be added.
+
+  Args:
+    labels: `[B, H, W]` integers, 0 .. num_labels - 1.
+    points: `[B, L, 2]`, see `keypoint_measures`; a coordinate half way between two pixels is rounded up.
+    visible: `[B, L]` bool.
+    num_labels: K+1.
+
+  Returns:
+    `[num_labels, L]` int64.
+
+  Raises:
+    ValueError: Shapes disagree, or a label is out of range.
+    TypeError: `visible` is not bool, or `labels` are not integers.
+  """
+  labels, points, visible = np.asarray(labels), np.asarray(points), np.asarray(visible)
+  if visible.dtype != bool:
+    raise TypeError(f"visible must be bool, got {visible.dtype}")
+  if labels.ndim != 3 or visible.ndim != 2 or points.shape != (*visible.shape, 2):
+    raise ValueError(
+      "expected maps [B, H, W], points [B, L, 2] and visible [B, L], got shapes "
+      f"{labels.shape}, {points.shape}, {visible.shape}"
+    )
+  if len(visible) != len(labels):
+    raise ValueError(f"there are {len(labels)} maps, but points and visible of {len(visible)} images")
+  image, landmark = np.nonzero(visible)
+  x, y = np.floor(points[image, landmark] + 0.5).T
+  inside = (x >= 0) & (x < labels.shape[2]) & (y >= 0) & (y < labels.shape[1])
+  image, landmark = image[inside], landmark[inside]
+  found = labels[image, y[inside].astype(int), x[inside].astype(int)]
+  return contingency(found, landmark, num_labels=num_labels, num_classes=visible.shape[1])
+
+
+def keypoint_scores(table: np.ndarray, foreground_table: np.ndarray) -> KeypointMeasures:
+  """Returns the measures of tables of `keypoint_table`, of the likeliest channels and the likeliest parts.
+
+  Raises:
+    ValueError: No landmark is counted.
+  """
+  return KeypointMeasures(
+    normalized_mutual_information(table),
+    adjusted_rand_index(table),
+    normalized_mutual_information(foreground_table),
+    adjusted_rand_index(foreground_table),
+  )
 
 
 def _checked_table(table: np.ndarray) -> np.ndarray:

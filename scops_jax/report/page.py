@@ -30,9 +30,18 @@ _LANDMARK_ROWS = (
 )
 _SEGMENTATION_ROWS = (
   ("foreground_iou", "Foreground IoU"),
+  ("foreground_iou_mean", "Foreground IoU, mean over images"),
   ("foreground_iou_crf", "Foreground IoU with CRF"),
   ("nmi", "Parts: NMI"),
   ("ari", "Parts: ARI"),
+  ("nmi_with_background", "NMI with background"),
+  ("ari_with_background", "ARI with background"),
+)
+_KEYPOINT_ROWS = (
+  ("keypoint_nmi", "NMI"),
+  ("keypoint_ari", "ARI"),
+  ("keypoint_fg_nmi", "NMI of the likeliest part"),
+  ("keypoint_fg_ari", "ARI of the likeliest part"),
 )
 
 
@@ -73,7 +82,8 @@ def write_report(
     facts=_facts(results, config),
     comparison=_comparison(results),
     landmarks=_landmark_table(results, config),
-    segmentation=_segmentation_table(results),
+    segmentation=_score_table("Segmentation", results, _SEGMENTATION_ROWS),
+    keypoints=_score_table("Labels at landmarks", results, _KEYPOINT_ROWS),
     part_summary=_part_summary(fractions),
     part_cards=images.part_cards(gallery, fractions, colors),
     gallery_summary=_gallery_summary(gallery),
@@ -136,15 +146,29 @@ def _landmark_table(results: Mapping[str, Any], config: ConfigDict) -> str:
     f'{table}<p class="faint">A linear map from part centres to landmarks, fitted to '
     f"{results['num_train']:,} training images, where SCOPS’s error is {train}. DFF factorises the "
     "reference network’s features; the mean shape does not look at the image.</p>"
+    f"{_landmark_list(results['landmark_errors_test'])}"
   )
 
 
-def _segmentation_table(results: Mapping[str, Any]) -> str:
-  shown = {name: results[key] for key, name in _SEGMENTATION_ROWS if key in results}
+def _landmark_list(errors: Sequence[float | None] | None) -> str:
+  """Returns a sentence with the error of every landmark."""
+  if not errors:
+    return ""
+  shown = ", ".join(
+    f"{i}:\N{NO-BREAK SPACE}{number(error, percent=True)}" for i, error in enumerate(errors, 1)
+  )
+  return f'<p class="faint">Each landmark’s error: {shown}.</p>'
+
+
+def _score_table(caption: str, results: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> str:
+  """Returns a table of measures from 0 to 1, or nothing where none is known."""
+  shown = {name: results[key] for key, name in names if key in results}
+  if all(value is None for value in shown.values()):
+    return ""
   rows = [_row(name, number(value), value, "ours") for name, value in shown.items()]
   missing = ", ".join(name for name, value in shown.items() if value is None)
   note = f'<p class="faint">{missing}: no such ground truth.</p>' if missing else ""
-  return _table("<b>Segmentation</b>, from 0 to 1; higher is better", rows) + note
+  return _table(f"<b>{caption}</b>, from 0 to 1; higher is better", rows) + note
 
 
 def _table(caption: str, rows: Sequence[str], *, style: str = "") -> str:
