@@ -168,11 +168,8 @@ class _TestPredictions:
 
   def measures(self) -> dict[str, Any]:
     """Returns the entries of evaluation.json; None where there is no such ground truth."""
-    images, refined, parts = (
-      np.stack(self._images),
-      self._tables.get("foreground_crf"),
-      self._tables.get("parts"),
-    )
+    images = np.stack(self._images)
+    refined, parts = self._tables.get("foreground_crf"), self._tables.get("parts")
     keypoints = self._tables["keypoint_labels"], self._tables["keypoint_likeliest_parts"]
     result: dict[str, Any] = {
       "foreground_iou": segmentation_metrics.foreground_iou(images.sum(axis=0)),
@@ -230,21 +227,22 @@ def evaluate(
   test_points = _landmarks(map(predictions.add, _predicted(predict_refined or predict, test)))
   figure = predictions.figure()
   errors: dict[str, Any] = dict.fromkeys(_ERRORS)
-  marks: dict[str, np.ndarray] = {}
-  image_errors = None
+  image_errors = shown = predicted = None
   if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
     image_errors = ours.test_errors
-    marks["landmarks"] = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
-    marks["predicted"] = ours.test_landmarks
+    shown = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
+    predicted = ours.test_landmarks
+    count = len(figure["images"])
+    figure |= {"landmarks": shown[:count], "predicted": predicted[:count]}
   results = {
     **errors,
     **predictions.measures(),
     "num_train": len(train_points.centers),
     "num_test": len(test_points.centers),
   }
-  figure |= {name: points[: len(figure["images"])] for name, points in marks.items()}
-  return Evaluation(results, figure, predictions.gallery.build(errors=image_errors, **marks))
+  gallery = predictions.gallery.build(errors=image_errors, landmarks=shown, predicted=predicted)
+  return Evaluation(results, figure, gallery)
 
 
 def _predicted(predict: Predict, batches: Iterable[Batch]) -> Iterator[Batch]:

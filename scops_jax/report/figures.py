@@ -21,7 +21,7 @@ _LEGEND = (160, 24)  # width and height of an entry of the legend, pixels
 _DPI = 100
 _INK = "#282828"  # text and the rims of marks
 _RIM = withStroke(linewidth=3.5, foreground=_INK)
-_MARKS = {
+_MARKS: dict[str, dict[str, Any]] = {
   "annotated landmark": {"marker": "o", "s": 50, "facecolor": "none", "edgecolor": "white"},
   "predicted landmark": {"marker": "x", "s": 35, "color": "#ffdd33"},
 }
@@ -121,15 +121,15 @@ def part_figure(
   for i, (color, points) in enumerate(zip(colors, positions(centers, 1).transpose(1, 0, 2), strict=True), 1):
     ink = "white" if color @ (0.299, 0.587, 0.114) < 0.55 else _INK
     present = points[(labels == i).any(axis=(1, 2))]
-    axes.scatter(*present.T, s=130, color=color, edgecolor="white", zorder=2)
+    axes.scatter(present[:, 0], present[:, 1], s=130, color=color, edgecolor="white", zorder=2)
     for x, y in present:
       axes.text(x, y, str(i), color=ink, fontsize=8, ha="center", va="center_baseline", zorder=3)
     handles.append(Patch(color=color, label=f"part {i}"))
   for (meaning, style), points in zip(_MARKS.items(), (landmarks, predicted), strict=True):
     if points is not None:
       inside = np.where((np.abs(points) <= 1).all(axis=-1, keepdims=True), points, np.nan)
-      marks = positions(inside, 2).reshape(-1, 2).T
-      handles.append(axes.scatter(*marks, linewidth=1.5, path_effects=[_RIM], label=meaning, **style))
+      x, y = positions(inside, 2).reshape(-1, 2).T
+      handles.append(axes.scatter(x, y, linewidth=1.5, path_effects=[_RIM], label=meaning, **style))
   figure.legend(handles=handles, loc="lower left", ncols=legend_columns, frameon=False, fontsize=10)
   with replacing(path) as temporary:
     figure.savefig(temporary, format="png", dpi=_DPI)

@@ -117,7 +117,12 @@ def _marks(gallery: Gallery, i: int, colors: np.ndarray) -> str:
     groups.append(("predicted", crosses))
   centers = pixels(np.nan_to_num(gallery.centers[i]))
   discs = [
-    _circle(*centers[part - 1], 3 * unit, f'class="part-{part}" fill="{color_name(colors[part - 1])}"')
+    _circle(
+      centers[part - 1, 0],
+      centers[part - 1, 1],
+      3 * unit,
+      f'class="part-{part}" fill="{color_name(colors[part - 1])}"',
+    )
     for part in np.unique(gallery.labels[i])
     if part > 0
   ]
