@@ -87,7 +87,7 @@ def test_results_are_shown_with_their_baselines(tmp_path):
   assert "The landmark error is 30 % below DFF’s and 65 % below the mean shape’s." in text
   assert "Parts: ARI – " in text
   assert "Parts: ARI, ARI with background: no such ground truth." in text
-  assert "Each landmark’s error: 1: 20.0 %, 2: 22.0 %, 3: –." in text
+  assert "of each landmark, in the collection’s order: 20.0 %, 22.0 %, –." in text
   assert "NMI 0.7 ARI 0.65 NMI of the likeliest part 0.8 ARI of the likeliest part 0.75" in text
 
 

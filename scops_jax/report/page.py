@@ -43,6 +43,7 @@ _KEYPOINT_ROWS = (
   ("keypoint_fg_nmi", "NMI of the likeliest part"),
   ("keypoint_fg_ari", "ARI of the likeliest part"),
 )
+_FLAG_REASONS = {images.UNUSED: "less than 1\N{NO-BREAK SPACE}%", images.DOMINATING: "more than half"}
 
 
 def write_report(
@@ -104,15 +105,10 @@ def _asset(name: str) -> str:
 
 def _facts(results: Mapping[str, Any], config: ConfigDict) -> str:
   """Returns a line that says what was run."""
-  return " · ".join(
-    escape(fact)
-    for fact in (
-      f"{config.num_parts} parts",
-      f"step {results['step']:,} of {config.num_steps:,}",
-      f"{results['num_test']:,} test images",
-      f"{config.segmenter} on {config.image_size} × {config.image_size} pixels",
-      f"seed {config.seed}",
-    )
+  return escape(
+    f"{config.num_parts} parts · step {results['step']:,} of {config.num_steps:,} · "
+    f"{results['num_test']:,} test images · {config.segmenter} on {config.image_size} × {config.image_size} "
+    f"pixels · seed {config.seed}"
   )
 
 
@@ -131,33 +127,23 @@ def _comparison(results: Mapping[str, Any]) -> str:
 
 
 def _landmark_table(results: Mapping[str, Any], config: ConfigDict) -> str:
-  errors = {(name, style): results[key] for key, name, style in _LANDMARK_ROWS}
-  known = [error for error in errors.values() if error is not None]
-  if not known:
+  if results["landmark_error_test"] is None:
     return '<p class="faint">No landmark error: the collection has no annotated landmarks.</p>'
+  largest = max(results[key] for key, _, _ in _LANDMARK_ROWS) or 1.0
   rows = [
-    _row(name, number(error, percent=True), None if error is None else error / (max(known) or 1.0), style)
-    for (name, style), error in errors.items()
+    _row(name, number(results[key], percent=True), results[key] / largest, style)
+    for key, name, style in _LANDMARK_ROWS
   ]
   length = _LENGTHS[config.data.landmark_normalizer]
-  train = number(results["landmark_error_train"], percent=True)
   table = _table(f"<b>Landmark error</b>, per cent of {length}; lower is better", rows, style="landmarks")
+  train = number(results["landmark_error_train"], percent=True)
+  each = ", ".join(number(error, percent=True) for error in results["landmark_errors_test"])
   return (
     f'{table}<p class="faint">A linear map from part centres to landmarks, fitted to '
     f"{results['num_train']:,} training images, where SCOPS’s error is {train}. DFF factorises the "
-    "reference network’s features; the mean shape does not look at the image.</p>"
-    f"{_landmark_list(results['landmark_errors_test'])}"
+    "reference network’s features; the mean shape does not look at the image. SCOPS’s error of each "
+    f"landmark, in the collection’s order: {each}.</p>"
   )
-
-
-def _landmark_list(errors: Sequence[float | None] | None) -> str:
-  """Returns a sentence with the error of every landmark."""
-  if not errors:
-    return ""
-  shown = ", ".join(
-    f"{i}:\N{NO-BREAK SPACE}{number(error, percent=True)}" for i, error in enumerate(errors, 1)
-  )
-  return f'<p class="faint">Each landmark’s error: {shown}.</p>'
 
 
 def _score_table(caption: str, results: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> str:
@@ -185,12 +171,10 @@ def _row(name: str, value: str, fraction: float | None, style: str) -> str:
 
 def _part_summary(fractions: Sequence[float]) -> str:
   """Returns a sentence for each part that is nearly unused or dominates."""
-  flags = {i: flag for i, fraction in enumerate(fractions, 1) if (flag := images.part_flag(fraction))}
   sentences = [
-    f"Part {i} {flag}: it has less than 1\N{NO-BREAK SPACE}% of the foreground."
-    if flag == images.UNUSED
-    else f"Part {i} {flag}: it has more than half of the foreground."
-    for i, flag in flags.items()
+    f"Part {i} {flag}: it has {_FLAG_REASONS[flag]} of the foreground."
+    for i, flag in enumerate(map(images.part_flag, fractions), 1)
+    if flag
   ]
   return " ".join(sentences) or "Every part is in use and none dominates."
 
