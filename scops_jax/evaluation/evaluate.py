@@ -4,7 +4,6 @@ The networks come in as functions and the images as batches, so this module know
 Every image of the test split counts: the last batch's padding is marked by "valid" and dropped here.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -260,15 +259,7 @@ def _landmarks(batches: Iterable[Batch]) -> Landmarks:
 def _landmark_errors(
   train: Landmarks, test: Landmarks, dff: Dff, config: ConfigDict
 ) -> tuple[LandmarkErrors, dict[str, Any]]:
-  """Returns our regression, and the errors of it and of the baselines by name.
-
-  Landmarks that are visible in no image of the regression are not counted, and are NaN in ours.
-  """
-  shown = np.asarray(train.visible.any(axis=0))
-  train, test = (
-    split._replace(landmarks=split.landmarks[:, shown], visible=split.visible[:, shown])
-    for split in (train, test)
-  )
+  """Returns our regression, and the errors of it and of the baselines by name."""
   options: dict[str, Any] = {"visible": (train.visible, test.visible)}
   if config.data.landmark_normalizer == "image":
     options["normalizer"] = tuple(np.full(len(split.centers), _IMAGE_EDGE) for split in (train, test))
@@ -276,7 +267,7 @@ def _landmark_errors(
     options["normalizer"] = tuple(
       np.max(split.boxes[:, 2:] - split.boxes[:, :2], axis=1) for split in (train, test)
     )
-  elif not (len(shown) > 1 and shown[:2].all()):
+  elif np.count_nonzero(train.visible[:, :2].any(axis=0)) < 2:
     raise UserError(
       "data.landmark_normalizer=inter_ocular needs images of the regression that show the first two "
       "landmarks: take image or box"
@@ -284,11 +275,5 @@ def _landmark_errors(
   ours = regress_landmarks(train.centers, train.landmarks, test.centers, test.landmarks, **options)
   theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)
   mean_shape = mean_shape_error(train.landmarks, test.landmarks, **options)
-  predicted = np.full((len(test.centers), len(shown), 2), np.nan)
-  predicted[:, shown] = ours.test_landmarks
-  each = np.full(len(shown), np.nan)
-  each[shown] = ours.test_landmark_errors
-  landmark_errors = [None if np.isnan(error) else float(error) for error in each]
-  ours = dataclasses.replace(ours, test_landmarks=predicted)
-  errors = (ours.train, ours.test, mean_shape.test, theirs.test, landmark_errors)
-  return ours, dict(zip(_ERRORS, errors, strict=True))
+  each = [None if np.isnan(error) else float(error) for error in ours.test_landmark_errors]
+  return ours, dict(zip(_ERRORS, (ours.train, ours.test, mean_shape.test, theirs.test, each), strict=True))

@@ -20,7 +20,8 @@ class LandmarkErrors:
     num_test: Test images scored.
     left_out_train: Training images not scored: their normaliser is 0 or unknown, or they show no landmark.
     left_out_test: Test images not scored, for the same reasons.
-    test_landmarks: `[M, L, 2]` float64, the landmarks predicted for every test image, scored or not.
+    test_landmarks: `[M, L, 2]` float64, the landmarks predicted for every test image, scored or not; NaN for
+      a landmark that no training image shows.
     test_errors: `[M]` float64, every test image's error, NaN where it is not scored.
     test_landmark_errors: `[L]` float64, every landmark's mean distance over the normaliser, over the scored
       test images that show it; NaN where there is none.
@@ -65,8 +66,9 @@ def regress_landmarks(
   (section 4.1 of the paper, following Thewlis et al., ICCV 2017). All in float64.
 
   Each landmark is fitted to the training images that show it, and the error of an image is a mean over the
-  landmarks it shows; coordinates of hidden landmarks are not read. An image without a positive normaliser or
-  without a visible landmark is not scored, and the result counts such images.
+  landmarks it shows; coordinates of hidden landmarks are not read. A landmark that no training image shows is
+  predicted as NaN and not counted. An image without a positive normaliser or without a landmark to count is
+  not scored, and the result counts such images.
 
   Args:
     train_pred: `[N, K, 2]` part centres, in any affine frame, pixels or [-1, 1].
@@ -81,8 +83,8 @@ def regress_landmarks(
     The errors, the numbers of images behind them, and the test images' predicted landmarks and errors.
 
   Raises:
-    ValueError: Shapes disagree, a value is not finite, a length is negative, no training image shows some
-      landmark, or no image of a split can be scored.
+    ValueError: Shapes disagree, a value is not finite, a length is negative, or no image of a split can be
+      scored.
 
   Differs from the release: an image whose eyes coincide is left out of the mean; the release counts it with
   an error of 0. With Z such images of N, the release's error is ours times (N - Z) / N.
@@ -96,6 +98,8 @@ def regress_landmarks(
       "train and test must have the same numbers of part centres and landmarks, got "
       f"{points[0]} and {points[1]} against {test_points[0]} and {test_points[1]}"
     )
+  fitted = train.visible.any(axis=0)
+  train, test = (split._replace(visible=split.visible & fitted) for split in (train, test))
   predicted, test_predicted = _fit_and_predict(train, test)
   errors, test_errors = _image_errors(train, predicted), _image_errors(test, test_predicted)
   scored, test_scored = ~np.isnan(errors), ~np.isnan(test_errors)
@@ -165,13 +169,11 @@ def _checked(
   return _Split(split, pred.reshape(len(pred), -1), gt, visible, lengths)
 
 
-def _fit_and_predict(train: _Split, test: _Split) -> tuple[np.ndarray, np.ndarray]:
+def _fit_and_predict(train: _Split, test: _Split) -> tuple[np.ndarray, ...]:
   """Returns the predicted landmarks `[N, L, 2]` and `[M, L, 2]` of both splits."""
-  missing = np.flatnonzero(~train.visible.any(axis=0))
-  if missing.size:
-    raise ValueError(f"no training image shows landmarks {missing.tolist()}: nothing to fit them to")
-  predictions = np.empty_like(train.landmarks), np.empty_like(test.landmarks)
-  for landmark, rows in enumerate(train.visible.T):
+  predictions = tuple(np.full_like(split.landmarks, np.nan) for split in (train, test))
+  for landmark in np.flatnonzero(train.visible.any(axis=0)):
+    rows = train.visible[:, landmark]
     x, y = train.centers[rows], train.landmarks[rows, landmark]
     x_mean, x_scale = _mean_and_deviation(x)
     y_mean, y_scale = _mean_and_deviation(y)
