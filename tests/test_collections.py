@@ -10,8 +10,18 @@ from tests import tiny
 from tests.miniatures import aflw, celeba_wild, cub_parts, pascal_parts
 
 # Measures that need ground truth.
-PARTS = {"nmi", "ari"}
-LANDMARKS = {"landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test"}
+PARTS = {"nmi", "ari", "nmi_with_background", "ari_with_background"}
+LANDMARKS = {
+  "landmark_error_train",
+  "landmark_error_test",
+  "mean_shape_error_test",
+  "dff_error_test",
+  "landmark_errors_test",
+  "keypoint_nmi",
+  "keypoint_ari",
+  "keypoint_fg_nmi",
+  "keypoint_fg_ari",
+}
 # Collection: the writer of its miniature, what its config needs, images of the regression and of the test,
 # what is null in its evaluation.json.
 COLLECTIONS = {

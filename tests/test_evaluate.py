@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from scops_jax.config import default_config
 from scops_jax.errors import UserError
@@ -45,7 +46,12 @@ def predict(images):
   labels[:, 2:6, 2:4] = 2
   labels[:, 2:6, 4:7] = 1  # a column too wide
   rng = np.random.default_rng(len(images))
-  return {"labels": labels, "centers": rng.uniform(-1, 1, (len(images), NUM_PARTS, 2)).astype(np.float32)}
+  # Where the background is likeliest, part 1 is the next.
+  return {
+    "labels": labels,
+    "likeliest_parts": np.maximum(labels, 1),
+    "centers": rng.uniform(-1, 1, (len(images), NUM_PARTS, 2)).astype(np.float32),
+  }
 
 
 def dff(count):
@@ -63,6 +69,11 @@ def test_every_image_counts_once_and_the_padding_not_at_all():
   # On the true foreground the labels are the classes, renamed.
   assert results["nmi"] == pytest.approx(1.0)
   assert results["ari"] == pytest.approx(1.0)
+  assert results["foreground_iou_mean"] == pytest.approx(16 / 20)
+  # With the background's pixels the column that is too wide counts.
+  assert 0 < results["ari_with_background"] < 1
+  assert 0 < results["nmi_with_background"] < 1
+  assert np.mean(results["landmark_errors_test"]) == pytest.approx(results["landmark_error_test"])
   assert len(figure["images"]) == len(figure["labels"]) == len(figure["predicted"]) == 10
   assert gallery.num_test == len(gallery.images) == len(gallery.predicted) == 10
   assert gallery.errors.mean() == pytest.approx(results["landmark_error_test"])
@@ -74,8 +85,8 @@ def test_without_ground_truth_the_saliency_is_the_foreground_and_the_rest_is_nul
     predict, **splits(10, num_landmarks=0), dff=dff(10), num_classes=0, config=config()
   )
   assert results["foreground_iou"] == pytest.approx(16 / 20)
-  for key in ("nmi", "ari", "landmark_error_train", "landmark_error_test", "dff_error_test"):
-    assert results[key] is None
+  known = {"foreground_iou", "foreground_iou_mean", "part_area_fractions", "num_train", "num_test"}
+  assert {key for key, value in results.items() if value is not None} == known
   assert figure.keys() == {"images", "labels", "centers"}
   assert gallery.landmarks is gallery.predicted is None
   np.testing.assert_allclose(gallery.errors, 1 - 16 / 20)
@@ -124,7 +135,26 @@ def test_a_landmark_that_no_image_of_the_regression_shows_does_not_count():
     for name, split in splits(10, num_landmarks=3).items()
   }
   without_it, *_ = evaluate(predict, **first_two, **options)
-  assert with_it == without_it
+  assert with_it["landmark_errors_test"] == [*without_it["landmark_errors_test"], None]
+  # At landmarks the labels are scored without the regression.
+  regressed = [key for key in with_it if "keypoint" not in key and key != "landmark_errors_test"]
+  assert [with_it[key] for key in regressed] == [without_it[key] for key in regressed]
+
+
+def test_landmarks_are_scored_at_their_pixels():
+  # On the 8 pixels of [-1, 1] column c is at 2 c / 7 - 1: part 2 at columns 2 and 3, part 1 from 4 to 6.
+  places = np.array([[2.0, 3.0], [5.0, 4.0], [0.0, 0.0]]) / 7 * 2 - 1
+  chosen = {
+    name: [batch | {"landmarks": np.tile(np.float32(places), (4, 1, 1))} for batch in split]
+    for name, split in splits(10, num_landmarks=3).items()
+  }
+  results, *_ = evaluate(predict, **chosen, dff=dff(10), num_classes=3, config=config())
+  assert results["keypoint_nmi"] == pytest.approx(1)
+  assert results["keypoint_ari"] == pytest.approx(1)
+  # Without the background the third landmark is part 1, as the second: 10 landmarks each of labels 2, 1, 1.
+  classes, parts = np.repeat([0, 1, 2], 10), np.repeat([2, 1, 1], 10)
+  assert results["keypoint_fg_nmi"] == pytest.approx(normalized_mutual_info_score(classes, parts))
+  assert results["keypoint_fg_ari"] == pytest.approx(adjusted_rand_score(classes, parts))
 
 
 def test_hidden_eyes_need_another_normaliser():

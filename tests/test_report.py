@@ -86,7 +86,9 @@ def test_results_are_shown_with_their_baselines(tmp_path):
     assert shown in text
   assert "The landmark error is 30 % below DFF’s and 65 % below the mean shape’s." in text
   assert "Parts: ARI – " in text
-  assert "Parts: ARI: no such ground truth." in text
+  assert "Parts: ARI, ARI with background: no such ground truth." in text
+  assert "of each landmark, in the collection’s order: 20.0 %, 22.0 %, –." in text
+  assert "NMI 0.7 ARI 0.65 NMI of the likeliest part 0.8 ARI of the likeliest part 0.75" in text
 
 
 def test_a_worse_error_is_called_above(tmp_path):
@@ -95,7 +97,11 @@ def test_a_worse_error_is_called_above(tmp_path):
 
 def test_bars_are_in_proportion(tmp_path):
   widths = re.findall(r'<tr class="[a-z]*">.*?width:([\d.]+)%', write(tmp_path))
-  assert [float(width) for width in widths] == [35.0, 50.0, 100.0, 90.0, 50.0, 0.0]
+  assert [float(width) for width in widths] == [
+    *(35.0, 50.0, 100.0),
+    *(70.0, 65.0, 80.0, 75.0),
+    *(90.0, 88.0, 50.0, 0.0, 60.0, 0.0),
+  ]
 
 
 def test_a_collection_without_ground_truth(tmp_path):
@@ -105,8 +111,13 @@ def test_a_collection_without_ground_truth(tmp_path):
       "landmark_error_test",
       "mean_shape_error_test",
       "dff_error_test",
+      "landmark_errors_test",
       "nmi",
       "ari",
+      "keypoint_nmi",
+      "keypoint_ari",
+      "keypoint_fg_nmi",
+      "keypoint_fg_ari",
     )
   )
   gallery = pages.gallery(annotated=False)
@@ -171,10 +182,10 @@ def test_only_parts_of_an_image_have_a_layer_and_a_centre(tmp_path):
 
 def test_landmarks_that_are_hidden_or_not_predicted_have_no_mark(tmp_path):
   tile = next(tile for tile in write(tmp_path).split("<figure")[1:] if 'data-index="0"' in tile)
-  for name in ("annotated", "predicted"):  # two of three each
-    path = re.search(rf'<g class="{name}"><path class="rim" d="([^"]*)"', tile).group(1)
-    assert path.count("M") == 2
-    assert "nan" not in path
+  for name, shape in (("annotated", "<circle"), ("predicted", "<path")):  # two of three each
+    group = re.search(rf'<g class="{name}">(.*?)</g>', tile).group(1)
+    assert group.count(shape) == 2
+    assert "nan" not in group
 
 
 def test_a_mismatch_of_parts_raises_and_writes_nothing(tmp_path):

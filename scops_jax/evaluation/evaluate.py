@@ -4,7 +4,6 @@ The networks come in as functions and the images as batches, so this module know
 Every image of the test split counts: the last batch's padding is marked by "valid" and dropped here.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 from scops_jax.errors import UserError
 from scops_jax.evaluation import factorization, segmentation_metrics
 from scops_jax.evaluation.landmark_regression import LandmarkErrors, mean_shape_error, regress_landmarks
+from scops_jax.report.figures import pixel_positions
 from scops_jax.report.gallery import Gallery, GalleryBuilder
 from scops_jax.storage.files import replacing
 
@@ -24,7 +24,13 @@ Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 # Points are in [-1, 1], so the edge of an image is 2 long.
 _IMAGE_EDGE = 2.0
-_ERRORS = ("landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test")
+_ERRORS = (
+  "landmark_error_train",
+  "landmark_error_test",
+  "mean_shape_error_test",
+  "dff_error_test",
+  "landmark_errors_test",
+)
 # Images whose predictions are kept for the figure.
 FIGURE_IMAGES = 24
 
@@ -116,60 +122,75 @@ class Evaluation(NamedTuple):
   # The entries of evaluation.json but "step": errors are fractions of the normaliser; None where the
   # collection has no such ground truth.
   results: dict[str, Any]
-  figure: dict[str, Any]  # the first test images: arguments of visualize.part_figure
+  figure: dict[str, Any]  # the first test images: arguments of figures.part_figure
   gallery: Gallery
 
 
 class _TestPredictions:
-  """Accumulates the segmentation measures over the batches of the test split."""
+  """What is counted and kept of the test split, batch by batch."""
 
   def __init__(self, num_parts: int, num_classes: int) -> None:
     self._num_parts, self._num_classes = num_parts, num_classes
-    self._foreground = np.zeros((num_parts + 1, 2), np.int64)
-    self._foreground_crf: np.ndarray | None = None  # until there are refined labels
-    self._classes = np.zeros((num_parts + 1, max(num_classes, 1)), np.int64)
-    self._areas: list[np.ndarray] = []
-    self._figure: list[tuple[np.ndarray, ...]] = []
+    self._tables: dict[str, np.ndarray] = {}  # of pixel counts, by what they compare with the labels
+    self._images: list[np.ndarray] = []  # each image's table [K+1, 2] of labels and true foreground
+    self._shown: list[Batch] = []
     self.gallery = GalleryBuilder(num_parts)
 
   def add(self, rows: Batch) -> Batch:
     """Counts a batch, and returns it."""
     labels, parts = rows["labels"], rows["parts"]
-    num_labels = self._num_parts + 1
     # Where a collection has no ground-truth parts, its saliency is the foreground.
-    truth = parts > 0 if self._num_classes else rows["saliency"] >= 128
-    self._foreground += segmentation_metrics.contingency(labels, truth, num_labels=num_labels, num_classes=2)
+    foreground = parts > 0 if self._num_classes else rows["saliency"] >= 128
+    self._images += [self._table(*pair, num_classes=2) for pair in zip(labels, foreground, strict=True)]
     if "crf_labels" in rows:
-      table = segmentation_metrics.contingency(
-        rows["crf_labels"], truth, num_labels=num_labels, num_classes=2
-      )
-      self._foreground_crf = table if self._foreground_crf is None else self._foreground_crf + table
+      self._count("foreground_crf", self._table(rows["crf_labels"], foreground, num_classes=2))
     if self._num_classes:
-      self._classes += segmentation_metrics.contingency(
-        labels, parts, num_labels=num_labels, num_classes=self._num_classes, mask=truth
+      self._count("parts", self._table(labels, parts, num_classes=self._num_classes))
+    points = pixel_positions(rows["landmarks"], height=labels.shape[1], width=labels.shape[2])
+    for name in ("labels", "likeliest_parts"):
+      table = segmentation_metrics.keypoint_table(
+        rows[name], points, rows["visible"], num_labels=self._num_parts + 1
       )
-    self._areas.append(segmentation_metrics.label_counts(labels, num_labels=num_labels))
-    if sum(len(images) for images, _, _ in self._figure) < FIGURE_IMAGES:
-      self._figure.append((rows["image"], labels, rows["centers"]))
-    self.gallery.add(rows["image"], labels, rows["centers"], foreground=truth)
+      self._count(f"keypoint_{name}", table)
+    if sum(len(shown["labels"]) for shown in self._shown) < FIGURE_IMAGES:
+      self._shown.append({"images": rows["image"], "labels": labels, "centers": rows["centers"]})
+    self.gallery.add(rows["image"], labels, rows["centers"], foreground=foreground)
     return rows
 
-  def measures(self) -> dict[str, Any]:
-    known = self._num_classes > 0
-    refined = self._foreground_crf
-    areas = segmentation_metrics.part_area_fractions(np.concatenate(self._areas))
-    return {
-      "foreground_iou": segmentation_metrics.foreground_iou(self._foreground),
-      "foreground_iou_crf": None if refined is None else segmentation_metrics.foreground_iou(refined),
-      "nmi": segmentation_metrics.normalized_mutual_information(self._classes) if known else None,
-      "ari": segmentation_metrics.adjusted_rand_index(self._classes) if known else None,
-      "part_area_fractions": areas.tolist(),
-    }
+  def _table(self, labels: np.ndarray, truth: np.ndarray, *, num_classes: int) -> np.ndarray:
+    return segmentation_metrics.contingency(
+      labels, truth, num_labels=self._num_parts + 1, num_classes=num_classes
+    )
 
-  def figure_arrays(self) -> dict[str, Any]:
-    columns = zip(*self._figure, strict=True)
-    stacked = [np.concatenate(column)[:FIGURE_IMAGES] for column in columns]
-    return dict(zip(("images", "labels", "centers"), stacked, strict=True))
+  def _count(self, name: str, table: np.ndarray) -> None:
+    self._tables[name] = self._tables.get(name, 0) + table
+
+  def measures(self) -> dict[str, Any]:
+    """Returns the entries of evaluation.json; None where there is no such ground truth."""
+    images = np.stack(self._images)
+    refined, parts = self._tables.get("foreground_crf"), self._tables.get("parts")
+    keypoints = self._tables["keypoint_labels"], self._tables["keypoint_likeliest_parts"]
+    result: dict[str, Any] = {
+      "foreground_iou": segmentation_metrics.foreground_iou(images.sum(axis=0)),
+      "foreground_iou_mean": segmentation_metrics.mean_foreground_iou(images),
+      "foreground_iou_crf": None if refined is None else segmentation_metrics.foreground_iou(refined),
+      **dict.fromkeys(("nmi", "ari", "nmi_with_background", "ari_with_background")),
+      **dict.fromkeys(segmentation_metrics.KeypointMeasures._fields),
+      "part_area_fractions": segmentation_metrics.part_area_fractions(images.sum(axis=2)).tolist(),
+    }
+    if parts is not None:
+      foreground = parts * (np.arange(self._num_classes) > 0)  # without the true background's pixels
+      for suffix, table in (("", foreground), ("_with_background", parts)):
+        result[f"nmi{suffix}"] = segmentation_metrics.normalized_mutual_information(table)
+        result[f"ari{suffix}"] = segmentation_metrics.adjusted_rand_index(table)
+    if keypoints[0].any():
+      result |= segmentation_metrics.keypoint_scores(*keypoints)._asdict()
+    return result
+
+  def figure(self) -> dict[str, Any]:
+    """Returns the first images with their labels and centres."""
+    names = ("images", "labels", "centers")
+    return {name: np.concatenate([rows[name] for rows in self._shown])[:FIGURE_IMAGES] for name in names}
 
 
 def evaluate(
@@ -185,7 +206,8 @@ def evaluate(
   """Measures the segmenter.
 
   Args:
-    predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]` and "centers" `[B, K, 2]`.
+    predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]`, the likeliest channel, "likeliest_parts"
+      `[B, H, W]`, 1 .. K, the same without the background, and "centers" `[B, K, 2]`.
     regression: batches of the images that landmarks are regressed on.
     test: batches of the test images.
     predict_refined: the same with "crf_labels" `[B, H, W]` too, for the test split; None: `predict`, and
@@ -202,24 +224,23 @@ def evaluate(
   train_points = _landmarks(_predicted(predict, regression))
   # Labels are scored on the test split alone, and a CRF is slow.
   test_points = _landmarks(map(predictions.add, _predicted(predict_refined or predict, test)))
-  figure = predictions.figure_arrays()
-  errors: dict[str, float | None] = dict.fromkeys(_ERRORS)
+  figure = predictions.figure()
+  errors: dict[str, Any] = dict.fromkeys(_ERRORS)
+  image_errors = shown = predicted = None
   if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
+    image_errors = ours.test_errors
     shown = np.where(test_points.visible[..., None], test_points.landmarks, np.nan)
-    gallery = predictions.gallery.build(
-      errors=ours.test_errors, landmarks=shown, predicted=ours.test_landmarks
-    )
+    predicted = ours.test_landmarks
     count = len(figure["images"])
-    figure |= {"landmarks": shown[:count], "predicted": ours.test_landmarks[:count]}
-  else:
-    gallery = predictions.gallery.build()
+    figure |= {"landmarks": shown[:count], "predicted": predicted[:count]}
   results = {
     **errors,
     **predictions.measures(),
     "num_train": len(train_points.centers),
     "num_test": len(test_points.centers),
   }
+  gallery = predictions.gallery.build(errors=image_errors, landmarks=shown, predicted=predicted)
   return Evaluation(results, figure, gallery)
 
 
@@ -237,16 +258,8 @@ def _landmarks(batches: Iterable[Batch]) -> Landmarks:
 
 def _landmark_errors(
   train: Landmarks, test: Landmarks, dff: Dff, config: ConfigDict
-) -> tuple[LandmarkErrors, dict[str, float | None]]:
-  """Returns our regression, and the errors of it and of the baselines by name.
-
-  Landmarks that are visible in no image of the regression are not counted, and are NaN in ours.
-  """
-  shown = np.asarray(train.visible.any(axis=0))
-  train, test = (
-    split._replace(landmarks=split.landmarks[:, shown], visible=split.visible[:, shown])
-    for split in (train, test)
-  )
+) -> tuple[LandmarkErrors, dict[str, Any]]:
+  """Returns our regression, and the errors of it and of the baselines by name."""
   options: dict[str, Any] = {"visible": (train.visible, test.visible)}
   if config.data.landmark_normalizer == "image":
     options["normalizer"] = tuple(np.full(len(split.centers), _IMAGE_EDGE) for split in (train, test))
@@ -254,7 +267,7 @@ def _landmark_errors(
     options["normalizer"] = tuple(
       np.max(split.boxes[:, 2:] - split.boxes[:, :2], axis=1) for split in (train, test)
     )
-  elif not (len(shown) > 1 and shown[:2].all()):
+  elif np.count_nonzero(train.visible[:, :2].any(axis=0)) < 2:
     raise UserError(
       "data.landmark_normalizer=inter_ocular needs images of the regression that show the first two "
       "landmarks: take image or box"
@@ -262,7 +275,5 @@ def _landmark_errors(
   ours = regress_landmarks(train.centers, train.landmarks, test.centers, test.landmarks, **options)
   theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)
   mean_shape = mean_shape_error(train.landmarks, test.landmarks, **options)
-  predicted = np.full((len(test.centers), len(shown), 2), np.nan)
-  predicted[:, shown] = ours.test_landmarks
-  ours = dataclasses.replace(ours, test_landmarks=predicted)
-  return ours, dict(zip(_ERRORS, (ours.train, ours.test, mean_shape.test, theirs.test), strict=True))
+  each = [None if np.isnan(error) else float(error) for error in ours.test_landmark_errors]
+  return ours, dict(zip(_ERRORS, (ours.train, ours.test, mean_shape.test, theirs.test, each), strict=True))

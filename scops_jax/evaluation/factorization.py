@@ -16,6 +16,7 @@ from scops_jax import geometry
 
 _TINY = 1e-12  # keeps 0 / 0 finite; far below any feature's square
 _INNER_UPDATES = 3  # of a factor per product with the features
+_PERCENTILE = 99  # of a factor's activations that becomes 1
 _ACTIVE = 0.01  # activations below this fraction of a factor's largest count as none
 _BACKGROUND = 0.03  # positions whose feature is shorter than this fraction of the longest are left out
 
@@ -100,23 +101,23 @@ def activations(basis: chex.Array, features: chex.Array, *, num_iterations: chex
   return _update(target / (gram.sum(axis=0) + _TINY), target, gram, num_iterations)
 
 
-def scaled_basis(factors: NMF, *, percentile: float = 99.0) -> chex.Array:
+def scaled_basis(factors: NMF) -> chex.Array:
   """Returns the basis with each factor's scale such that its activations reach about 1.
 
   Multiplying W_k and dividing A_k by the same number does not change A W. SCOPS weights its basis by part
   probabilities, whose sum is at most 1. If the basis is too long, small probabilities suffice and the
-  background gets the rest; if it is too short, even a probability of 1 can't reproduce the features.
+  background gets the rest; if it is too short, even a probability of 1 can't reproduce the features. What
+  becomes 1 is the 99th percentile of a factor's activations above 1 % of its largest: a few outliers do not
+  set the scale.
 
   Args:
     factors: Of `fit_nmf`.
-    percentile: This percentile of a factor's activations above 1 % of its largest becomes 1. Below 100, a
-      few outliers do not set the scale.
 
   Returns:
     `[K, C]` float32. A factor that is never active keeps its scale.
   """
   scales = [
-    np.percentile(column[column > _ACTIVE * column.max()], percentile) if column.any() else 1.0
+    np.percentile(column[column > _ACTIVE * column.max()], _PERCENTILE) if column.any() else 1.0
     for column in np.asarray(factors.activations).T
   ]
   return factors.basis * jnp.asarray(scales, jnp.float32)[:, None]

@@ -4,13 +4,13 @@ Only after the last image are the worst ones known: until then all are kept, com
 """
 
 import io
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from scops_jax.report.figures import pixel_positions
+from scops_jax.report.markup import encoded
 
 # Pixels along the longer side of a kept picture.
 _LONGEST_SIDE = 256
@@ -61,8 +61,8 @@ class GalleryBuilder:
   """Collects the batches of a test split; `build` chooses among them."""
 
   def __init__(self, num_parts: int) -> None:
-    self._images: list[bytes] = []
-    self._labels: list[tuple[bytes, tuple[int, ...]]] = []
+    self._images: list[bytes] = []  # JPEG files
+    self._labels: list[bytes] = []  # PNG files
     self._centers: list[np.ndarray] = []
     self._foreground_errors: list[float] = []
     self._appearance = _Appearance(num_parts)
@@ -80,9 +80,9 @@ class GalleryBuilder:
     """
     self._appearance.add(images, labels, centers)
     for image, label_map, points, truth in zip(images, labels, centers, foreground, strict=True):
-      self._images.append(_jpeg(image))
-      small = _shrink(label_map.astype(np.uint8), Image.Resampling.NEAREST)
-      self._labels.append((zlib.compress(small.tobytes(), level=1), small.shape))
+      small = _shrink(image, Image.Resampling.BOX)
+      self._images.append(encoded(small, "JPEG", quality=_JPEG_QUALITY, subsampling=0))
+      self._labels.append(encoded(_shrink(label_map.astype(np.uint8), Image.Resampling.NEAREST), "PNG"))
       self._centers.append(np.asarray(points))
       union = np.sum((label_map > 0) | truth)
       overlap = np.sum((label_map > 0) & truth)
@@ -113,14 +113,10 @@ class GalleryBuilder:
     error_name = "1 − foreground IoU" if errors is None else "landmark error"
     errors = np.asarray(self._foreground_errors if errors is None else errors, np.float64)
     indices, num_worst = _choose(errors, max_images=max_images, max_worst=max_worst)
-    labels = [
-      np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape)
-      for packed, shape in (self._labels[i] for i in indices)
-    ]
     return Gallery(
       indices=indices,
       images=tuple(self._images[i] for i in indices),
-      labels=np.stack(labels),
+      labels=np.stack([np.asarray(Image.open(io.BytesIO(self._labels[i]))) for i in indices]),
       centers=np.stack([self._centers[i] for i in indices]),
       landmarks=None if landmarks is None else landmarks[indices],
       predicted=None if predicted is None else predicted[indices],
@@ -180,17 +176,7 @@ def _choose(errors: np.ndarray, *, max_images: int, max_worst: int) -> tuple[np.
   return np.sort(np.concatenate([worst, sample])), len(worst)
 
 
-def _shrink(picture: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
-  height, width = picture.shape[:2]
-  scale = _LONGEST_SIDE / max(height, width)
-  if scale >= 1:
-    return picture
-  size = (max(1, round(width * scale)), max(1, round(height * scale)))
-  return np.asarray(Image.fromarray(picture).resize(size, resampling))
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-  file = io.BytesIO()
-  small = _shrink(image, Image.Resampling.BOX)
-  Image.fromarray(small).save(file, format="JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
-  return file.getvalue()
+def _shrink(array: np.ndarray, resampling: Image.Resampling) -> Image.Image:
+  picture = Image.fromarray(array)
+  picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), resampling, reducing_gap=None)
+  return picture

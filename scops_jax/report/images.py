@@ -7,11 +7,11 @@ from PIL import Image
 
 from scops_jax.report.figures import pixel_positions
 from scops_jax.report.gallery import Gallery
-from scops_jax.report.markup import bar, data_uri, number, png_uri
+from scops_jax.report.markup import bar, data_uri, encoded, number, toggle
 
 # Shares of the foreground below which a part is nearly unused and above which it dominates the others.
 _LEAST_SHARE, _LARGEST_SHARE = 0.01, 0.5
-UNUSED, DOMINATING = "nearly unused", "dominates"
+UNUSED, DOMINATING = "is nearly unused", "dominates"
 
 
 def color_name(color: np.ndarray) -> str:
@@ -28,7 +28,7 @@ def part_cards(gallery: Gallery, fractions: list[float], colors: np.ndarray) -> 
     items.append(
       f'<li style="--color:{color_name(color)}">'
       f'<img class="appearance" width="64" height="64" alt="mean appearance of part {i + 1}"'
-      f' src="{png_uri(Image.fromarray(gallery.appearance[i]))}">'
+      f' src="{_png_uri(Image.fromarray(gallery.appearance[i]))}">'
       f'<div><b><i class="swatch"></i>Part {i + 1}<span>{number(fraction, percent=True)}</span></b>'
       f"{bar(fraction / largest, style='part')}"
       f'<span class="faint">on {gallery.num_present[i]:,} of {gallery.num_test:,} images</span>'
@@ -48,9 +48,11 @@ def part_flag(fraction: float) -> str:
 def part_buttons(colors: np.ndarray) -> str:
   """Returns a button for every part that shows and hides it."""
   return "\n".join(
-    f'<button type="button" class="toggle" aria-pressed="true" data-shows="part-{i}"'
-    f' style="--color:{color_name(color)}"><i class="swatch"></i>'
-    f'<span class="word">Part&nbsp;</span>{i}</button>'
+    toggle(
+      f"part-{i}",
+      f'<i class="swatch"></i><span class="word">Part&nbsp;</span>{i}',
+      style=f"--color:{color_name(color)}",
+    )
     for i, color in enumerate(colors, 1)
   )
 
@@ -84,47 +86,50 @@ def _layer(mask: np.ndarray, color: np.ndarray) -> str:
   """Returns a picture that has the colour where the mask is True and is transparent elsewhere."""
   picture = Image.fromarray(mask.astype(np.uint8)).convert("P")
   picture.putpalette([0, 0, 0, *color.tolist()])
-  return png_uri(picture, bits=1, transparency=0)
+  return _png_uri(picture, bits=1, transparency=0)
+
+
+def _png_uri(picture: Image.Image, **options: int) -> str:
+  return data_uri(encoded(picture, "PNG", **options), "image/png")
 
 
 def _marks(gallery: Gallery, i: int, colors: np.ndarray) -> str:
-  """Returns the SVG of an image's part centres and landmarks, in pixels of its label map."""
+  """Returns the SVG of an image's landmarks and part centres, in pixels of its label map."""
   height, width = gallery.labels[i].shape
   unit = min(height, width) / 100
 
-  def to_pixels(points: np.ndarray) -> np.ndarray:
-    """Returns positions in the picture; 0 is its edge."""
-    return pixel_positions(points, height=height, width=width) + 0.5
+  def pixels(points: np.ndarray) -> np.ndarray:
+    """Returns the positions `[n, 2]` of points that are not NaN; 0 is the picture's edge."""
+    found = pixel_positions(points, height=height, width=width) + 0.5
+    return found[np.isfinite(found).all(axis=1)]
 
   groups = []
   if gallery.landmarks is not None:
-    rings = [_ring(x, y, 2.2 * unit) for x, y in to_pixels(gallery.landmarks[i]) if np.isfinite(x)]
-    groups.append(_two_strokes("annotated", rings))
+    rings = [_circle(x, y, 2.2 * unit) for x, y in pixels(gallery.landmarks[i])]
+    groups.append(("annotated", rings))
   if gallery.predicted is not None:
-    crosses = [_cross(x, y, 1.9 * unit) for x, y in to_pixels(gallery.predicted[i]) if np.isfinite(x)]
-    groups.append(_two_strokes("predicted", crosses))
-  present = [part for part in np.unique(gallery.labels[i]) if part > 0]
-  centers = to_pixels(gallery.centers[i])
-  discs = "".join(
-    f'<circle class="part-{part}" cx="{centers[part - 1, 0]:.1f}" cy="{centers[part - 1, 1]:.1f}"'
-    f' r="{3 * unit:.2f}" fill="{color_name(colors[part - 1])}"><title>part {part}</title></circle>'
-    for part in present
-  )
-  groups.append(f'<g class="centers">{discs}</g>')
-  return f'<svg class="marks" viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(groups)}</svg>'
+    arm = 1.9 * unit
+    crosses = [
+      f'<path d="M{x - arm:.2f} {y - arm:.2f}l{2 * arm:.2f} {2 * arm:.2f}m0 {-2 * arm:.2f}'
+      f'l{-2 * arm:.2f} {2 * arm:.2f}"/>'
+      for x, y in pixels(gallery.predicted[i])
+    ]
+    groups.append(("predicted", crosses))
+  centers = pixels(np.nan_to_num(gallery.centers[i]))
+  discs = [
+    _circle(
+      centers[part - 1, 0],
+      centers[part - 1, 1],
+      3 * unit,
+      f'class="part-{part}" fill="{color_name(colors[part - 1])}"',
+    )
+    for part in np.unique(gallery.labels[i])
+    if part > 0
+  ]
+  groups.append(("centers", discs))
+  shapes = "".join(f'<g class="{name}">{"".join(group)}</g>' for name, group in groups)
+  return f'<svg class="marks" viewBox="0 0 {width} {height}" aria-hidden="true">{shapes}</svg>'
 
 
-def _two_strokes(name: str, shapes: list[str]) -> str:
-  """Returns lines with a dark rim, which can be seen on any picture."""
-  path = "".join(shapes)
-  return f'<g class="{name}"><path class="rim" d="{path}"/><path d="{path}"/></g>'
-
-
-def _ring(x: float, y: float, radius: float) -> str:
-  arc = f"a{radius:.2f} {radius:.2f} 0 1 0"
-  return f"M{x - radius:.2f} {y:.2f}{arc} {2 * radius:.2f} 0{arc} {-2 * radius:.2f} 0"
-
-
-def _cross(x: float, y: float, arm: float) -> str:
-  left, top, length = x - arm, y - arm, 2 * arm
-  return f"M{left:.2f} {top:.2f}l{length:.2f} {length:.2f}m{-length:.2f} 0l{length:.2f} {-length:.2f}"
+def _circle(x: float, y: float, radius: float, attributes: str = "") -> str:
+  return f'<circle {attributes} cx="{x:.2f}" cy="{y:.2f}" r="{radius:.2f}"/>'

@@ -29,13 +29,21 @@ def bar(fraction: float | None, *, style: str = "") -> str:
   return f'<span class="bar"><i class="{style}" style="width:{100 * width:.2f}%"></i></span>'
 
 
+def toggle(shows: str, content: str, *, style: str = "") -> str:
+  """Returns a pressed button that shows and hides the elements of the class `shows`."""
+  return (
+    f'<button type="button" class="toggle" aria-pressed="true" data-shows="{shows}" style="{style}">'
+    f"{content}</button>"
+  )
+
+
 def data_uri(content: bytes, mime_type: str) -> str:
   """Returns a data URI, which contains the file itself."""
   return f"data:{mime_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def png_uri(picture: Image.Image, **options: int) -> str:
-  """Returns the data URI of a PNG; the options are Pillow's."""
+def encoded(picture: Image.Image, form: str, **options: int) -> bytes:
+  """Returns the file of a picture, "PNG" or "JPEG"; the options are Pillow's."""
   file = io.BytesIO()
-  picture.save(file, format="PNG", optimize=True, **options)
-  return data_uri(file.getvalue(), "image/png")
+  picture.save(file, format=form, optimize=True, **options)
+  return file.getvalue()

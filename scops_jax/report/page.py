@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from scops_jax.report import charts, images
 from scops_jax.report.gallery import Gallery
-from scops_jax.report.markup import bar, number
+from scops_jax.report.markup import bar, number, toggle
 from scops_jax.report.palette import part_colors
 from scops_jax.storage.files import replacing
 
@@ -29,15 +30,20 @@ _LANDMARK_ROWS = (
 )
 _SEGMENTATION_ROWS = (
   ("foreground_iou", "Foreground IoU"),
+  ("foreground_iou_mean", "Foreground IoU, mean over images"),
   ("foreground_iou_crf", "Foreground IoU with CRF"),
   ("nmi", "Parts: NMI"),
   ("ari", "Parts: ARI"),
+  ("nmi_with_background", "NMI with background"),
+  ("ari_with_background", "ARI with background"),
 )
-
-_FLAG_SENTENCES = {
-  images.UNUSED: "is nearly unused: it has less than 1\N{NO-BREAK SPACE}% of the foreground",
-  images.DOMINATING: "dominates: it has more than half of the foreground",
-}
+_KEYPOINT_ROWS = (
+  ("keypoint_nmi", "NMI"),
+  ("keypoint_ari", "ARI"),
+  ("keypoint_fg_nmi", "NMI of the likeliest part"),
+  ("keypoint_fg_ari", "ARI of the likeliest part"),
+)
+_FLAG_REASONS = {images.UNUSED: "less than 1\N{NO-BREAK SPACE}%", images.DOMINATING: "more than half"}
 
 
 def write_report(
@@ -77,7 +83,8 @@ def write_report(
     facts=_facts(results, config),
     comparison=_comparison(results),
     landmarks=_landmark_table(results, config),
-    segmentation=_segmentation_table(results),
+    segmentation=_score_table("Segmentation", results, _SEGMENTATION_ROWS),
+    keypoints=_score_table("Labels at landmarks", results, _KEYPOINT_ROWS),
     part_summary=_part_summary(fractions),
     part_cards=images.part_cards(gallery, fractions, colors),
     gallery_summary=_gallery_summary(gallery),
@@ -85,9 +92,8 @@ def write_report(
     mark_buttons=_mark_buttons(gallery),
     error_name=escape(gallery.error_name),
     tiles=images.tiles(gallery, colors),
-    charts=charts.training_charts(records, config.loss.to_dict()) if records else "",
-    training_summary=_training_summary(records),
-    config_rows=_config_rows(config.to_dict()),
+    charts=_charts(records, config),
+    config_rows=_config_rows(config),
   )
   with replacing(path) as temporary:
     temporary.write_text(page, encoding="utf-8")
@@ -99,15 +105,10 @@ def _asset(name: str) -> str:
 
 def _facts(results: Mapping[str, Any], config: ConfigDict) -> str:
   """Returns a line that says what was run."""
-  return " · ".join(
-    escape(fact)
-    for fact in (
-      f"{config.num_parts} parts",
-      f"step {results['step']:,} of {config.num_steps:,}",
-      f"{results['num_test']:,} test images",
-      f"{config.segmenter} on {config.image_size} × {config.image_size} pixels",
-      f"seed {config.seed}",
-    )
+  return escape(
+    f"{config.num_parts} parts · step {results['step']:,} of {config.num_steps:,} · "
+    f"{results['num_test']:,} test images · {config.segmenter} on {config.image_size} × {config.image_size} "
+    f"pixels · seed {config.seed}"
   )
 
 
@@ -126,34 +127,39 @@ def _comparison(results: Mapping[str, Any]) -> str:
 
 
 def _landmark_table(results: Mapping[str, Any], config: ConfigDict) -> str:
-  errors = [results[key] for key, _, _ in _LANDMARK_ROWS]
-  if all(error is None for error in errors):
+  if results["landmark_error_test"] is None:
     return '<p class="faint">No landmark error: the collection has no annotated landmarks.</p>'
-  largest = max(error for error in errors if error is not None) or 1.0
-  rows = "\n".join(
-    _row(name, number(error, percent=True), None if error is None else error / largest, style)
-    for (_, name, style), error in zip(_LANDMARK_ROWS, errors, strict=True)
-  )
+  largest = max(results[key] for key, _, _ in _LANDMARK_ROWS) or 1.0
+  rows = [
+    _row(name, number(results[key], percent=True), results[key] / largest, style)
+    for key, name, style in _LANDMARK_ROWS
+  ]
   length = _LENGTHS[config.data.landmark_normalizer]
+  table = _table(f"<b>Landmark error</b>, per cent of {length}; lower is better", rows, style="landmarks")
   train = number(results["landmark_error_train"], percent=True)
+  each = ", ".join(number(error, percent=True) for error in results["landmark_errors_test"])
   return (
-    '<table class="measures landmarks">'
-    f"<caption><b>Landmark error</b>, per cent of {length}; lower is better</caption>"
-    f'<tbody>{rows}</tbody></table><p class="faint">A linear map from part centres to landmarks, fitted to '
+    f'{table}<p class="faint">A linear map from part centres to landmarks, fitted to '
     f"{results['num_train']:,} training images, where SCOPS’s error is {train}. DFF factorises the "
-    "reference network’s features; the mean shape does not look at the image.</p>"
+    "reference network’s features; the mean shape does not look at the image. SCOPS’s error of each "
+    f"landmark, in the collection’s order: {each}.</p>"
   )
 
 
-def _segmentation_table(results: Mapping[str, Any]) -> str:
-  shown = [(name, results[key]) for key, name in _SEGMENTATION_ROWS if key in results]
-  rows = "\n".join(_row(name, number(value), value, "ours") for name, value in shown)
-  missing = [name for name, value in shown if value is None]
-  note = f'<p class="faint">{", ".join(missing)}: no such ground truth.</p>' if missing else ""
-  return (
-    '<table class="measures"><caption><b>Segmentation</b>, from 0 to 1; higher is better</caption>'
-    f"<tbody>{rows}</tbody></table>{note}"
-  )
+def _score_table(caption: str, results: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> str:
+  """Returns a table of measures from 0 to 1, or nothing where none is known."""
+  shown = {name: results[key] for key, name in names if key in results}
+  if all(value is None for value in shown.values()):
+    return ""
+  rows = [_row(name, number(value), value, "ours") for name, value in shown.items()]
+  missing = ", ".join(name for name, value in shown.items() if value is None)
+  note = f'<p class="faint">{missing}: no such ground truth.</p>' if missing else ""
+  return _table(f"<b>{caption}</b>, from 0 to 1; higher is better", rows) + note
+
+
+def _table(caption: str, rows: Sequence[str], *, style: str = "") -> str:
+  body = "\n".join(rows)
+  return f'<table class="measures {style}"><caption>{caption}</caption><tbody>{body}</tbody></table>'
 
 
 def _row(name: str, value: str, fraction: float | None, style: str) -> str:
@@ -166,7 +172,9 @@ def _row(name: str, value: str, fraction: float | None, style: str) -> str:
 def _part_summary(fractions: Sequence[float]) -> str:
   """Returns a sentence for each part that is nearly unused or dominates."""
   sentences = [
-    f"Part {i} {_FLAG_SENTENCES[flag]}." for i, flag in enumerate(map(images.part_flag, fractions), 1) if flag
+    f"Part {i} {flag}: it has {_FLAG_REASONS[flag]} of the foreground."
+    for i, flag in enumerate(map(images.part_flag, fractions), 1)
+    if flag
   ]
   return " ".join(sentences) or "Every part is in use and none dominates."
 
@@ -175,43 +183,33 @@ def _gallery_summary(gallery: Gallery) -> str:
   shown, worst = len(gallery.images), gallery.num_worst
   if shown == gallery.num_test:
     return f"All {shown:,} test images."
-  rest = f"{shown - worst} spread evenly over the others"
-  return (
-    f"{shown} of {gallery.num_test:,} test images: the {worst} with the largest {escape(gallery.error_name)} "
-    f"and {rest}."
-    if worst
-    else f"{shown} of {gallery.num_test:,} test images, spread evenly over all."
-  )
+  worst_ones = f"the {worst} with the largest {escape(gallery.error_name)} and " if worst else ""
+  rest = f"{shown - worst} spread evenly over the others" if worst else "spread evenly over all"
+  return f"{shown} of {gallery.num_test:,} test images: {worst_ones}{rest}."
 
 
 def _mark_buttons(gallery: Gallery) -> str:
-  marks = [("centers", "Part centres")]
+  marks = {"centers": "Part centres"}
   if gallery.landmarks is not None:
-    marks.append(("annotated", "Annotated landmarks"))
+    marks["annotated"] = "Annotated landmarks"
   if gallery.predicted is not None:
-    marks.append(("predicted", "Predicted landmarks"))
-  return "\n".join(
-    f'<button type="button" class="toggle" aria-pressed="true" data-shows="{name}">'
-    f'<i class="mark {name}"></i>{text}</button>'
-    for name, text in marks
-  )
+    marks["predicted"] = "Predicted landmarks"
+  return "\n".join(toggle(name, f'<i class="mark {name}"></i>{text}') for name, text in marks.items())
 
 
-def _training_summary(records: Sequence[Mapping[str, float]]) -> str:
+def _charts(records: Sequence[Mapping[str, float]], config: ConfigDict) -> str:
   if not records:
-    return "No step has been logged."
+    return '<p class="faint">No step has been logged.</p>'
+  uri = charts.loss_curves_uri(records, weights=config.loss.to_dict())
   return (
-    "Loss terms times their weights on one logarithmic axis, with the total in grey; first and last value "
-    "beside the name."
+    '<p class="faint">Loss terms times their weights on one logarithmic axis, with the total in grey; first '
+    "and last value beside the name.</p>"
+    f'<div class="curves" tabindex="0"><img src="{uri}" alt="loss curves"></div>'
   )
 
 
-def _config_rows(tree: Mapping[str, Any], prefix: str = "") -> str:
-  rows = []
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      rows.append(_config_rows(value, f"{prefix}{key}."))
-    else:
-      shown = escape(json.dumps(value, ensure_ascii=False))
-      rows.append(f'<tr><th scope="row">{escape(prefix + key)}</th><td>{shown}</td></tr>')
-  return "\n".join(rows)
+def _config_rows(config: ConfigDict) -> str:
+  return "\n".join(
+    f'<tr><th scope="row">{escape(key)}</th><td>{escape(json.dumps(value, ensure_ascii=False))}</td></tr>'
+    for key, value in flatten_dict(config.to_dict(), sep=".").items()
+  )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import jax_utils
@@ -40,7 +41,8 @@ class CompiledSteps(NamedTuple):
 
   # Replicated state (it is donated), sharded batch, replicated reference variables → state, metrics.
   train: Callable[[Any, Any, Any], tuple[Any, Metrics]]
-  predict: Callable[[Any, np.ndarray], Maps]  # (params, batch_stats), images [B, H, W, 3]
+  # (params, batch_stats), images [B, H, W, 3] → "labels", "likeliest_parts", "centers".
+  predict: Callable[[Any, np.ndarray], Maps]
   predict_refined: Callable[[Any, np.ndarray], Maps]  # the same, and "crf_labels"
   features: Callable[[Any, Any], np.ndarray]  # reference variables, batch → [B, h, w, C]
   shard_batch: Callable[[Any], Any]  # host-local NumPy arrays [B / hosts, ...] → on all devices [B, ...]
@@ -85,9 +87,10 @@ def compile_steps(
 def _labels_and_centers(
   step: Callable, variables: tuple[Any, Any], images: chex.Array, **bound: Any
 ) -> dict[str, chex.Array]:
-  """Leaves out the probabilities, which no evaluation reads: they are not copied from the devices."""
+  """Replaces the probabilities by "likeliest_parts" uint8 `[B, H, W]`, 1 .. K, a smaller copy to the host."""
   maps = step(*variables, images, **bound)
-  return {name: array for name, array in maps.items() if name != "probs"}
+  parts = jnp.argmax(maps.pop("probs")[..., 1:], axis=-1).astype(jnp.uint8) + 1
+  return {**maps, "likeliest_parts": parts}
 
 
 def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
