@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from scops_jax.models import deeplab, efficientnet_lite, resnet, vgg
+from scops_jax.models import deeplab, dino, efficientnet_lite, resnet, vgg, vit
 from scops_jax.models.base import Reference, Segmenter
 from scops_jax.models.part_basis import PartBasis
 
@@ -15,9 +15,13 @@ __all__ = [
   "Reference",
   "Segmenter",
   "check_image_size",
+  "check_reference_image_size",
   "create_reference",
   "create_segmenter",
+  "default_layers",
   "normalize",
+  "reference_multiple",
+  "segmenter_multiple",
 ]
 
 _Normalizer = Callable[[jax.Array], jax.Array]
@@ -33,6 +37,8 @@ class _ReferenceEntry(NamedTuple):
   create: Callable[..., Reference]  # takes layers and l2_normalize
   layers: tuple[str, ...]
   normalize: _Normalizer
+  default_layers: tuple[str, ...]
+  image_multiple: int = 1  # image sides must be multiples of it
 
 
 def _deeplab(depth: str, *, two_branch: bool) -> _SegmenterEntry:
@@ -42,12 +48,23 @@ def _deeplab(depth: str, *, two_branch: bool) -> _SegmenterEntry:
 
 def _resnet(depth: str) -> _ReferenceEntry:
   create = functools.partial(resnet.ResNetReference, block_counts=resnet.BLOCK_COUNTS[depth])
-  return _ReferenceEntry(create, resnet.REFERENCE_LAYERS, vgg.normalize)
+  return _ReferenceEntry(create, resnet.REFERENCE_LAYERS, vgg.normalize, ("layer4",))
 
 
 def _vgg(convolutions: tuple[int, ...]) -> _ReferenceEntry:
   create = functools.partial(vgg.VggReference, convolutions=convolutions)
-  return _ReferenceEntry(create, vgg.reference_layers(convolutions), vgg.normalize)
+  layers = vgg.reference_layers(convolutions)
+  return _ReferenceEntry(create, layers, vgg.normalize, ("relu5_2", layers[-1]))
+
+
+def _dino_segmenter(architecture: vit.Architecture) -> _SegmenterEntry:
+  create = functools.partial(dino.DinoSegmenter, architecture=architecture)
+  return _SegmenterEntry(create, architecture.patch, vgg.normalize)
+
+
+def _dino_reference(architecture: vit.Architecture) -> _ReferenceEntry:
+  create = functools.partial(dino.DinoReference, architecture=architecture)
+  return _ReferenceEntry(create, architecture.layers, vgg.normalize, ("norm",), architecture.patch)
 
 
 _SEGMENTERS = {
@@ -58,17 +75,20 @@ _SEGMENTERS = {
   "deeplab50_2branch": _deeplab("50", two_branch=True),
   "deeplab101": _deeplab("101", two_branch=False),
   "deeplab101_2branch": _deeplab("101", two_branch=True),
+  **{name: _dino_segmenter(architecture) for name, architecture in dino.ARCHITECTURES.items()},
 }
 _REFERENCES = {
   "efficientnet_lite0": _ReferenceEntry(
     efficientnet_lite.EfficientNetLite0Reference,
     efficientnet_lite.REFERENCE_LAYERS,
     efficientnet_lite.normalize,
+    ("block10_depthwise",),
   ),
   "vgg16": _vgg(vgg.VGG16),
   "vgg19": _vgg(vgg.VGG19),
   "resnet50": _resnet("50"),
   "resnet101": _resnet("101"),
+  **{name: _dino_reference(architecture) for name, architecture in dino.ARCHITECTURES.items()},
 }
 
 
@@ -106,10 +126,11 @@ def create_reference(name: str, layers: Sequence[str], *, l2_normalize: bool = F
       normalised map, as the release does.
 
   Returns:
-    A module: `.init(key, images)` and `.apply(variables, images)` → tuple of non-negative maps
-    `[B, h, w, C]`, one a layer in the order given. The cells are taken to lie on the align-corners lattice
-    of the normalised images `[B, H, W, 3]`: exactly so for efficientnet_lite0; for the others their module
-    says how far off that is.
+    A module: `.init(key, images)` and `.apply(variables, images)` → tuple of maps `[B, h, w, C]`, one a
+    layer in the order given, non-negative unless the module says `signed` (dino…: `nonnegative.encode`
+    makes a non-negative code of them). The cells are taken to lie on the align-corners lattice
+    of the normalised images `[B, H, W, 3]`: exactly so for efficientnet_lite0 and dino…; for the others
+    their module says how far off that is.
 
   Raises:
     ValueError: an unknown network or layer, or no layer.
@@ -134,14 +155,51 @@ def normalize(name: str, images: jax.Array) -> jax.Array:
   return entries[name].normalize(images)
 
 
+def default_layers(name: str) -> tuple[str, ...]:
+  """Returns the reference's layers to take where a config names none.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  _check(name, _REFERENCES, "reference")
+  return _REFERENCES[name].default_layers
+
+
+def segmenter_multiple(name: str) -> int:
+  """Returns what the sides of the segmenter's images must be multiples of.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  _check(name, _SEGMENTERS, "segmenter")
+  return _SEGMENTERS[name].image_stride
+
+
+def reference_multiple(name: str) -> int:
+  """Returns what the sides of the reference's images must be multiples of; 1: any will do.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  _check(name, _REFERENCES, "reference")
+  return _REFERENCES[name].image_multiple
+
+
 def check_image_size(name: str, size: int) -> None:
   """Raises ValueError unless images of `size` pixels a side fill the segmenter's cells."""
-  _check(name, _SEGMENTERS, "segmenter")
-  stride = _SEGMENTERS[name].image_stride
+  _check_size("image_size", size, segmenter_multiple(name), name)
+
+
+def check_reference_image_size(name: str, size: int) -> None:
+  """Raises ValueError unless images of `size` pixels a side fill the reference's cells."""
+  _check_size("reference_image_size", size, reference_multiple(name), name)
+
+
+def _check_size(key: str, size: int, stride: int, name: str) -> None:
   if size % stride:
     lower = size // stride * stride
     nearest = f"{lower} or {lower + stride}" if lower else f"{stride}"
-    raise ValueError(f"image_size={size} is not divisible by {stride}, the stride of {name}: take {nearest}")
+    raise ValueError(f"{key}={size} is not divisible by {stride}, the stride of {name}: take {nearest}")
 
 
 def _check(name: str, valid: Iterable[str], what: str) -> None:
