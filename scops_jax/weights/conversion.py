@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scops_jax.errors import UserError
-from scops_jax.weights import names
+from scops_jax.weights import dino_files, names
 
 
 class WeightsError(UserError, ValueError):
@@ -40,6 +40,7 @@ def match_state_dict(
   Raises:
     ValueError: an unknown model_name.
   """
+  state_dict = dino_files.to_published(state_dict)
   flat = flax.traverse_util.flatten_dict(variables)
   paths = _paths(flat, model_name)
   prefix = _prefix(state_dict, paths)
@@ -81,6 +82,7 @@ def apply_state_dict(
   backbone starts from. If the state dict has no entry of the head, the head keeps its values;
   `head_num_parts` tells the two apart beforehand. All names may share a prefix such as "state_dict." or
   "module.", which is taken off; entries without it (an optimizer's state beside the weights) are left out.
+  DINO's may be named as its authors or as Hugging Face's transformers do.
 
   Args:
     variables: of `create_segmenter(model_name, ...)` or `create_reference(model_name, ...)`.
@@ -98,6 +100,7 @@ def apply_state_dict(
     ValueError: an unknown model_name.
     WeightsError: strict, and entries do not fit: lists them all. Or the head is required and not there.
   """
+  state_dict = dino_files.to_published(state_dict)
   match = match_state_dict(variables, state_dict, model_name=model_name)
   if strict:
     _check(match, variables, state_dict, model_name)
@@ -121,11 +124,12 @@ def head_num_parts(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> 
 
 
 def without_prefix(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> dict[str, np.ndarray]:
-  """Returns the network's own entries with the prefix that all names share taken off.
+  """Returns the network's own entries with the prefix that all names share taken off, as published.
 
   Raises:
     ValueError: an unknown model_name.
   """
+  state_dict = dino_files.to_published(state_dict)
   prefix = _prefix(state_dict, names.table(model_name))
   return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
 
@@ -200,6 +204,8 @@ def _check(
   match: Match, variables: Mapping[str, Any], state_dict: Mapping[str, np.ndarray], model_name: str
 ) -> None:
   """Raises WeightsError unless all fits but a head that is not there."""
+  if (found := dino_files.mismatch(state_dict, model_name)) is not None:
+    raise WeightsError(f"the weights are of {found}, not of {model_name}")
   if not match.filled:
     example, expected = next(iter(state_dict), "nothing"), next(iter(names.table(model_name)))
     raise WeightsError(
@@ -226,14 +232,20 @@ def _num_parts(variables: Mapping[str, Any], model_name: str) -> int | None:
 
 def _to_flax_layout(array: np.ndarray) -> np.ndarray:
   """OIHW → HWIO (a depthwise [C, 1, k, k] → [k, k, 1, C]), [out, in] → [in, out]."""
-  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+  if array.ndim == 4:
+    return array.transpose(2, 3, 1, 0)
+  return array.T if array.ndim == 2 else array  # tokens and positions [1, T, C] stay
 
 
 def _to_torch_layout(array: np.ndarray) -> np.ndarray:
   """HWIO → OIHW, [in, out] → [out, in]."""
-  return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+  if array.ndim == 4:
+    return array.transpose(3, 2, 0, 1)
+  return array.T if array.ndim == 2 else array
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   """What `_to_torch_layout` makes of an array's shape."""
-  return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+  if len(shape) == 4:
+    return (shape[3], shape[2], shape[0], shape[1])
+  return shape[::-1] if len(shape) == 2 else shape
