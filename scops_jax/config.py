@@ -39,13 +39,29 @@ def default_config() -> ConfigDict:
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or a weight file's path
   config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
   config.reference_weights = "imagenet"  # "imagenet", "random", or a weight file's path
-  config.reference_layers = ("block10_depthwise",)  # V is their concatenation (section 3.3)
+  # V is their concatenation (section 3.3); (): the layers that suit the network (models.default_layers).
+  config.reference_layers = ("block10_depthwise",)
   config.reference_image_size = 256  # pixels a side of the reference's input; images are resized to it
   # Beyond the paper: average the features with those of the mirror image, for objects seen from both sides.
   config.reference_mirror = False
   # What it computes in: "float32", "bfloat16", or "auto": float32 on a CPU, else bfloat16.
   config.reference_dtype = "auto"
   config.reference_l2_normalize = False  # divide each position's features by their norm (release: an option)
+
+  # Beyond the paper: what makes V ≥ 0, as the part basis and DFF need it, of a reference whose features are
+  # signed (dino…); models/nonnegative.py says more.
+  config.signed_features = ConfigDict()
+  # "split": [relu(v), relu(-v)]; "minimum": v less each channel's minimum over training images; "pca": split
+  # coordinates along the features' principal directions over training images; "none": V as it is, refused if
+  # it is signed; "auto": "split" if it is, else "none".
+  config.signed_features.method = "auto"
+  config.signed_features.num_images = (
+    64  # training images that "minimum" and "pca" are fitted to, the first ones
+  )
+  config.signed_features.num_components = 64  # principal directions of "pca"; V has twice as many channels
+  # Mean square over the channels that each position's code is scaled to, so that loss weights suit any
+  # network; 0: as it comes. Has no effect on features that need no code.
+  config.signed_features.mean_square = 0.0
 
   config.log_every = 100  # steps between lines of metrics.jsonl
   config.eval_every = 10_000  # steps between evaluations; one more is done at the end
@@ -192,6 +208,7 @@ _CHOICES = {
   "optimizer.name": ("sgd", "adam"),
   "optimizer.schedule": ("poly", "cosine"),
   "basis.initializer": ("normal", "nmf", "clusters"),
+  "signed_features.method": ("auto", "split", "minimum", "pca", "none"),
   "data.saliency": ("collection", "ones", "auto"),
   "data.landmark_normalizer": ("inter_ocular", "image", "box"),
   "data.on_bad_example": ("error", "skip"),
@@ -204,6 +221,8 @@ _AT_LEAST_ONE = (
   "log_every",
   "checkpoint_every",
   "eval_batch_size",
+  "signed_features.num_images",
+  "signed_features.num_components",
   "nmf.num_images",
   "nmf.num_iterations",
   "data.num_threads",
@@ -216,6 +235,7 @@ _NOT_NEGATIVE = (
   "seed",
   "toy_faces.seed",
   "eval_num_train",
+  "signed_features.mean_square",
   "cub.category",
   "crf.num_iterations",
   "crf.smoothness_weight",

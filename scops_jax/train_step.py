@@ -15,6 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from scops_jax import appearance, dense_crf, geometry, losses, models, warp
+from scops_jax.models import nonnegative
 from scops_jax.models.base import segment_pair
 from scops_jax.models.part_basis import PartBasis
 from scops_jax.optimizer import freeze_modules, stop_frozen
@@ -41,15 +42,39 @@ class TrainState:
 
 
 def create_networks(config: ConfigDict) -> Networks:
-  """Returns the modules that the config names; nothing is initialised."""
+  """Returns the modules that the config names; nothing is initialised.
+
+  Raises:
+    ValueError: an unknown name, a size or number that the networks do not take, or signed features without a
+      non-negative code.
+  """
   reference = models.create_reference(
     config.reference, tuple(config.reference_layers), l2_normalize=config.reference_l2_normalize
   )
   side = config.reference_image_size
   image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   features, _ = jax.eval_shape(reference.init_with_output, jax.random.key(0), image)
-  basis = PartBasis(num_parts=config.num_parts, num_channels=sum(f.shape[-1] for f in features))
+  code = (code_method(reference, config), config.signed_features.num_components)
+  channels = sum(nonnegative.num_channels(f.shape[-1], *code) for f in features)
+  basis = PartBasis(num_parts=config.num_parts, num_channels=channels)
   return Networks(models.create_segmenter(config.segmenter, config.num_parts), reference, basis)
+
+
+def code_method(reference: models.Reference, config: ConfigDict) -> str:
+  """Returns the method of models.nonnegative that makes V of the reference's features.
+
+  Raises:
+    ValueError: it would leave V signed.
+  """
+  method = config.signed_features.method
+  if method == "auto":
+    return "split" if reference.signed else "none"
+  if method == "none" and reference.signed:
+    raise ValueError(
+      f"signed_features.method=none, but the features of {config.reference} are signed and the part basis is "
+      "not: take split, minimum, pca or auto"
+    )
+  return method
 
 
 def segmenter_visits(networks: Networks, params: chex.ArrayTree, config: ConfigDict) -> chex.ArrayTree:
@@ -64,7 +89,20 @@ def segmenter_visits(networks: Networks, params: chex.ArrayTree, config: ConfigD
 def reference_features(
   variables: chex.ArrayTree, images: chex.Array, *, networks: Networks, config: ConfigDict
 ) -> tuple[chex.Array, ...]:
-  """Returns the frozen network's maps V of RGB images 0..255 `[B, H, W, 3]`, at their own resolutions.
+  """Returns the maps V ≥ 0 of RGB images 0..255 `[B, H, W, 3]`, at their own resolutions.
+
+  They are the frozen network's; of signed ones the code that config.signed_features asks for, fitted as
+  `variables["code"]` says.
+  """
+  maps = network_features(variables, images, networks=networks, config=config)
+  method, fitted = code_method(networks.reference, config), config.signed_features
+  return nonnegative.encode(maps, method, variables.get("code"), mean_square=fitted.mean_square)
+
+
+def network_features(
+  variables: chex.ArrayTree, images: chex.Array, *, networks: Networks, config: ConfigDict
+) -> tuple[chex.Array, ...]:
+  """Returns the frozen network's maps of RGB images 0..255 `[B, H, W, 3]`, signed where the network's are.
 
   With config.reference_mirror they are the mean of the image's maps and its mirror image's, turned back:
   features of a mirror image are then mirrored features, as the transform's mirroring asks of the parts.
@@ -72,6 +110,7 @@ def reference_features(
   side = config.reference_image_size
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
   inputs = models.normalize(config.reference, enlarged).astype(_reference_dtype(config))
+  variables = {name: collection for name, collection in variables.items() if name != "code"}
   maps = networks.reference.apply(variables, inputs)
   if not config.reference_mirror:
     return maps

@@ -3,19 +3,7 @@
 import numpy as np
 
 
-def architectures():
-  """Returns tiny Architectures by kind: "v2", "v2_reg" and "v3"."""
-  from scops_jax.models.vit import Architecture
-
-  sizes = {"channels": 32, "depth": 2, "heads": 2}
-  return {
-    "v2": Architecture(14, grid=5, **sizes),
-    "v2_reg": Architecture(14, grid=5, registers=4, **sizes),
-    "v3": Architecture(16, registers=4, rotary=True, epsilon=1e-5, **sizes),
-  }
-
-
-def create(kind, architecture, *, seed=0):
+def create(architecture, *, seed=0):
   """Returns a model in evaluation mode; every tensor of it, biases and scales too, is random."""
   import torch
   import transformers
@@ -28,12 +16,12 @@ def create(kind, architecture, *, seed=0):
     "patch_size": net.patch,
     "layer_norm_eps": net.epsilon,
   }
-  if kind == "v3":
+  if net.rotary:
     options |= {"intermediate_size": 4 * net.channels, "num_register_tokens": net.registers}
     model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**options))
   else:
     options |= {"image_size": net.patch * net.grid}
-    if kind == "v2_reg":
+    if net.registers:
       options |= {"num_register_tokens": net.registers}
       config = transformers.Dinov2WithRegistersConfig(**options)
       model = transformers.Dinov2WithRegistersModel(config)
@@ -50,9 +38,10 @@ def create(kind, architecture, *, seed=0):
 
 
 def with_published_offset(model):
-  """Gives a model without registers the positions of the published one, whose scale has 0.1 added.
+  """Gives DINOv2 without registers the positions of the published model, whose scale has 0.1 added.
 
-  Hugging Face's transformers resize to the exact size since version 4.47; DINOv2 itself does not.
+  Hugging Face's transformers resize to the exact size (release 5.24); the features of other sizes than the
+  native one differ then by a few parts in a thousand.
   """
   import torch
 
@@ -84,12 +73,4 @@ def patch_tokens(model, images, architecture):
   tokens = [*result.hidden_states[1:], result.last_hidden_state]
   if len(tokens) != architecture.depth + 1:
     raise ValueError(f"expected {architecture.depth} hidden states and the last, got {len(tokens)}")
-  return [
-    x[:, 1 + architecture.registers :].reshape(len(images), height, width, -1).numpy() for x in tokens
-  ]
-
-
-def state_dict(model, directory):
-  """Saves the model as Hugging Face publishes such ones; returns the file."""
-  model.save_pretrained(directory)
-  return directory / "model.safetensors"
+  return [x[:, 1 + architecture.registers :].reshape(len(images), height, width, -1).numpy() for x in tokens]

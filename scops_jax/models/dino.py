@@ -31,9 +31,7 @@ def _architectures() -> dict[str, Architecture]:
     found[f"dinov2_vit{size}14"] = Architecture(14, *sizes)
     found[f"dinov2_vit{size}14_reg"] = Architecture(14, *sizes, registers=_REGISTERS)
   for size, sizes in _SIZES.items():
-    found[f"dinov3_vit{size}16"] = Architecture(
-      16, *sizes, registers=_REGISTERS, rotary=True, epsilon=1e-5
-    )
+    found[f"dinov3_vit{size}16"] = Architecture(16, *sizes, registers=_REGISTERS, rotary=True, epsilon=1e-5)
   return found
 
 
@@ -69,9 +67,7 @@ def to_lattice(tokens: jax.Array, patch: int, height: int, width: int) -> jax.Ar
   dtype = geometry.accumulation_dtype(tokens)
   rows = jnp.asarray(lattice_matrix(tokens.shape[1], patch, height), dtype)
   columns = jnp.asarray(lattice_matrix(tokens.shape[2], patch, width), dtype)
-  resampled = jnp.einsum(
-    "Hh,Ww,bhwc->bHWc", rows, columns, tokens.astype(dtype), precision=geometry.HIGHEST
-  )
+  resampled = jnp.einsum("Hh,Ww,bhwc->bHWc", rows, columns, tokens.astype(dtype), precision=geometry.HIGHEST)
   return resampled.astype(tokens.dtype)
 
 

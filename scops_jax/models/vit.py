@@ -10,11 +10,11 @@ is the final LayerNorm.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from scops_jax.geometry import HIGHEST
@@ -83,10 +83,10 @@ def compute_layers(
   def patches(tokens: jax.Array) -> jax.Array:
     return tokens[:, prefix:].reshape(tokens.shape[0], height, width, -1)
 
-  policy = jax.checkpoint_policies.save_only_these_names(_QKV, _ATTENDED, _HIDDEN)
-  attention, mlp = (
-    (nn.remat(half, policy=policy) if train else half) for half in (_AttentionBranch, _MlpBranch)
-  )
+  attention, mlp = _AttentionBranch, _MlpBranch
+  if train:
+    policy = jax.checkpoint_policies.save_only_these_names(_QKV, _ATTENDED, _HIDDEN)
+    attention, mlp = nn.remat(attention, policy=policy), nn.remat(mlp, policy=policy)
   found: dict[str, jax.Array] = {}
   x = _Embedding(architecture, name="embed")(images)
   for i in range(architecture.depth):
@@ -140,9 +140,7 @@ def _resized_positions(positions: jax.Array, net: Architecture, height: int, wid
   if height == width == net.grid:
     return positions
   options = {"antialias": True} if net.registers else {"offset": 0.1}
-  rows, columns = (
-    jnp.asarray(bicubic_matrix(net.grid, n, **options), jnp.float32) for n in (height, width)
-  )
+  rows, columns = (jnp.asarray(bicubic_matrix(net.grid, n, **options), jnp.float32) for n in (height, width))
   grid = positions.reshape(net.grid, net.grid, -1)
   resized = jnp.einsum("yg,xh,ghc->yxc", rows, columns, grid, precision=HIGHEST)
   return resized.reshape(height * width, -1)
@@ -199,7 +197,7 @@ class _Qkv(nn.Module):
     kernel = self.param("kernel", _NORMAL, (net.channels, 3 * net.channels))
     bias = self.param("bias", nn.initializers.zeros, (3 * net.channels,))
     if net.rotary:
-      bias = bias * np.repeat(np.float32([1, 0, 1]), net.channels)
+      bias = bias * jnp.repeat(jnp.array([1.0, 0.0, 1.0]), net.channels)
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
@@ -211,8 +209,8 @@ class _MlpBranch(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     net = self.architecture
-    options = {"dtype": x.dtype, "kernel_init": _NORMAL}
-    y = nn.Dense(_MLP_RATIO * net.channels, **options, name="fc1")(_layer_norm(x, net, "norm"))
+    dense = functools.partial(nn.Dense, dtype=x.dtype, kernel_init=_NORMAL)
+    y = dense(_MLP_RATIO * net.channels, name="fc1")(_layer_norm(x, net, "norm"))
     y = nn.gelu(checkpoint_name(y, _HIDDEN), approximate=False)
-    y = nn.Dense(net.channels, **options, name="fc2")(y)
+    y = dense(net.channels, name="fc2")(y)
     return x + self.param("gamma", nn.initializers.ones, (net.channels,)).astype(x.dtype) * y

@@ -21,8 +21,17 @@ from scops_jax.config import check_values, config_from_json
 from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
 from scops_jax.runs.feature_cache import CachedFeatures, cache_features
+from scops_jax.runs.feature_code import with_code
 from scops_jax.runs.parallel import CompiledSteps, compile_steps
-from scops_jax.train_step import Networks, TrainState, create_networks, reference_features, segmenter_visits
+from scops_jax.train_step import (
+  Networks,
+  TrainState,
+  code_method,
+  create_networks,
+  network_features,
+  reference_features,
+  segmenter_visits,
+)
 from scops_jax.runs.workdir import open_workdir
 
 # Leaves of the random key tree: what is drawn where must not depend on what else is drawn.
@@ -73,18 +82,19 @@ def set_up(config: ConfigDict, workdir: str | pathlib.Path, *, create: bool) -> 
   transformation = _make_optimizer(networks, config, *_abstract_variables(networks, config))
   steps = compile_steps(networks, transformation, config)
 
-  def open_all() -> tuple[Collection, CachedFeatures | None, pathlib.Path]:
+  def open_all() -> tuple[Collection, Any, CachedFeatures | None, pathlib.Path]:
     collection = opened or open_collection(config)
     _write_maps(collection, networks, reference_variables, config)
+    coded_variables = _with_code(collection, networks, reference_variables, config)
     features = None
     # An evaluation reads them for the DFF baseline alone, which is kept with the run.
     if create or not (pathlib.Path(workdir) / DFF_FILE).exists():
-      features = _open_features(collection, networks, reference_variables, config)
+      features = _open_features(collection, networks, coded_variables, config)
     # Last, so that no mistake leaves a directory behind.
-    return collection, features, open_workdir(workdir, config, create=create)
+    return collection, coded_variables, features, open_workdir(workdir, config, create=create)
 
-  collection, features, path = hosts.first_then_others(open_all)
-  placed = steps.place(reference_variables)
+  collection, coded_variables, features, path = hosts.first_then_others(open_all)
+  placed = steps.place(coded_variables)
   return Run(config, path, collection, networks, transformation, steps, placed, features)
 
 
@@ -103,6 +113,7 @@ def prepare(config: ConfigDict) -> None:
     networks = _networks(config)
     reference_variables = _reference_variables(networks, config)
     _write_maps(collection, networks, reference_variables, config)
+    reference_variables = _with_code(collection, networks, reference_variables, config)
     _open_features(collection, networks, reference_variables, config)
 
 
@@ -179,7 +190,18 @@ def _open_features(
   if not config.data.cache_reference_features:
     return None
   features = jit(functools.partial(reference_features, networks=networks, config=config))
-  return cache_features(collection, features, config, variables=reference_variables)
+  method = code_method(networks.reference, config)
+  settings = [] if method == "none" else [method, config.signed_features.mean_square]
+  return cache_features(collection, features, config, variables=reference_variables, settings=settings)
+
+
+def _with_code(
+  collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
+) -> Any:
+  """Returns the reference's variables with the code of its signed features, if that is fitted."""
+  features = jit(functools.partial(network_features, networks=networks, config=config))
+  method = code_method(networks.reference, config)
+  return with_code(collection, features, config, variables=reference_variables, method=method)
 
 
 def _write_maps(
@@ -199,6 +221,7 @@ def _write_maps(
 def _networks(config: ConfigDict) -> Networks:
   try:
     models.check_image_size(config.segmenter, config.image_size)
+    models.check_reference_image_size(config.reference, config.reference_image_size)
     return create_networks(config)
   except ValueError as error:
     raise UserError(str(error)) from error

@@ -14,8 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from scops_jax import models
 from scops_jax.config import FROM_COLLECTION
 from scops_jax.data.collection import Collection, ExampleSource
+from scops_jax.errors import UserError
 
 _SAMPLE = 200  # images whose size is looked at
 _FEW = 100  # training images below which there are 6 parts
@@ -28,6 +30,8 @@ def choose_sizes(
 ) -> tuple[ConfigDict, Collection | None]:
   """Fills in the sizes that are 0: as a run in `workdir` has them, else by the collection.
 
+  Reference layers that are () become those that suit the network.
+
   Args:
     config: the run's; it is not changed.
     workdir: the run's directory, which need not exist; None: there is none.
@@ -35,7 +39,11 @@ def choose_sizes(
 
   Returns:
     The config without zeros, locked, and the collection if it has been opened.
+
+  Raises:
+    UserError: an unknown reference or segmenter.
   """
+  config = _with_layers(config)
   missing = [key for key in FROM_COLLECTION if not config[key]]
   if not missing:
     return config, None
@@ -52,13 +60,27 @@ def choose_sizes(
   return resolved.lock(), collection
 
 
+def _with_layers(config: ConfigDict) -> ConfigDict:
+  try:
+    models.segmenter_multiple(config.segmenter)  # a wrong name is found before the collection is opened
+    layers = models.default_layers(config.reference)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  if config.reference_layers:
+    return config
+  resolved = config.copy_and_resolve_references()
+  resolved.update({"reference_layers": layers})
+  return resolved.lock()
+
+
 def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[str, int]:
   """Returns a value for each key of FROM_COLLECTION; where the config has one, the others go with that.
 
   num_parts: 6 below 100 images, else 8. num_steps: 1 000 √(images / 900), at least 300.
   eval_every: half the steps. image_size: 128, or for smaller images the multiple of 16 below their shorter
-  edge, at least 64. reference_image_size: twice that and one more, so that cells of a stride lie on the
-  align-corners lattice.
+  edge, at least 64; of 14 instead of 16 if the segmenter has patches of 14 pixels. reference_image_size: twice
+  that and one more, so that cells of a stride lie on the align-corners lattice, or for a reference of patches
+  their multiple next to it.
 
   Args:
     config: the run's.
@@ -67,13 +89,18 @@ def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[
   """
   parts = 6 if num_images < _FEW else 8
   steps = max(_FEWEST_STEPS, round(_STEPS * math.sqrt(num_images / _IMAGES) / 50) * 50)
-  size = int(min(max(edge // _STRIDE * _STRIDE, _SMALLEST), _LARGEST))
+  multiple = models.segmenter_multiple(config.segmenter)
+  stride = _STRIDE if _STRIDE % multiple == 0 else multiple
+  smallest, largest = (bound // stride * stride for bound in (_SMALLEST, _LARGEST))
+  size = int(min(max(edge // stride * stride, smallest), largest))
+  doubled = 2 * (config.image_size or size) + 1
+  patch = models.reference_multiple(config.reference)
   return {
     "num_parts": parts,
     "num_steps": steps,
     "eval_every": -(-(config.num_steps or steps) // 2),
     "image_size": size,
-    "reference_image_size": 2 * (config.image_size or size) + 1,
+    "reference_image_size": max(round(doubled / patch), 1) * patch,
   }
 
 

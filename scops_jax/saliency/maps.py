@@ -113,7 +113,8 @@ def reference_grid(
     a margin, about; each map's features are divided by their norm, then concatenated.
   """
   side = config.reference_image_size
-  margin = round(_MARGIN * side)
+  patch = models.reference_multiple(config.reference)
+  margin = round(_MARGIN * side / patch) * patch
   total = side + 2 * margin
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
   framed = jnp.pad(enlarged, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")

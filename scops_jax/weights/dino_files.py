@@ -58,12 +58,12 @@ def to_published(state_dict: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarra
       name = "storage_tokens"
     found[key if name is None else prefix + name] = value
   for query in [key for key in found if re.search(r"\.attn\.q\.(?:weight|bias)$", key)]:
-    key, value = (query.replace(".attn.q.", f".attn.{part}.") for part in "kv")
-    if value in found and (key in found or (rotary and query.endswith("bias"))):
-      parts = (found.pop(query), found.pop(key, None), found.pop(value))
-      # The keys' bias that DINOv3 does not have.
-      filled = [np.zeros_like(parts[0]) if part is None else part for part in parts]
-      found[query.replace(".attn.q.", ".attn.qkv.")] = np.concatenate(filled)
+    names = [query.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
+    if rotary and query.endswith("bias"):
+      found.setdefault(names[1], np.zeros_like(found[query]))
+    if all(name in found for name in names):
+      joined = np.concatenate([found.pop(name) for name in names])
+      found[query.replace(".attn.q.", ".attn.qkv.")] = joined
   return found
 
 
@@ -100,7 +100,9 @@ def mismatch(state_dict: Mapping[str, np.ndarray], model_name: str) -> str | Non
       return name
   patch, channels, registers, rotary = found
   positions = "rotary" if rotary else "learned"
-  return f"a transformer of patch {patch}, {channels} channels, {registers} registers and {positions} positions"
+  return (
+    f"a transformer of patch {patch}, {channels} channels, {registers} registers and {positions} positions"
+  )
 
 
 _Sizes = tuple[int, int, int, bool]  # patch, channels, registers, rotary

@@ -163,7 +163,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     ("resnet50", _resnet, 50),
     ("resnet101", _resnet, 101),
     ("efficientnet_lite0", _efficientnet_lite0),
-    *((name, _dino, name) for name in ARCHITECTURES),
   )
 }
+_TABLES |= {name: functools.cache(functools.partial(_dino, name)) for name in ARCHITECTURES}
 MODELS = tuple(_TABLES)

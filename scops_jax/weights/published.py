@@ -29,15 +29,15 @@ def _dino_file(model_name: str) -> str:
   if version == "dinov3":
     name = f"dinov3-vit{size}16-pretrain-lvd1689m"
     return (
-      f"the model.safetensors of huggingface.co/facebook/{name} or the authors' file of that name (ai.meta.com/"
-      "dinov3), both on acceptance of Meta's DINOv3 licence"
+      f"the model.safetensors of huggingface.co/facebook/{name} or the authors' file of that name "
+      "(ai.meta.com/dinov3), both on acceptance of Meta's DINOv3 licence"
     )
   registers = model_name.endswith("_reg")
   own_name = f"dinov2_vit{size}14{'_reg4' if registers else ''}_pretrain.pth"
   theirs = f"dinov2-{'with-registers-' if registers else ''}{_SIZE_NAMES[size]}"
   return (
-    f"the authors' {own_name} (dl.fbaipublicfiles.com/dinov2/dinov2_vit{size}14/) or the model.safetensors of "
-    f"huggingface.co/facebook/{theirs}"
+    f"the authors' {own_name} (dl.fbaipublicfiles.com/dinov2/dinov2_vit{size}14/) or the model.safetensors "
+    f"of huggingface.co/facebook/{theirs}"
   )
 
 
