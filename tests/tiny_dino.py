@@ -1,4 +1,4 @@
-"""DINO transformers of a few channels, by names of their own: "dino_tiny", "dino_tiny_reg", "dino_tiny_rotary"."""
+"""DINO transformers of a few channels, by names of their own."""
 
 import functools
 

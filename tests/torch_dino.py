@@ -41,7 +41,7 @@ def with_published_offset(model):
   """Gives DINOv2 without registers the positions of the published model, whose scale has 0.1 added.
 
   Hugging Face's transformers resize to the exact size (release 5.24); the features of other sizes than the
-  native one differ then by a few parts in a thousand.
+  native one differ then.
   """
   import torch
 
@@ -74,3 +74,15 @@ def patch_tokens(model, images, architecture):
   if len(tokens) != architecture.depth + 1:
     raise ValueError(f"expected {architecture.depth} hidden states and the last, got {len(tokens)}")
   return [x[:, 1 + architecture.registers :].reshape(len(images), height, width, -1).numpy() for x in tokens]
+
+
+def saved_state_dict(model):
+  """Returns the arrays by the names that a file has which the model is saved to."""
+  import pathlib
+  import tempfile
+
+  from safetensors.numpy import load_file
+
+  with tempfile.TemporaryDirectory() as directory:
+    model.save_pretrained(directory)
+    return load_file(pathlib.Path(directory) / "model.safetensors")
