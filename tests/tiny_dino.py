@@ -24,3 +24,4 @@ def register(monkeypatch):
     monkeypatch.setitem(models._REFERENCES, name, models._dino_reference(architecture))
     monkeypatch.setitem(names._TABLES, name, functools.partial(names._dino, name))
     monkeypatch.setitem(inspection._LAST_LAYERS, name, "norm")
+  monkeypatch.setattr(names, "MODELS", tuple(names._TABLES))
