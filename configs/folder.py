@@ -7,7 +7,12 @@ DIR holds images/ and, where there are any, saliency/, landmarks.csv, parts/ and
 move their limbs. On 1 000 drawn quadrupeds and birds each (experiments/own_images) they give landmark
 errors 0.42 and 0.51 of DFF's and foreground IoU 0.86 and 0.89 in 11 minutes on 2 CPU cores.
 
-What is 0 here is chosen by the collection (scops_jax/runs/sizes.py has the rules): for 1 000 images 8
+With the weights of a DINO transformer (README, "Networks") its features serve instead of EfficientNet's:
+
+python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --workdir=runs/mine \
+  --config.reference=dinov2_vits14_reg --config.reference_weights=FILE
+
+What is 0 or () here is chosen by the collection and the networks (scops_jax/runs/sizes.py has the rules): for 1 000 images 8
 parts and 1 000 steps. --config.num_parts=… and the like choose otherwise.
 """
 
@@ -27,6 +32,9 @@ def get_config() -> ConfigDict:
   config.batch_size = 8
   config.image_size = 0
   config.reference_image_size = 0
+  config.reference_layers = ()
+  # The loss weights below are for features of EfficientNet's size: about this on foregrounds.
+  config.signed_features.mean_square = 0.5
   # Each image comes several times; takes up to 0.4 MB an image on the disk, half of it as a rule.
   config.data.cache_reference_features = True
 
