@@ -12,8 +12,8 @@ With the weights of a DINO transformer (README, "Networks") its features serve i
 python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --workdir=runs/mine \
   --config.reference=dinov2_vits14_reg --config.reference_weights=FILE
 
-What is 0 or () here is chosen by the collection and the networks (scops_jax/runs/sizes.py has the rules): for 1 000 images 8
-parts and 1 000 steps. --config.num_parts=… and the like choose otherwise.
+What is 0 or () here is chosen by the collection and the networks (scops_jax/runs/sizes.py has the rules):
+for 1 000 images 8 parts and 1 000 steps. --config.num_parts=… and the like choose otherwise.
 """
 
 from ml_collections import ConfigDict

@@ -11,6 +11,7 @@ import pytest
 from scops_jax import geometry, models, weights
 from scops_jax.models import dino, vit
 from scops_jax.models.position_embedding import bicubic_matrix, rotary_tables
+from scops_jax.optimizer import freeze_modules, stop_frozen
 from tests import oracle, tiny_dino, torch_dino
 
 NAMES = tuple(tiny_dino.ARCHITECTURES)
@@ -259,3 +260,22 @@ def test_a_segmenter_sees_edges_where_they_are():
   change = module.apply(variables, x) - module.apply(variables, np.zeros_like(x))
   center = centroid(jnp.abs(change), 70, 112)
   np.testing.assert_allclose(center, [25.5, 71.5], atol=2.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_segmenter_trains_in_bfloat16_with_its_trunk_frozen(name):
+  module = models.create_segmenter(name, 3)
+  x = jnp.asarray(images(tiny_dino.ARCHITECTURES[name], 2, 3), jnp.bfloat16)
+  params = jax.jit(module.init)(jax.random.key(0), x)["params"]
+  visits = freeze_modules(module.parameter_visits(params), ("embed", "block", "norm"))
+
+  def loss(params):
+    logits = module.apply({"params": stop_frozen(params, visits)}, x, train=True)
+    assert logits.dtype == jnp.bfloat16
+    return jnp.sum(logits.astype(jnp.float32) ** 2)
+
+  gradient = jax.jit(jax.grad(loss))(params)
+  for path, leaf in gradient.items():
+    trained = path.startswith("head")
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(leaf))
+    assert any(bool(g.any()) for g in jax.tree.leaves(leaf)) == trained, path
