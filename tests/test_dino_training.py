@@ -15,7 +15,8 @@ from scops_jax.prediction.predictor import load_predictor
 from scops_jax.runs import setup
 from scops_jax.runs.sizes import suitable_sizes
 from scops_jax.runs.workdir import read_metrics
-from scops_jax.train_step import reference_features
+from scops_jax.saliency.maps import reference_grid
+from scops_jax.train_step import create_networks, reference_features
 from tests import tiny_dino
 
 SIDE, PATCH, STEPS = 32, 8, 24
@@ -147,3 +148,12 @@ def test_sizes_that_follow_from_the_images_fit_the_patches(segmenter, reference,
   found = suitable_sizes(config, num_images=900, edge=300.0)
   assert (found["image_size"], found["reference_image_size"]) == expected
   assert found["image_size"] % dino.ARCHITECTURES.get(segmenter, Architecture(16, 1, 1, 1)).patch == 0
+
+
+def test_saliency_from_features_frames_images_in_whole_patches(config):
+  config.reference_image_size, config.reference_layers = 48, ("norm",)
+  networks = create_networks(config)
+  images = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), np.uint8)
+  variables = networks.reference.init(jax.random.key(0), np.zeros((1, 48, 48, 3), np.float32))
+  grid = reference_grid(variables, images, networks=networks, config=config)
+  assert grid.shape == (1, 6, 6, 16)  # as many cells as without the margin of a patch

@@ -78,9 +78,9 @@ def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[
 
   num_parts: 6 below 100 images, else 8. num_steps: 1 000 √(images / 900), at least 300.
   eval_every: half the steps. image_size: 128, or for smaller images the multiple of 16 below their shorter
-  edge, at least 64; of 14 instead of 16 if the segmenter has patches of 14 pixels. reference_image_size: twice
-  that and one more, so that cells of a stride lie on the align-corners lattice, or for a reference of patches
-  their multiple next to it.
+  edge, at least 64; of 14 instead of 16 if the segmenter has patches of 14 pixels. reference_image_size:
+  twice that and one more, so that cells of a stride lie on the align-corners lattice, or for a reference of
+  patches their multiple next to it.
 
   Args:
     config: the run's.

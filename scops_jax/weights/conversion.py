@@ -156,7 +156,8 @@ def to_state_dict(variables: Mapping[str, Any], *, model_name: str) -> dict[str,
     model_name: the network. "head_..." modules that the PyTorch network does not have keep their names.
 
   Returns:
-    float32 arrays in PyTorch's layouts and order, and an int64 0 for each BatchNorm's counter.
+    float32 arrays in PyTorch's layouts and order, and an int64 0 for each BatchNorm's counter. What has no
+    variable here (classifiers, the mask token of DINO's pre-training) is not among them.
 
   Raises:
     ValueError: an unknown model_name.
