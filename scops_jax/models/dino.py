@@ -4,7 +4,7 @@ Alignment: cell i of a transformer is centred in its patch, at pixel p i + (p - 
 cells lie half a patch inside the image, where the align-corners lattice that this project's resizes, losses
 and warps assume has them on the border. Maps are therefore resampled onto the lattice they are taken for:
 linearly between cells; what lies outside the outermost cells' centres, less than half a patch, gets their
-values. Extrapolating there would amplify noise, and make features of neighbouring parts negative.
+values, since extrapolation has negative weights and amplifies noise.
 """
 
 import functools
