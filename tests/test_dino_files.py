@@ -142,6 +142,21 @@ def test_export_is_the_authors_layout(name):
     np.testing.assert_array_equal(exported[key], value, err_msg=key)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_segmenter_to_pytorch_and_back(name):
+  module = models.create_segmenter(name, 3)
+  patch = tiny_dino.ARCHITECTURES[name].patch
+  image = jax.ShapeDtypeStruct((1, patch, patch, 3), np.float32)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), image)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+  exported = weights.to_state_dict(variables, model_name=name)
+  assert weights.head_num_parts(exported, model_name=name) == 3
+  zeroed = jax.tree.map(np.zeros_like, variables)
+  filled = weights.apply_state_dict(zeroed, exported, model_name=name, require_head=True)
+  jax.tree.map(np.testing.assert_array_equal, filled, variables)
+
+
 def test_the_wrong_file_is_one_line():
   _, variables, _ = zeros("dino_tiny")
   with pytest.raises(WeightsError, match=r"^the weights are of dino_tiny_reg, not of dino_tiny$"):

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import toy_faces
-from scops_jax import train
+from configs import celeba_dino, cub_dino, toy_faces
+from scops_jax import models, train
+from scops_jax.config import check_values
 from scops_jax.data.collection import open_collection
 from scops_jax.errors import UserError
 from scops_jax.models import dino
@@ -149,6 +150,17 @@ def test_sizes_that_follow_from_the_images_fit_the_patches(segmenter, reference,
   found = suitable_sizes(config, num_images=900, edge=300.0)
   assert (found["image_size"], found["reference_image_size"]) == expected
   assert found["image_size"] % dino.ARCHITECTURES.get(segmenter, Architecture(16, 1, 1, 1)).patch == 0
+
+
+@pytest.mark.parametrize("num_parts", ["4", "8", "16"])
+@pytest.mark.parametrize("module", [celeba_dino, cub_dino])
+def test_the_configs_fit_their_networks(module, num_parts):
+  config = module.get_config(num_parts)
+  check_values(config)
+  models.check_image_size(config.segmenter, config.image_size)
+  models.check_reference_image_size(config.reference, config.reference_image_size)
+  models.create_reference(config.reference, config.reference_layers)
+  assert config.num_parts == int(num_parts)
 
 
 def test_saliency_from_features_frames_images_in_whole_patches(config):

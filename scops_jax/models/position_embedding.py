@@ -63,7 +63,8 @@ def rotary_tables(height: int, width: int, channels: int) -> tuple[NDArray, NDAr
 
   Patch centres have coordinates in [-1, 1], (i + 1/2) / height · 2 - 1 and the same along the width. With
   f_j = 100^(-4j / channels), j < channels / 4, the angles of a patch are 2π y f_j, then 2π x f_j, and both
-  once more for the second half of the channels (`rotate`).
+  once more for the second half of the channels. The authors' files hold 1 / f_j rounded to bfloat16; Hugging
+  Face's transformers compute it in float32, as here.
 
   Args:
     height: patches.
