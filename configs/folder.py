@@ -7,8 +7,13 @@ DIR holds images/ and, if you have them, saliency/, landmarks.csv, parts/, train
 On 1 000 drawn quadrupeds their landmark error is 0.42 of DFF's and their foreground IoU 0.86, on 1 000 drawn
 birds 0.51 and 0.89, each in 11 minutes on 2 CPU cores (experiments/own_images).
 
-The collection's size decides the settings that are 0 here (scops_jax/runs/sizes.py has the rules): 8 parts
-and 1 000 steps for 1 000 images. A flag such as --config.num_parts=6 overrides them.
+The collection and the networks decide the settings that are 0 or () here (scops_jax/runs/sizes.py has the
+rules): 8 parts and 1 000 steps for 1 000 images. A flag such as --config.num_parts=6 overrides them.
+
+To use the features of a DINO transformer instead of EfficientNet's, give its weights (README, "DINO"):
+
+python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --workdir=runs/mine \
+  --config.reference=dinov2_vits14_reg --config.reference_weights=FILE
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +32,9 @@ def get_config() -> ConfigDict:
   config.batch_size = 8
   config.image_size = 0
   config.reference_image_size = 0
+  config.reference_layers = ()
+  # The loss weights below suit EfficientNet's features, whose mean square on the foreground is about this.
+  config.signed_features.mean_square = 0.5
   # The run sees each image several times. On disk this takes up to 0.4 MB per image, usually half of that.
   config.data.cache_reference_features = True
 

@@ -18,7 +18,8 @@ def default_config() -> ConfigDict:
   """Returns all keys with their defaults, locked: adding a key or changing a type raises.
 
   num_parts, num_steps, eval_every, image_size and reference_image_size may be 0: the collection's size then
-  decides (runs/sizes.py), and the run's config.json holds the decision.
+  decides (runs/sizes.py), and the run's config.json holds the decision. reference_layers may be (): the
+  network then decides.
   """
   config = ConfigDict()
 
@@ -39,13 +40,26 @@ def default_config() -> ConfigDict:
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or the path of a weight file
   config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
   config.reference_weights = "imagenet"  # "imagenet", "random", or the path of a weight file
-  config.reference_layers = ("block10_depthwise",)  # V is their concatenation (section 3.3)
+  # V is their concatenation (section 3.3); () = the network's models.default_layers.
+  config.reference_layers = ("block10_depthwise",)
   config.reference_image_size = 256  # pixels per side of the reference's input, ≥ 1; 0 = by the collection
   # Beyond the paper: average the features with those of the mirror image, for objects seen from both sides.
   config.reference_mirror = False
   # The reference's arithmetic: "float32", "bfloat16", or "auto": float32 on a CPU, bfloat16 elsewhere.
   config.reference_dtype = "auto"
   config.reference_l2_normalize = False  # divide each position's features by their norm (release: an option)
+
+  # Beyond the paper: what makes V ≥ 0, as the part basis and DFF need it, if the reference's features are
+  # signed (dino…). No effect on other references.
+  config.signed_features = ConfigDict()
+  # "split": [relu(v), relu(-v)]; "minimum": v minus each channel's minimum over training images; "pca": split
+  # coordinates along the principal directions of training images (models/nonnegative.py).
+  config.signed_features.method = "split"
+  config.signed_features.num_images = 64  # training images that "minimum" and "pca" are fitted to, ≥ 1
+  config.signed_features.num_components = 64  # directions of "pca", ≥ 1; V has twice as many channels
+  # Each position's code is scaled to this mean square over its channels, ≥ 0, so that one set of loss weights
+  # suits any network; 0 = not scaled.
+  config.signed_features.mean_square = 0.0
 
   config.log_every = 100  # steps between lines of metrics.jsonl, ≥ 1
   config.eval_every = 10_000  # steps between evaluations, ≥ 1; the run ends with one; 0 = by the collection
@@ -212,6 +226,7 @@ _CHOICES = {
   "optimizer.name": ("sgd", "adam"),
   "optimizer.schedule": ("poly", "cosine"),
   "basis.initializer": ("normal", "nmf", "clusters"),
+  "signed_features.method": ("split", "minimum", "pca"),
   "data.saliency": ("collection", "ones", "auto"),
   "data.landmark_normalizer": ("inter_ocular", "image", "box"),
   "data.on_bad_example": ("error", "skip"),
@@ -224,6 +239,8 @@ _AT_LEAST_ONE = (
   "log_every",
   "checkpoint_every",
   "eval_batch_size",
+  "signed_features.num_images",
+  "signed_features.num_components",
   "nmf.num_images",
   "nmf.num_iterations",
   "data.num_threads",
@@ -235,6 +252,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
   "seed",
   "toy_faces.seed",
+  "signed_features.mean_square",
   "cub.category",
   "crf.num_iterations",
   "crf.smoothness_weight",

@@ -76,6 +76,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   reference_variables = setup.load_reference(networks, config)
   segmenter_variables = None if start else setup.init_segmenter(networks, config)
   hosts.first_host_first(setup.write_saliency_maps, collection, networks, reference_variables, config)
+  reference_variables = hosts.first_host_first(
+    setup.fit_feature_code, collection, networks, reference_variables, config
+  )
   features = hosts.first_host_first(setup.open_features, collection, networks, reference_variables, config)
   reference_variables = steps.replicate(reference_variables)
 

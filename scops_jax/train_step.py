@@ -15,6 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from scops_jax import appearance, dense_crf, geometry, losses, models, warp
+from scops_jax.models import nonnegative
 from scops_jax.models.part_basis import PartBasis
 from scops_jax.optimizer import freeze_modules, make_optimizer, stop_frozen
 
@@ -47,7 +48,11 @@ def create_networks(config: ConfigDict) -> Networks:
   side = config.reference_image_size
   image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   features, _ = jax.eval_shape(reference.init_with_output, jax.random.key(0), image)
-  basis = PartBasis(num_parts=config.num_parts, num_channels=sum(f.shape[-1] for f in features))
+  channels = [f.shape[-1] for f in features]
+  if reference.signed:
+    code = config.signed_features
+    channels = [nonnegative.num_channels(c, code.method, code.num_components) for c in channels]
+  basis = PartBasis(num_parts=config.num_parts, num_channels=sum(channels))
   return Networks(models.create_segmenter(config.segmenter, config.num_parts), reference, basis)
 
 
@@ -85,7 +90,22 @@ def create_optimizer(
 def reference_features(
   variables: chex.ArrayTree, images: chex.Array, *, networks: Networks, config: ConfigDict
 ) -> tuple[chex.Array, ...]:
-  """Returns the frozen network's maps V of RGB images 0..255 `[B, H, W, 3]`, at their own resolutions.
+  """Returns the maps V ≥ 0 of RGB images 0..255 `[B, H, W, 3]`, at their own resolutions.
+
+  They are the frozen network's maps or, if those are signed, their code by config.signed_features, with
+  `variables["code"]` where the code is fitted.
+  """
+  maps = network_features(variables, images, networks=networks, config=config)
+  if not networks.reference.signed:
+    return maps
+  code = config.signed_features
+  return nonnegative.encode(maps, code.method, variables.get("code"), mean_square=code.mean_square)
+
+
+def network_features(
+  variables: chex.ArrayTree, images: chex.Array, *, networks: Networks, config: ConfigDict
+) -> tuple[chex.Array, ...]:
+  """Returns the frozen network's maps of RGB images 0..255 `[B, H, W, 3]`, signed if the network's are.
 
   With config.reference_mirror they are averaged with the mirrored maps of the mirror image. The features of a
   mirror image are then the mirrored features, as the parts must be where the transform mirrors.
@@ -93,6 +113,7 @@ def reference_features(
   side = config.reference_image_size
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
   inputs = models.normalize(config.reference, enlarged).astype(_reference_dtype(config))
+  variables = {name: collection for name, collection in variables.items() if name != "code"}
   maps = networks.reference.apply(variables, inputs)
   if not config.reference_mirror:
     return maps

@@ -50,6 +50,7 @@ def test_a_new_run_takes_them_from_the_images(config, tmp_path, capsys):
   collection = open_collection(config)
   chosen = choose_sizes(config, collection, workdir=tmp_path / "run")
   assert [chosen[key] for key in FROM_COLLECTION] == [3, 300, 150, 80, 161]  # the middle edge is 92
+  assert chosen.reference_layers == ("block10_depthwise",)
   assert chosen.is_locked
   assert config.num_steps == 0
   assert len(collection.train) == 5

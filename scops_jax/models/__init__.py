@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from scops_jax.models import deeplab, efficientnet_lite, resnet, vgg
+from scops_jax.models import deeplab, dino, efficientnet_lite, resnet, vgg, vit
 from scops_jax.models.base import Reference, Segmenter
 from scops_jax.models.part_basis import PartBasis
 
@@ -15,9 +15,13 @@ __all__ = [
   "Reference",
   "Segmenter",
   "check_image_size",
+  "check_reference_image_size",
   "create_reference",
   "create_segmenter",
+  "default_layers",
   "normalize",
+  "reference_multiple",
+  "segmenter_multiple",
 ]
 
 _Normalizer = Callable[[jax.Array], jax.Array]
@@ -25,7 +29,7 @@ _Normalizer = Callable[[jax.Array], jax.Array]
 
 class _SegmenterEntry(NamedTuple):
   create: Callable[..., Segmenter]  # takes num_parts
-  image_stride: int  # image sides are multiples of it
+  image_multiple: int  # image sides are multiples of it, pixels
   normalize: _Normalizer
 
 
@@ -33,6 +37,8 @@ class _ReferenceEntry(NamedTuple):
   create: Callable[..., Reference]  # takes layers and l2_normalize
   layers: tuple[str, ...]
   normalize: _Normalizer
+  default_layers: tuple[str, ...]
+  image_multiple: int = 1  # image sides are multiples of it, pixels
 
 
 def _deeplab(depth: str, *, two_branch: bool) -> _SegmenterEntry:
@@ -42,12 +48,23 @@ def _deeplab(depth: str, *, two_branch: bool) -> _SegmenterEntry:
 
 def _resnet(depth: str) -> _ReferenceEntry:
   create = functools.partial(resnet.ResNetReference, block_counts=resnet.BLOCK_COUNTS[depth])
-  return _ReferenceEntry(create, resnet.REFERENCE_LAYERS, vgg.normalize)
+  return _ReferenceEntry(create, resnet.REFERENCE_LAYERS, vgg.normalize, ("layer4",))
 
 
 def _vgg(convolutions: tuple[int, ...]) -> _ReferenceEntry:
   create = functools.partial(vgg.VggReference, convolutions=convolutions)
-  return _ReferenceEntry(create, vgg.reference_layers(convolutions), vgg.normalize)
+  layers = vgg.reference_layers(convolutions)
+  return _ReferenceEntry(create, layers, vgg.normalize, ("relu5_2", layers[-1]))
+
+
+def _dino_segmenter(architecture: vit.Architecture) -> _SegmenterEntry:
+  create = functools.partial(dino.DinoSegmenter, architecture=architecture)
+  return _SegmenterEntry(create, architecture.patch, vgg.normalize)
+
+
+def _dino_reference(architecture: vit.Architecture) -> _ReferenceEntry:
+  create = functools.partial(dino.DinoReference, architecture=architecture)
+  return _ReferenceEntry(create, architecture.layers, vgg.normalize, ("norm",), architecture.patch)
 
 
 _SEGMENTERS = {
@@ -58,17 +75,20 @@ _SEGMENTERS = {
   "deeplab50_2branch": _deeplab("50", two_branch=True),
   "deeplab101": _deeplab("101", two_branch=False),
   "deeplab101_2branch": _deeplab("101", two_branch=True),
+  **{name: _dino_segmenter(architecture) for name, architecture in dino.ARCHITECTURES.items()},
 }
 _REFERENCES = {
   "efficientnet_lite0": _ReferenceEntry(
     efficientnet_lite.EfficientNetLite0Reference,
     efficientnet_lite.REFERENCE_LAYERS,
     efficientnet_lite.normalize,
+    ("block10_depthwise",),
   ),
   "vgg16": _vgg(vgg.VGG16),
   "vgg19": _vgg(vgg.VGG19),
   "resnet50": _resnet("50"),
   "resnet101": _resnet("101"),
+  **{name: _dino_reference(architecture) for name, architecture in dino.ARCHITECTURES.items()},
 }
 
 
@@ -106,10 +126,11 @@ def create_reference(name: str, layers: Sequence[str], *, l2_normalize: bool = F
       the normalised map, as in the release.
 
   Returns:
-    A module: `.init(key, images)` and `.apply(variables, images)` → tuple of non-negative maps
-    `[B, h, w, C]`, one per layer in the order given. Their cells are taken to lie on the align-corners
-    lattice of the normalised images `[B, H, W, 3]`. For efficientnet_lite0 they do; the modules of the others
-    say how far off they are.
+    A module: `.init(key, images)` and `.apply(variables, images)` → tuple of maps `[B, h, w, C]`, one per
+    layer in the order given; non-negative unless the module's `signed` is True (dino…; `nonnegative.encode`
+    makes a non-negative code of them). Their cells are taken to lie on the align-corners lattice of the
+    normalised images `[B, H, W, 3]`. For efficientnet_lite0 and dino… they do; the modules of the others say
+    how far off they are.
 
   Raises:
     ValueError: an unknown network or layer, or no layer.
@@ -134,14 +155,51 @@ def normalize(name: str, images: jax.Array) -> jax.Array:
   return entries[name].normalize(images)
 
 
-def check_image_size(name: str, size: int) -> None:
-  """Raises ValueError unless `size`, pixels a side, is a multiple of the segmenter's stride."""
+def default_layers(name: str) -> tuple[str, ...]:
+  """Returns the layers that a reference is used with if the config names none.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  _check(name, _REFERENCES, "reference")
+  return _REFERENCES[name].default_layers
+
+
+def segmenter_multiple(name: str) -> int:
+  """Returns the number of pixels that the sides of the segmenter's images are multiples of.
+
+  Raises:
+    ValueError: an unknown name.
+  """
   _check(name, _SEGMENTERS, "segmenter")
-  stride = _SEGMENTERS[name].image_stride
+  return _SEGMENTERS[name].image_multiple
+
+
+def reference_multiple(name: str) -> int:
+  """Returns the number of pixels that the sides of the reference's images are multiples of; 1 = any size.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  _check(name, _REFERENCES, "reference")
+  return _REFERENCES[name].image_multiple
+
+
+def check_image_size(name: str, size: int) -> None:
+  """Raises ValueError unless `size`, pixels per side, is a multiple of the segmenter's stride or patch."""
+  _check_size("image_size", size, segmenter_multiple(name), name)
+
+
+def check_reference_image_size(name: str, size: int) -> None:
+  """Raises ValueError unless `size`, pixels per side, is a multiple of the reference's patch, if any."""
+  _check_size("reference_image_size", size, reference_multiple(name), name)
+
+
+def _check_size(key: str, size: int, stride: int, name: str) -> None:
   if size % stride:
     lower = size // stride * stride
     nearest = f"{lower} or {lower + stride}" if lower else f"{stride}"
-    raise ValueError(f"image_size={size} is not divisible by {stride}, the stride of {name}: take {nearest}")
+    raise ValueError(f"{key}={size} is not divisible by {stride}, the stride of {name}: take {nearest}")
 
 
 def _check(name: str, valid: Iterable[str], what: str) -> None:

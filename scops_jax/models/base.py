@@ -33,12 +33,15 @@ class Segmenter(nn.Module):
 
 
 class Reference(nn.Module, kw_only=True):
-  """A frozen network: normalised images `[B, H, W, 3]` to a non-negative map `[B, h, w, C]` for each layer.
+  """A frozen network: normalised images `[B, H, W, 3]` to a map `[B, h, w, C]` for each layer.
 
   Attributes:
     layers: the maps to return, in this order; layers after the last of them are not computed.
     l2_normalize: whether each position's features are divided by their norm (`normalize_features`).
   """
+
+  # Whether features may be below 0: the part basis then needs a code of them (`nonnegative`).
+  signed: ClassVar[bool] = False
 
   layers: tuple[str, ...]
   l2_normalize: bool = False

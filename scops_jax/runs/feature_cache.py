@@ -73,7 +73,12 @@ class CachedFeatures(Sequence):
 
 
 def cache_features(
-  collection: Collection, features: jax.stages.Wrapped, config: ConfigDict, *, variables: Any
+  collection: Collection,
+  features: jax.stages.Wrapped,
+  config: ConfigDict,
+  *,
+  variables: Any,
+  settings: Sequence[Any] = (),
 ) -> CachedFeatures:
   """Opens the features of the training images; computes them first if they are missing.
 
@@ -82,6 +87,7 @@ def cache_features(
     features: the jitted function that computes them: variables, images `[B, S, S, 3]` → maps `[B, h, w, C]`.
     config: the run's.
     variables: of the reference.
+    settings: what else the features depend on besides the images and `_KEYS`; JSON values.
 
   Returns:
     The features.
@@ -91,7 +97,8 @@ def cache_features(
   """
   images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
   shapes = [tuple(maps.shape[1:]) for maps in features.trace(variables, images).out_info]
-  path = _path(collection, config, variables)
+  digest = features_digest(collection, config, variables, *settings)
+  path = collection.folder / "reference_features" / f"{digest}.array_record"
   if not path.exists():
     _check_space(collection, path, images.size + _DTYPE.itemsize * sum(map(math.prod, shapes)))
     try:
@@ -105,13 +112,14 @@ def cache_features(
   return CachedFeatures(path, shapes, config.image_size)
 
 
-def _path(collection: Collection, config: ConfigDict, variables: Any) -> Path:
-  settings = [_FORMAT, collection.fingerprint, *(config[key] for key in _KEYS)]
-  digest = hashlib.sha256(json.dumps(settings).encode())
+def features_digest(collection: Collection, config: ConfigDict, variables: Any, *settings: Any) -> str:
+  """Returns a name for what is computed from a collection's features with these weights and settings."""
+  decisive = [_FORMAT, collection.fingerprint, *(config[key] for key in _KEYS), *settings]
+  digest = hashlib.sha256(json.dumps(decisive).encode())
   for name, leaf in jax.tree_util.tree_leaves_with_path(variables):
     digest.update(jax.tree_util.keystr(name).encode())
     digest.update(np.asarray(leaf).tobytes())
-  return collection.folder / "reference_features" / f"{digest.hexdigest()[:16]}.array_record"
+  return digest.hexdigest()[:16]
 
 
 def _check_space(collection: Collection, path: Path, record_bytes: int) -> None:

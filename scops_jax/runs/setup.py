@@ -14,7 +14,9 @@ from scops_jax.config import check_values
 from scops_jax.data.collection import Collection, open_collection, prepare_collection
 from scops_jax.errors import UserError
 from scops_jax.kernels.compilation import jit
+from scops_jax.models import nonnegative
 from scops_jax.runs.feature_cache import CachedFeatures, cache_features
+from scops_jax.runs.feature_code import add_code
 from scops_jax.runs.sizes import choose_sizes
 from scops_jax.saliency import maps
 from scops_jax.train_step import Networks, TrainState
@@ -40,6 +42,7 @@ def prepare(config: ConfigDict) -> None:
     networks = create_networks(config)
     reference_variables = load_reference(networks, config)
     write_saliency_maps(collection, networks, reference_variables, config)
+    reference_variables = fit_feature_code(collection, networks, reference_variables, config)
     open_features(collection, networks, reference_variables, config)
 
 
@@ -47,10 +50,11 @@ def create_networks(config: ConfigDict) -> Networks:
   """Returns the modules that the config names.
 
   Raises:
-    UserError: there is no such network or layer, or image_size does not suit the segmenter.
+    UserError: there is no such network or layer, or a size does not suit the network.
   """
   try:
     models.check_image_size(config.segmenter, config.image_size)
+    models.check_reference_image_size(config.reference, config.reference_image_size)
     return train_step.create_networks(config)
   except ValueError as error:
     raise UserError(str(error)) from error
@@ -150,6 +154,16 @@ def write_saliency_maps(
   print(f"{written} {collection.maps}; those that you edit are kept")
 
 
+def fit_feature_code(
+  collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
+) -> Any:
+  """Returns the reference's variables; with the code of its features if that is fitted to the collection."""
+  if not networks.reference.signed or config.signed_features.method not in nonnegative.FITTED:
+    return reference_variables
+  features = jit(functools.partial(train_step.network_features, networks=networks, config=config))
+  return add_code(collection, features, config, variables=reference_variables)
+
+
 def open_features(
   collection: Collection, networks: Networks, reference_variables: Any, config: ConfigDict
 ) -> CachedFeatures | None:
@@ -161,7 +175,9 @@ def open_features(
   if not config.data.cache_reference_features:
     return None
   features = jit(functools.partial(train_step.reference_features, networks=networks, config=config))
-  return cache_features(collection, features, config, variables=reference_variables)
+  code = (config.signed_features.method, config.signed_features.mean_square)
+  settings = code if networks.reference.signed else ()
+  return cache_features(collection, features, config, variables=reference_variables, settings=settings)
 
 
 def _key(config: ConfigDict, number: int) -> jax.Array:

@@ -108,7 +108,8 @@ def reference_grid(
     map has for an image without a margin.
   """
   side = config.reference_image_size
-  margin = round(_MARGIN * side)
+  patch = models.reference_multiple(config.reference)
+  margin = round(_MARGIN * side / patch) * patch
   total = side + 2 * margin
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
   framed = jnp.pad(enlarged, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scops_jax.errors import UserError
-from scops_jax.weights import names
+from scops_jax.weights import dino_files, names
 
 
 class WeightsError(UserError, ValueError):
@@ -53,6 +53,7 @@ def match_state_dict(
   Raises:
     ValueError: an unknown model_name.
   """
+  state_dict = dino_files.to_published(state_dict)
   flat = flax.traverse_util.flatten_dict(variables)
   paths = _paths(flat, model_name)
   prefix = _prefix(state_dict, paths)
@@ -93,7 +94,8 @@ def apply_state_dict(
   Files of whole segmenters contain the head (the modules named "head_..."), ImageNet files do not; without
   any entry for it, the head keeps its values. `head_num_parts` tells the two kinds of file apart. A prefix
   that the names share, such as "state_dict." or "module.", is removed; entries without it (an optimizer's
-  state saved beside the weights) are ignored.
+  state saved beside the weights) are ignored. DINO's entries may have the names of its authors or of Hugging
+  Face's transformers.
 
   Args:
     variables: of `create_segmenter(model_name, ...)` or `create_reference(model_name, ...)`.
@@ -111,6 +113,7 @@ def apply_state_dict(
     ValueError: an unknown model_name.
     WeightsError: strict, and something does not fit (all of it is listed); or the required head is missing.
   """
+  state_dict = dino_files.to_published(state_dict)
   match = match_state_dict(variables, state_dict, model_name=model_name)
   if strict:
     _check(match, variables, state_dict, model_name)
@@ -136,7 +139,7 @@ def head_num_parts(state_dict: Mapping[str, np.ndarray], *, model_name: str) -> 
 def own_entries(
   state_dict: Mapping[str, np.ndarray], *, model_name: str, head: bool = True
 ) -> dict[str, np.ndarray]:
-  """Returns the network's own entries, with the prefix that all names share removed.
+  """Returns the network's own entries under published names, with the prefix that all share removed.
 
   Args:
     state_dict: as in apply_state_dict.
@@ -146,6 +149,7 @@ def own_entries(
   Raises:
     ValueError: an unknown model_name.
   """
+  state_dict = dino_files.to_published(state_dict)
   table = names.table(model_name)
   prefix = _prefix(state_dict, table)
   entries = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -166,7 +170,8 @@ def to_state_dict(variables: Mapping[str, Any], *, model_name: str) -> dict[str,
     model_name: the network. "head_..." modules that PyTorch's network does not have keep their names.
 
   Returns:
-    float32 arrays in PyTorch's layouts and order, and an int64 0 as each BatchNorm's counter of batches.
+    float32 arrays in PyTorch's layouts and order, and an int64 0 as each BatchNorm's counter of batches. What
+    has no variable here (classifiers, the mask token of DINO's pre-training) is left out.
 
   Raises:
     ValueError: an unknown model_name.
@@ -205,6 +210,8 @@ def _check(
   match: Match, variables: Mapping[str, Any], state_dict: Mapping[str, np.ndarray], model_name: str
 ) -> None:
   """Raises WeightsError unless everything fits; the whole head may be missing."""
+  if (found := dino_files.mismatch(state_dict, model_name)) is not None:
+    raise WeightsError(f"the weights are of {found}, not of {model_name}")
   if not match.filled:
     example, expected = next(iter(state_dict), "nothing"), next(iter(names.table(model_name)))
     raise WeightsError(
@@ -229,14 +236,20 @@ def _num_parts(variables: Mapping[str, Any], model_name: str) -> int | None:
 
 def _to_flax_layout(array: np.ndarray) -> np.ndarray:
   """OIHW → HWIO (a depthwise [C, 1, k, k] → [k, k, 1, C]), [out, in] → [in, out]."""
-  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+  if array.ndim == 4:
+    return array.transpose(2, 3, 1, 0)
+  return array.T if array.ndim == 2 else array  # tokens and positions [1, T, C] stay
 
 
 def _to_torch_layout(array: np.ndarray) -> np.ndarray:
   """HWIO → OIHW, [in, out] → [out, in]."""
-  return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+  if array.ndim == 4:
+    return array.transpose(3, 2, 0, 1)
+  return array.T if array.ndim == 2 else array
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   """Returns the shape after `_to_torch_layout`."""
-  return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+  if len(shape) == 4:
+    return (shape[3], shape[2], shape[0], shape[1])
+  return shape[::-1] if len(shape) == 2 else shape

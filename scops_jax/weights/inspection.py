@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scops_jax import models
-from scops_jax.weights import names
+from scops_jax.models.dino import ARCHITECTURES
+from scops_jax.weights import dino_files, names
 from scops_jax.weights.conversion import (
   Match,
   WeightsError,
@@ -28,8 +29,10 @@ _LAST_LAYERS = {
   "vgg19": "relu5_4",
   "resnet50": "layer4",
   "resnet101": "layer4",
+  **dict.fromkeys(ARCHITECTURES, "norm"),
 }
-_IMAGES = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # the size matters to no variable's shape
+# Every network takes this size, which matters to no variable's shape.
+_IMAGES = jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.float32)
 
 
 class Fit(NamedTuple):
@@ -63,14 +66,16 @@ def find_fits(
 
   Args:
     state_dict: as load_state_dict returns it.
-    model_name: the only network to compare with; None: all that know most of the entries' names.
+    model_name: the only network to compare with; None: all that know most of the entries' names (of DINO's
+      transformers, which share them, the one of these sizes).
     num_parts: K of the segmenter; None: what the state dict's head has.
   """
   fits = []
+  state_dict = dino_files.to_published(state_dict)
   for name in [model_name] if model_name else names.MODELS:
     table = names.table(name)
     known = sum(key in table for key in own_entries(state_dict, model_name=name))
-    if model_name is None and 2 * known <= len(state_dict):
+    if model_name is None and (2 * known <= len(state_dict) or dino_files.mismatch(state_dict, name)):
       continue
     theirs = head_num_parts(state_dict, model_name=name)
     for role, module in _modules(name, num_parts or theirs or 1).items():

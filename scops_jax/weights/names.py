@@ -8,6 +8,8 @@ BatchNorm's counters, and the classifier where the network here stops before it.
 import functools
 from collections.abc import Callable
 
+from scops_jax.models.dino import ARCHITECTURES
+
 Path = tuple[str, ...]
 Table = dict[str, Path | None]
 
@@ -36,7 +38,8 @@ def logits_bias(model_name: str) -> str | None:
   """Returns the name of a segmenter's entry of shape `[K+1]`, by which files differ in K."""
   if model_name.startswith("deeplab"):
     return "layer5.conv2d_list.0.bias"
-  return "head_logits.bias" if model_name == "efficientnet_lite0" else None
+  own_head = model_name == "efficientnet_lite0" or model_name in ARCHITECTURES
+  return "head_logits.bias" if own_head else None
 
 
 def own_name(path: Path) -> str:
@@ -58,6 +61,13 @@ def _batch_norm(torch_name: str, *modules: str) -> Table:
     f"{torch_name}.running_mean": ("batch_stats", *modules, "mean"),
     f"{torch_name}.running_var": ("batch_stats", *modules, "var"),
     f"{torch_name}.num_batches_tracked": None,
+  }
+
+
+def _layer_norm(torch_name: str, *modules: str) -> Table:
+  return {
+    f"{torch_name}.weight": ("params", *modules, "scale"),
+    f"{torch_name}.bias": ("params", *modules, "bias"),
   }
 
 
@@ -109,6 +119,37 @@ def _efficientnet_lite0() -> Table:
   return entries | _layer("_fc", "classifier", bias=True)
 
 
+def _dino(model_name: str) -> Table:
+  """DINOv2 and DINOv3 as their authors publish them; `dino_files` brings other files into this layout.
+
+  The mask token was for pre-training; DINOv3's angles follow from sizes, its keys have no bias.
+  """
+  network = ARCHITECTURES[model_name]
+  entries: Table = {"cls_token": ("params", "embed", "cls_token")}
+  if network.rotary:
+    entries |= {"storage_tokens": ("params", "embed", "register_tokens"), "rope_embed.periods": None}
+    entries |= _unused("local_cls_norm")
+  else:
+    entries["pos_embed"] = ("params", "embed", "pos_embed")
+    if network.registers:
+      entries["register_tokens"] = ("params", "embed", "register_tokens")
+  entries["mask_token"] = None
+  entries |= _layer("patch_embed.proj", "embed", bias=True)
+  for block in range(network.depth):
+    here, attention, mlp = f"blocks.{block}", f"block{block}_attention", f"block{block}_mlp"
+    entries |= _layer_norm(f"{here}.norm1", attention, "norm")
+    entries |= _layer(f"{here}.attn.qkv", attention, "qkv", bias=True)
+    if network.rotary:
+      entries[f"{here}.attn.qkv.bias_mask"] = None
+    entries |= _layer(f"{here}.attn.proj", attention, "proj", bias=True)
+    entries[f"{here}.ls1.gamma"] = ("params", attention, "gamma")
+    entries |= _layer_norm(f"{here}.norm2", mlp, "norm")
+    entries |= _layer(f"{here}.mlp.fc1", mlp, "fc1", bias=True)
+    entries |= _layer(f"{here}.mlp.fc2", mlp, "fc2", bias=True)
+    entries[f"{here}.ls2.gamma"] = ("params", mlp, "gamma")
+  return entries | _layer_norm("norm", "norm")
+
+
 # Tables are built when they are asked for, and once.
 _TABLES: dict[str, Callable[[], Table]] = {
   name: functools.cache(functools.partial(build, *arguments))
@@ -124,4 +165,5 @@ _TABLES: dict[str, Callable[[], Table]] = {
     ("efficientnet_lite0", _efficientnet_lite0),
   )
 }
+_TABLES |= {name: functools.cache(functools.partial(_dino, name)) for name in ARCHITECTURES}
 MODELS = tuple(_TABLES)
