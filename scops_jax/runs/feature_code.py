@@ -4,6 +4,7 @@ It is fitted once, to the first training images, and kept beside the prepared da
 resumed has the same one.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,17 @@ def _fit(
     collection.train,
     batch_size=config.batch_size,
     image_size=config.image_size,
-    limit=code.num_images,
     num_threads=config.data.num_threads,
     fields=("image",),
   )
   fits: list[nonnegative.CodeFit] = []
-  for batch in batches:
+  for batch in itertools.islice(batches, -(-code.num_images // config.batch_size)):
     maps = features(variables, batch["image"])
+    fitted = batch["valid"] & (batch["index"] < code.num_images)
     if not fits:
       fits = [nonnegative.CodeFit(code.method, code.num_components) for _ in maps]
     for fit, values in zip(fits, maps, strict=True):
-      fit.add(np.asarray(values, np.float32)[batch["valid"]])
+      fit.add(np.asarray(values, np.float32)[fitted])
   return [fit.code() for fit in fits]
 
 
