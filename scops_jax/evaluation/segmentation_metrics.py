@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import entr
 
 
 def contingency(labels: np.ndarray, truth: np.ndarray, *, num_labels: int, num_classes: int) -> np.ndarray:
@@ -92,11 +91,11 @@ def normalized_mutual_information(table: np.ndarray) -> float:
     ValueError: The table is empty, negative or not of rank 2.
   """
   joint = _checked_table(table) / np.sum(table)
-  entropies = entr(joint.sum(axis=1)).sum() + entr(joint.sum(axis=0)).sum()
+  entropies = _entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0))
   if entropies == 0:
     return 1.0
   # I(U; V) = H(U) + H(V) - H(U, V); rounding may leave it just below 0.
-  return float(max(0.0, 2 * (entropies - entr(joint).sum()) / entropies))
+  return float(max(0.0, 2 * (entropies - _entropy(joint)) / entropies))
 
 
 def adjusted_rand_index(table: np.ndarray) -> float:
@@ -243,6 +242,12 @@ def _checked_table(table: np.ndarray) -> np.ndarray:
   if table.ndim != 2 or table.min(initial=0) < 0 or table.sum() == 0:
     raise ValueError(f"expected a table of pixel counts of rank 2, not all 0, got shape {table.shape}")
   return table
+
+
+def _entropy(probabilities: np.ndarray) -> float:
+  """Entropy in nats; 0 log 0 = 0."""
+  positive = probabilities[probabilities > 0]
+  return float(-(positive * np.log(positive)).sum())
 
 
 def _pairs(counts: np.ndarray) -> float:

@@ -17,7 +17,7 @@ _OPACITY = 0.55  # of part colours over an image
 _COLUMNS = 8  # images side by side
 _TILE = 160  # least width of a picture in a figure, pixels
 _GAP = 6  # between pictures, pixels
-_LEGEND = (160, 24)  # width and height of an entry of the legend, pixels
+_LEGEND = (160, 28)  # width and height of an entry of the legend, pixels
 _DPI = 100
 _INK = "#282828"  # text and the rims of marks
 _RIM = withStroke(linewidth=3.5, foreground=_INK)
@@ -121,9 +121,9 @@ def part_figure(
   for i, (color, points) in enumerate(zip(colors, positions(centers, 1).transpose(1, 0, 2), strict=True), 1):
     ink = "white" if color @ (0.299, 0.587, 0.114) < 0.55 else _INK
     present = points[(labels == i).any(axis=(1, 2))]
-    axes.scatter(present[:, 0], present[:, 1], s=130, color=color, edgecolor="white", zorder=2)
+    axes.scatter(present[:, 0], present[:, 1], s=130, color=color, edgecolor="white", zorder=i + 1)
     for x, y in present:
-      axes.text(x, y, str(i), color=ink, fontsize=8, ha="center", va="center_baseline", zorder=3)
+      axes.text(x, y, str(i), color=ink, fontsize=8, ha="center", va="center_baseline", zorder=i + 1)
     handles.append(Patch(color=color, label=f"part {i}"))
   for (meaning, style), points in zip(_MARKS.items(), (landmarks, predicted), strict=True):
     if points is not None:
