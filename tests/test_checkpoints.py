@@ -36,7 +36,7 @@ def test_round_trip_is_exact(tmp_path):
 def test_the_newest_two_are_kept(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   for step in (10, 20, 30):
-    checkpoints.save(step, state(step), position={"next_index": step})
+    checkpoints.save(step, state(float(step)), position={"next_index": step})
   checkpoints.close()
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 30]
   assert latest_step(tmp_path) == 30

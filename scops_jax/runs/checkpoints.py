@@ -48,20 +48,30 @@ class Checkpoints:
       UserError: the state has a number that is not finite, or this checkpoint or the one before it can't be
         written.
     """
-    digests = {**_digests(state), "position": _position_digest(step, position)}
+    try:
+      digests = {**_digests(state), "position": _position_digest(step, position)}
+    except ValueError as error:
+      raise UserError(
+        f"step {step} is not saved, because {error}: go on from the checkpoint before it, or lower "
+        "optimizer.learning_rate in another --workdir"
+      ) from error
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       position=ocp.args.JsonSave(position),
       digests=ocp.args.JsonSave(digests),
     )
-    self._written(self._manager.wait_until_finished)
+    self.wait()
     self._step = step
     self._written(lambda: self._manager.save(step, args=items))
 
-  def close(self) -> None:
+  def wait(self) -> None:
     """Waits until everything is on disk; raises as `save` does."""
+    self._written(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    """Waits as `wait` does, and ends the threads that write."""
     try:
-      self._written(self._manager.wait_until_finished)
+      self.wait()
     finally:
       self._manager.close()
 
@@ -158,7 +168,7 @@ def _try(read: Callable[[pathlib.Path], T], path: pathlib.Path) -> tuple[T, str 
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
       found = read(path)
-    except (ValueError, UserError) as error:
+    except ValueError as error:
       damage = _reason(error)
     finally:
       # Orbax leaves coroutines behind that print tracebacks when they are freed.
@@ -218,16 +228,16 @@ def _digests(tree: Any) -> dict[str, str]:
   """Returns a digest of each array's dtype, shape and bytes, by its path in the tree.
 
   Raises:
-    UserError: an array has a number that is not finite.
+    ValueError: an array has a number that is not finite.
   """
   digests = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     array = np.ascontiguousarray(jax.device_get(leaf))
     if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
-      raise UserError(f"{name} holds numbers that are not finite")
+      raise ValueError(f"{name} holds numbers that are not finite")
     digest = hashlib.blake2b(f"{array.dtype} {np.shape(leaf)}".encode(), digest_size=16)
-    digest.update(array.reshape(-1).view(np.uint8))
+    digest.update(array.reshape(-1).view(np.uint8).data)
     digests[name] = digest.hexdigest()
   return digests
 
