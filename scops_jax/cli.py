@@ -29,8 +29,9 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
   """
 
   def main(argv: Sequence[str]) -> None:
-    # tfds warns about every data set that is not in its own catalogue.
-    logging.set_verbosity(logging.ERROR)
+    # tfds warns about every data set that is not in its own catalogue; orbax logs a traceback for each error
+    # that it then raises.
+    logging.set_verbosity(logging.FATAL)
     arguments, expected = argv[1:], 1 if argument else 0
     if len(arguments) < expected:
       sys.exit(f"error: no {argument} is given; see --help")
@@ -77,10 +78,11 @@ def check_file(argument: str) -> None:
   path = pathlib.Path(argument.split(":")[0])
   if path.is_file():
     return
-  folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
-  names = [found.name for found in folder.glob("*.py")]
-  nearest = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0)
-  hint = f"; the nearest is {folder / nearest[0]}" if nearest else ""
+  there = {
+    found.name: found for folder in ("configs", path.parent) for found in pathlib.Path(folder).glob("*.py")
+  }
+  nearest = difflib.get_close_matches(path.name, there, n=1, cutoff=0.0)
+  hint = f"; the nearest is {there[nearest[0]]}" if nearest else ""
   sys.exit(f"error: --config={argument}: there is no file {path}{hint}")
 
 

@@ -73,7 +73,7 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._manager.close()
+      self._written(self._manager.close)
 
   def _written(self, write: Callable[[], Any]) -> None:
     try:

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are never trusted: the intact one before them serves, and nothing is lost on the way."""
+"""Damaged checkpoints are never trusted: the intact one before them serves, and nothing is lost."""
 
 import json
 import shutil
