@@ -258,7 +258,7 @@ def _train(
   config, steps = run.config, run.steps
   log = MetricsLog(run.workdir, start_step=start)
   schedule = optimizer.make_schedule(config.optimizer, num_steps=config.num_steps)
-  fetched = StepMetrics(config, first_step=start + 1, image_names=functools.partial(_image_names, run))
+  fetched = StepMetrics(config, image_names=functools.partial(_image_names, run))
   num_images = len(run.collection.train)
   progress = {"total": config.num_steps, "initial": start, "unit": "step", "desc": "train"}
   bar = tqdm(**progress, dynamic_ncols=True, disable=not hosts.is_first())

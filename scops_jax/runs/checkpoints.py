@@ -80,8 +80,8 @@ class Checkpoints:
       write()
     except (OSError, ValueError, RuntimeError) as error:  # the storage library's, too
       raise UserError(
-        f"checkpoint {self._step} can't be written to {self._folder}: {_reason(error)}. The one before it is "
-        "intact: make room, and the same command goes on from there"
+        f"checkpoint {self._step} can't be written to {self._folder}: {_reason(error)}. Those before it are "
+        "intact: make room, and the same command goes on"
       ) from error
 
 

@@ -28,7 +28,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
   records = [record for line in lines if (record := _record(line)) is not None]
   if len(records) < len(lines):
-    print(f"{path}: {len(lines) - len(records)} damaged lines are left out", file=sys.stderr)
+    print(f"{path}: damaged lines left out: {len(lines) - len(records)}", file=sys.stderr)
   return records
 
 

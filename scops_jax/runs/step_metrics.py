@@ -19,11 +19,9 @@ _SHOWN = 8  # images of a message
 class StepMetrics:
   """Collects the metrics of steps until `check` fetches them."""
 
-  def __init__(
-    self, config: ConfigDict, *, first_step: int, image_names: Callable[[int], Sequence[str]]
-  ) -> None:
-    """Takes the run's config, the step that this start begins with, and the names of a step's images."""
-    self._config, self._first_step, self._image_names = config, first_step, image_names
+  def __init__(self, config: ConfigDict, *, image_names: Callable[[int], Sequence[str]]) -> None:
+    """Takes the run's config, and a function that returns the names of a step's images."""
+    self._config, self._image_names = config, image_names
     self._unchecked: list[tuple[int, Mapping[str, Any]]] = []
     self._latest: dict[str, float] = {}
     self._skipped, self._in_a_row = 0, 0

@@ -76,7 +76,7 @@ def test_damaged_lines_of_the_metrics_are_left_out_and_counted(line, tmp_path, c
   text = '{"step": 2, "loss": 1.0}\n' + line + '\n{"step": 4, "loss": 0.5}\n{"step": 5'
   (tmp_path / "metrics.jsonl").write_text(text, errors="surrogateescape")
   assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4]
-  assert "metrics.jsonl: 1 damaged lines are left out" in capsys.readouterr().err
+  assert "metrics.jsonl: damaged lines left out: 1" in capsys.readouterr().err
 
 
 def remove(path):
