@@ -1,19 +1,23 @@
 """The command line of every `python -m scops_jax.…`: --config with its overrides, and one-line errors.
 
-A user's mistake ends with one line on standard error and exit code 1; only a defect shows a traceback.
+A user's mistake ends with one line on standard error and exit code 1; only a defect shows a traceback. SIGINT
+(Ctrl-C) ends a command with code 130 and SIGTERM with 143; temporary files are removed, and a second signal
+ends the process at once.
 """
 
 import difflib
+import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
-from scops_jax.config import default_config
+from scops_jax.config import default_config, flat_values
 from scops_jax.errors import UserError
 
-_OVERRIDE = "--config."
+_OVERRIDE, _FILE = "--config.", "--config="
 
 
 def run(command: Callable[..., None], *, argument: str = "") -> None:
@@ -25,13 +29,16 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
   """
 
   def main(argv: Sequence[str]) -> None:
-    # tfds warns about every data set that is not in its own catalogue.
-    logging.set_verbosity(logging.ERROR)
+    # tfds warns about every data set that is not in its own catalogue; orbax logs a traceback for each error
+    # that it then raises.
+    logging.set_verbosity(logging.FATAL)
     arguments, expected = argv[1:], 1 if argument else 0
     if len(arguments) < expected:
       sys.exit(f"error: no {argument} is given; see --help")
     if len(arguments) > expected:
       sys.exit(f"error: unexpected argument {arguments[expected]!r}; options start with --")
+    for number in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(number, _end)
     try:
       command(*arguments)
     except UserError as error:
@@ -40,11 +47,21 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
   app.run(main, flags_parser=_parse)
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+  """Ends the command as a signal asks; a second signal does so at once."""
+  for each in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(each, signal.SIG_DFL)
+  print(f"ended by {signal.Signals(number).name}", file=sys.stderr)
+  raise SystemExit(128 + number)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
   """Returns the positional arguments; an unknown key, a wrong type or an unreadable config file exits."""
   for argument in argv[1:]:
     if argument.startswith(_OVERRIDE):
       check_key(argument[len(_OVERRIDE) :].split("=")[0])
+    elif argument.startswith(_FILE):
+      check_file(argument[len(_FILE) :])
   flags.FLAGS.set_gnu_getopt()  # flags may follow the argument
   try:
     positional = flags.FLAGS(argv)
@@ -56,18 +73,24 @@ def _parse(argv: Sequence[str]) -> list[str]:
   return positional
 
 
+def check_file(argument: str) -> None:
+  """Exits, naming the nearest config file, unless there is the file of --config=PATH[:ARGUMENT]."""
+  path = pathlib.Path(argument.split(":")[0])
+  if path.is_file():
+    return
+  there = {
+    found.name: found for folder in ("configs", path.parent) for found in pathlib.Path(folder).glob("*.py")
+  }
+  nearest = difflib.get_close_matches(path.name, there, n=1, cutoff=0.0)
+  hint = f"; the nearest is {there[nearest[0]]}" if nearest else ""
+  sys.exit(f"error: --config={argument}: there is no file {path}{hint}")
+
+
 def check_key(key: str) -> None:
   """Exits, naming the nearest valid key, unless the config has `key`, such as "loss.concentration"."""
-  keys = list(_keys(default_config()))
+  keys = list(flat_values(default_config()))
   if key not in keys:
     nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
     sys.exit(
       f"error: there is no config key {key!r}; the nearest is {nearest!r} (scops_jax/config.py has all)"
     )
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-  keys: list[str] = []
-  for key, value in config.items():
-    keys += _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
-  return keys

@@ -7,6 +7,9 @@ need no download. "Release" is the authors' published implementation, "section" 
 1905.01298). "Beyond the paper" marks what the paper does not have; it is off by default.
 """
 
+import hashlib
+import json
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,7 +26,7 @@ def default_config() -> ConfigDict:
   """
   config = ConfigDict()
 
-  config.seed = 0  # ≥ 0; every random draw of the run derives from it
+  config.seed = 0  # 0 to 2³² - 1; every random draw of the run derives from it
   config.num_parts = 8  # K, foreground parts without the background, 1 to 255; 0 = by the collection
   config.num_steps = 100_000  # optimizer updates, ≥ 1; 0 = by the collection
   config.batch_size = 6  # B, images per update over all devices and hosts, ≥ 1
@@ -63,7 +66,10 @@ def default_config() -> ConfigDict:
 
   config.log_every = 100  # steps between lines of metrics.jsonl, ≥ 1
   config.eval_every = 10_000  # steps between evaluations, ≥ 1; the run ends with one; 0 = by the collection
-  config.checkpoint_every = 1_000  # steps between checkpoints, ≥ 1; the run ends with one
+  config.checkpoint_every = 1_000  # steps between checkpoints, ≥ 1; evaluations and the end have one too
+  # A step whose loss, gradients or new parameters are not finite is never kept: "error" stops the run, "skip"
+  # leaves its update out and counts it in metrics.jsonl.
+  config.on_nonfinite_step = "error"
   config.eval_batch_size = 32  # images, ≥ 1; the last batch is padded and masked, never dropped
 
   # Weights λ of the loss terms (section 3, equation 7), ≥ 0; 0 = off. The release's values in this project's
@@ -103,12 +109,12 @@ def default_config() -> ConfigDict:
   config.optimizer.learning_rate = 1e-5  # of the backbone, at its highest, > 0
   config.optimizer.head_multiplier = 10.0  # the head's learning rate over the backbone's, > 0
   config.optimizer.basis_learning_rate = 0.01  # of the part basis, > 0
-  config.optimizer.momentum = 0.9  # of sgd; of adam, the decay of the first moment; 0 to 1
+  config.optimizer.momentum = 0.9  # of sgd; of adam, the decay of the first moment; 0 to below 1
   config.optimizer.weight_decay = 5e-4  # added to the clipped gradient, ≥ 0
   config.optimizer.clip_norm = 5.0  # of the segmenter's gradient and, separately, the basis's, > 0
   config.optimizer.schedule = "poly"  # "poly": (1 - t/T)^power, basis constant; "cosine": all groups
   config.optimizer.power = 0.9  # of "poly", > 0
-  config.optimizer.warmup_steps = 0  # of linear warm-up before the schedule, 0 to num_steps - 1
+  config.optimizer.warmup_steps = 0  # of linear warm-up before the schedule, ≥ 0
   # Release: in one step, update each parameter of deeplab's residual stages as often as the optimizer lists
   # it, 3 or 4 times, each time with momentum and weight decay. Needs sgd.
   config.optimizer.repeat_updates = False
@@ -198,16 +204,31 @@ def release_config() -> ConfigDict:
   return config
 
 
+def config_to_json(config: ConfigDict) -> str:
+  """Returns the text of a run's config.json: all keys, and a digest of them as "digest"."""
+  values = config.to_dict()
+  return json.dumps({**values, "digest": _digest(values)}, indent=2, sort_keys=True) + "\n"
+
+
 def config_from_json(saved: dict[str, Any]) -> ConfigDict:
   """Returns the complete, locked config of a run from its config.json; missing keys take their defaults.
 
   Raises:
+    ValueError: the values are not those that were written.
     AttributeError, KeyError, TypeError: `saved` has a key that this version does not know, or a value
       of another type.
   """
+  values = {key: value for key, value in saved.items() if key != "digest"}
+  if saved.get("digest", _digest(values)) != _digest(values):
+    raise ValueError('its values have changed since it was written (if on purpose, delete its "digest")')
   config = default_config()
-  config.update(_with_tuples(saved))
+  config.update(_with_tuples(values))
   return config
+
+
+def _digest(values: dict[str, Any]) -> str:
+  text = json.dumps(values, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _with_tuples(value: Any) -> Any:
@@ -230,35 +251,85 @@ _CHOICES = {
   "data.saliency": ("collection", "ones", "auto"),
   "data.landmark_normalizer": ("inter_ocular", "image", "box"),
   "data.on_bad_example": ("error", "skip"),
+  "on_nonfinite_step": ("error", "skip"),
   "pascal.category": ("aeroplane", "bus", "car", "cow", "horse", "motorbike", "sheep"),
 }
 # Keys that may be 0: the collection's size then decides (runs/sizes.py).
 FROM_COLLECTION = ("num_parts", "num_steps", "eval_every", "image_size", "reference_image_size")
-_AT_LEAST_ONE = (
-  "batch_size",
-  "log_every",
-  "checkpoint_every",
-  "eval_batch_size",
-  "signed_features.num_images",
-  "signed_features.num_components",
-  "nmf.num_images",
-  "nmf.num_iterations",
-  "data.num_threads",
-  "auto_saliency.num_images",
-  "folder.max_edge",
-  "toy_faces.num_train",
-  "toy_faces.num_test",
-)
-_NOT_NEGATIVE = (
-  "seed",
-  "toy_faces.seed",
-  "signed_features.mean_square",
-  "cub.category",
-  "crf.num_iterations",
-  "crf.smoothness_weight",
-  "crf.appearance_weight",
-)
-_POSITIVE = ("crf.smoothness_sigma", "crf.appearance_sigma", "crf.color_sigma")
+# The interval of each number; "(" and ")" exclude a bound. Bounds that no equation asks for keep a mistyped
+# value from filling the memory, from running without end or from overflowing float32.
+RANGES = {
+  "seed": "[0, 4294967295]",  # JAX keeps the lower 32 bits
+  "num_parts": "[0, 255]",  # labels are bytes
+  "num_steps": "[0, 1e9]",
+  "batch_size": "[1, 16384]",
+  "image_size": "[0, 4096]",
+  "reference_image_size": "[0, 8193]",
+  "signed_features.num_images": "[1, 1e6]",
+  "signed_features.num_components": "[1, 1e5]",
+  "signed_features.mean_square": "[0, 1e6]",
+  "log_every": "[1, 1e9]",
+  "eval_every": "[0, 1e9]",
+  "checkpoint_every": "[1, 1e9]",
+  "eval_batch_size": "[1, 16384]",
+  "loss.concentration": "[0, 1e9]",
+  "loss.equivariance": "[0, 1e9]",
+  "loss.landmark_equivariance": "[0, 1e9]",
+  "loss.semantic_consistency": "[0, 1e9]",
+  "loss.orthonormality": "[0, 1e9]",
+  "loss.background": "[0, 1e9]",
+  "loss.balance": "[0, 1e9]",
+  "spatial.control_jitter": "[0, 2]",
+  "spatial.rotation_degrees": "[0, 180]",
+  "spatial.tilt_degrees": "[0, 90]",
+  "spatial.translation": "[0, 2]",
+  "spatial.scale_low": "(0, 100]",
+  "spatial.scale_high": "(0, 100]",
+  "spatial.mirror_probability": "[0, 1]",
+  "appearance.brightness": "[0, 1]",
+  "appearance.contrast": "[0, 1]",
+  "appearance.saturation": "[0, 1]",
+  "appearance.hue": "[0, 0.5]",
+  "optimizer.learning_rate": "(0, 1e3]",
+  "optimizer.head_multiplier": "(0, 1e6]",
+  "optimizer.basis_learning_rate": "(0, 1e3]",
+  "optimizer.momentum": "[0, 1)",
+  "optimizer.weight_decay": "[0, 1e3]",
+  "optimizer.clip_norm": "(0, 1e9]",
+  "optimizer.power": "(0, 100]",
+  "optimizer.warmup_steps": "[0, 1e9]",
+  "nmf.num_images": "[1, 1e6]",
+  "nmf.num_iterations": "[1, 1e6]",
+  "crf.num_iterations": "[0, 1000]",
+  "crf.smoothness_weight": "[0, 1e6]",
+  "crf.smoothness_sigma": "(0, 1e6]",
+  "crf.appearance_weight": "[0, 1e6]",
+  "crf.appearance_sigma": "(0, 1e6]",
+  "crf.color_sigma": "(0, 1e6]",
+  "data.num_threads": "[1, 1024]",
+  "cub.category": "[0, 200]",
+  "toy_faces.num_train": "[1, 1e7]",
+  "toy_faces.num_test": "[1, 1e7]",
+  "toy_faces.seed": "[0, 4294967295]",
+  "auto_saliency.num_images": "[1, 1e6]",
+  "folder.max_edge": "[1, 65535]",
+}
+# The only text that may be empty.
+_MAY_BE_EMPTY = ("data.saliency_dir",)
+
+
+def flat_values(config: ConfigDict) -> dict[str, Any]:
+  """Returns the values by key, such as "loss.concentration"."""
+  return dict(_values(config))
+
+
+def _values(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """Yields keys and values, those of sections last: weights may follow batch_size, which is checked first."""
+  for key in sorted(config, key=lambda key: config.get_type(key) is ConfigDict):
+    if config.get_type(key) is ConfigDict:
+      yield from _values(config[key], f"{prefix}{key}.")
+    else:
+      yield prefix + key, config[key]
 
 
 def check_values(config: ConfigDict) -> None:
@@ -267,39 +338,33 @@ def check_values(config: ConfigDict) -> None:
   Raises:
     UserError: names the key, its value and what is valid.
   """
-  for key, choices in _CHOICES.items():
-    if _value(config, key) not in choices:
-      raise UserError(f"{key}={_value(config, key)!r} is not one of {', '.join(choices)}")
-  for keys, is_valid, rule in (
-    (FROM_COLLECTION, lambda value: value >= 0, "must be at least 1, or 0 to let the collection decide"),
-    (_AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
-    (_NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
-    (_POSITIVE, lambda value: value > 0, "must be positive"),
-  ):
-    for key in keys:
-      if not is_valid(_value(config, key)):
-        raise UserError(f"{key}={_value(config, key)} {rule}")
-  # Labels are bytes: 255 parts and the background.
-  if config.num_parts > 255:
-    raise UserError(f"num_parts={config.num_parts} must be at most 255")
-  if not 0 < config.spatial.scale_low <= config.spatial.scale_high:
-    raise UserError(
-      f"spatial.scale_low={config.spatial.scale_low} and scale_high={config.spatial.scale_high} "
-      "must be positive and in this order"
-    )
+  for key, value in _values(config):
+    if key in _CHOICES and value not in _CHOICES[key]:
+      raise UserError(f"{key}={value!r} is not one of {', '.join(_CHOICES[key])}")
+    if key in RANGES and not _within(value, RANGES[key]):
+      decided = ", where 0 lets the collection decide" if key in FROM_COLLECTION else ""
+      raise UserError(f"{key}={value} is not in {RANGES[key]}{decided}")
+    if value == "" and key not in _MAY_BE_EMPTY:
+      raise UserError(f"{key} is empty")
   _check_combinations(config)
 
 
+def _within(value: float, interval: str) -> bool:
+  """Returns whether a number, not NaN, lies in an interval such as "(0, 1e3]"."""
+  low, high = (float(bound) for bound in interval[1:-1].split(","))
+  return (low <= value if interval[0] == "[" else low < value) and (
+    value <= high if interval[-1] == "]" else value < high
+  )
+
+
 def _check_combinations(config: ConfigDict) -> None:
+  if config.spatial.scale_low > config.spatial.scale_high:
+    raise UserError(
+      f"spatial.scale_low={config.spatial.scale_low} is above spatial.scale_high={config.spatial.scale_high}"
+    )
   if config.optimizer.repeat_updates and config.optimizer.name != "sgd":
     raise UserError(
       f'optimizer.repeat_updates=True needs optimizer.name="sgd", not {config.optimizer.name!r}'
     )
   if not config.sync_batch_norm and config.parallelism != "pmap":
     raise UserError(f'sync_batch_norm=False needs parallelism="pmap", not {config.parallelism!r}')
-
-
-def _value(config: ConfigDict, key: str) -> Any:
-  for name in key.split("."):
-    config = config[name]
-  return config

@@ -1,4 +1,12 @@
-"""Trains and evaluates: python -m scops_jax.main --config=configs/toy_faces.py --workdir=runs/toy_faces."""
+"""Trains and evaluates: python -m scops_jax.main --config=configs/toy_faces.py --workdir=runs/toy_faces.
+
+The same command goes on with a run that was interrupted, from its newest intact checkpoint. Exit codes:
+
+  0    the run is finished and evaluated
+  1    an error, in one line on standard error; what was saved before is intact
+  130  ended by SIGINT (Ctrl-C), 143 by SIGTERM: the step in progress was finished and saved. A second signal
+       ends the process at once, without saving.
+"""
 
 from absl import flags
 from ml_collections import config_flags

@@ -1,11 +1,13 @@
 """A run from its config to its results: train, log, evaluate, save. No maths here."""
 
+import contextlib
 import functools
 import itertools
 import json
 import pathlib
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,19 +21,21 @@ from scops_jax import optimizer
 from scops_jax.config import check_values
 from scops_jax.data.collection import Collection, ExampleSource, open_collection
 from scops_jax.data.lookahead import ahead
-from scops_jax.data.pipeline import evaluation_batches, train_batches
+from scops_jax.data.pipeline import evaluation_batches, image_order, train_batches
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
 from scops_jax.report import charts, figures
 from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
-from scops_jax.runs.checkpoints import Checkpoints, latest_step, restore_variables
+from scops_jax.runs.checkpoints import Checkpoints, is_intact, latest_step, restore_state, restore_variables
 from scops_jax.runs.feature_cache import CachedFeatures
+from scops_jax.runs.interruption import Interruption
 from scops_jax.runs.metrics import MetricsLog, read_metrics
 from scops_jax.runs.parallel import CompiledSteps, compile_steps
 from scops_jax.runs.sizes import choose_sizes
-from scops_jax.runs.workdir import load_config, open_workdir, write_text
+from scops_jax.runs.step_metrics import StepMetrics
+from scops_jax.runs.workdir import load_config, open_workdir, owned, write_text, writing
 
 _DFF_FILE = "dff.npz"  # in a run's directory
 
@@ -46,7 +50,7 @@ class _Run(NamedTuple):
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-  """Trains to config.num_steps, evaluating and saving on the way; resumes or reports a run in `workdir`.
+  """Trains to config.num_steps, saving and evaluating on the way; resumes or reports a run in `workdir`.
 
   The outcome of a step depends on the config and the step's number alone, on any number of hosts: a run that
   is interrupted and started again ends with the same numbers. All hosts call this; only the first writes.
@@ -59,22 +63,31 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     The entries of evaluation.json.
 
   Raises:
-    UserError: the config, the data or the directory can't serve; a new directory has not been made then.
+    UserError: the config, the data or the directory can't serve; a new directory has not been made then. Or a
+      step is not finite, or the disk is full; the last checkpoint is intact then.
+    SystemExit: SIGTERM or SIGINT has come; the step in progress is saved (runs/interruption.py).
   """
-  if _is_finished(workdir):
-    return evaluate_run(config, workdir)
+  check_values(config)
+  with contextlib.ExitStack() as stack:
+    hosts.first_host_first(stack.enter_context, owned(workdir))
+    return (
+      evaluate_run(config, workdir) if _is_finished(config, workdir) else _resume_or_begin(config, workdir)
+    )
+
+
+def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Opens and builds everything, then trains as train_and_evaluate does."""
   compute_in_calling_thread()
   map_large_blocks()
-  check_values(config)
   collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
 
   networks = setup.create_networks(config)
   transformation = setup.create_optimizer(networks, config)
   steps = compile_steps(networks, transformation, config)
-  start = int(hosts.broadcast_from_first(latest_step(workdir)))
+  resumes = bool(hosts.broadcast_from_first(latest_step(workdir) > 0))
   reference_variables = setup.load_reference(networks, config)
-  segmenter_variables = None if start else setup.init_segmenter(networks, config)
+  segmenter_variables = None if resumes else setup.init_segmenter(networks, config)
   hosts.first_host_first(setup.write_saliency_maps, collection, networks, reference_variables, config)
   reference_variables = hosts.first_host_first(
     setup.fit_feature_code, collection, networks, reference_variables, config
@@ -85,7 +98,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   # From here on no mistake of the user stops the start, so a failed one leaves no new directory behind.
   workdir = hosts.first_host_first(open_workdir, workdir, config)
   run = _Run(config, workdir, collection, steps)
-  checkpoints = Checkpoints(workdir)
   batches = train_batches(
     collection.train,
     batch_size=config.batch_size // jax.process_count(),
@@ -96,11 +108,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     process_count=jax.process_count(),
     kept=features,
   )
-  if start:
-    dff = Dff.load(workdir / _DFF_FILE)
+  start = 0
+  if resumes:
     template = setup.abstract_state(networks, transformation, config, sharding=steps.state_sharding)
-    state, position = checkpoints.restore(start, template)
+    state, position, start = restore_state(workdir, template)
+    _check_same_images(position, collection, workdir)
     batches.set_state(position)
+    dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
   else:
     dff = _fit_dff(run, reference_variables, features)
     state = setup.initial_state(
@@ -109,14 +123,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   # No other name may hold these arrays: the first step frees them.
   del segmenter_variables
   state = steps.replicate(state)
-  results = _train(run, state, batches, reference_variables, dff=dff, start=start, checkpoints=checkpoints)
-  checkpoints.close()
+  with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    results = _train(run, state, batches, reference_variables, dff=dff, start=start, checkpoints=checkpoints)
   _print_results(results, workdir)
   return results
 
 
 def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-  """Evaluates the newest checkpoint of `workdir` and writes evaluation.json.
+  """Evaluates the newest intact checkpoint of `workdir` and writes evaluation.json.
 
   Args:
     config: of the run.
@@ -126,29 +140,48 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
     The entries of evaluation.json.
 
   Raises:
-    UserError: the config or the data can't serve, or `workdir` holds no such run or no checkpoint.
+    UserError: the config or the data can't serve, or `workdir` holds no such run or no intact checkpoint.
   """
   check_values(config)
   collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
-  workdir = hosts.first_host_first(functools.partial(open_workdir, create=False), workdir, config)
+  workdir = hosts.first_host_first(functools.partial(open_workdir, train=False), workdir, config)
   networks = setup.create_networks(config)
   steps = compile_steps(networks, setup.create_optimizer(networks, config), config)
   variables, step = restore_variables(workdir, sharding=steps.state_sharding)
+  run = _Run(config, workdir, collection, steps)
+
+  def factorized() -> tuple[Any, CachedFeatures | None]:
+    reference = setup.load_reference(networks, config)
+    features = hosts.first_host_first(setup.open_features, collection, networks, reference, config)
+    return steps.replicate(reference), features
+
   results = _evaluate(
-    _Run(config, workdir, collection, steps),
+    run,
     (variables["params"]["segmenter"], variables["batch_stats"]),
-    dff=Dff.load(workdir / _DFF_FILE),
+    dff=_load_or_fit_dff(run, factorized),
     step=step,
   )
   _print_results(results, workdir)
   return results
 
 
-def _is_finished(workdir: str | pathlib.Path) -> bool:
-  """Returns whether the run in `workdir` has done its last step."""
+def _is_finished(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
+  """Returns whether the run in `workdir` has done its last step, and its checkpoint is intact."""
   step = latest_step(workdir)
-  return bool(hosts.broadcast_from_first(step > 0 and step == load_config(workdir).num_steps))
+  last = step > 0 and step == (config.num_steps or load_config(workdir).num_steps)
+  step = int(hosts.broadcast_from_first(step if last else 0))
+  return step > 0 and is_intact(workdir, step)
+
+
+def _check_same_images(position: dict[str, Any], collection: Collection, workdir: pathlib.Path) -> None:
+  """Their number decides the order of the images, so a run can't go on with more or fewer."""
+  before, now = position["num_images"], len(collection.train)
+  if before != now:
+    raise UserError(
+      f"--workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
+      "give another --workdir"
+    )
 
 
 def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[str, Any]]:
@@ -163,6 +196,17 @@ def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[
     **options,
   )
   return map(hosts.all_gather, local_batches)
+
+
+def _load_or_fit_dff(run: _Run, inputs: Callable[[], tuple[Any, CachedFeatures | None]]) -> Dff:
+  """Returns the run's DFF baseline; if it is damaged, fits it again to what `inputs` returns."""
+  dff = None
+  try:
+    dff = Dff.load(run.workdir / _DFF_FILE)
+  except UserError as error:
+    print(f"{error}: the baseline is fitted again", file=sys.stderr)
+  missing = hosts.any_host(dff is None)
+  return _fit_dff(run, *inputs()) if dff is None or missing else dff
 
 
 def _fit_dff(run: _Run, reference_variables: Any, cached: CachedFeatures | None) -> Dff:
@@ -188,11 +232,14 @@ def _fit_dff(run: _Run, reference_variables: Any, cached: CachedFeatures | None)
   # The hosts may round differently, but must start from one part basis.
   dff = hosts.broadcast_from_first(dff)
   if hosts.is_first():
-    dff.save(run.workdir / _DFF_FILE)
+    with writing(run.workdir / _DFF_FILE):
+      dff.save(run.workdir / _DFF_FILE)
   return dff
 
 
-def _prefetch(batches: Any, shard_batch: Callable[[Any], Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _prefetch(
+  batches: Any, shard_batch: Callable[[Any], Any]
+) -> Generator[tuple[Any, dict[str, Any]], None, None]:
   """Yields (batch on the devices, pipeline position after it), and prepares the next during a step."""
   with ThreadPoolExecutor(1) as thread:
     yield from ahead(
@@ -212,48 +259,78 @@ def _train(
 ) -> dict[str, Any]:
   """Runs steps start + 1 … num_steps and returns the last evaluation; the state is donated."""
   config, steps = run.config, run.steps
-  log = MetricsLog(run.workdir, start_step=start) if hosts.is_first() else None
+  log = MetricsLog(run.workdir, start_step=start)
   schedule = optimizer.make_schedule(config.optimizer, num_steps=config.num_steps)
+  fetched = StepMetrics(config, image_names=functools.partial(_image_names, run))
+  num_images = len(run.collection.train)
   progress = {"total": config.num_steps, "initial": start, "unit": "step", "desc": "train"}
   bar = tqdm(**progress, dynamic_ncols=True, disable=not hosts.is_first())
-  began, images = time.perf_counter(), 0
   stream = _prefetch(batches, steps.shard_batch)
-  for step in range(start + 1, config.num_steps + 1):
-    batch, position = next(stream)
-    state, metrics = steps.train(state, batch, reference_variables)
-    if step == start + 1:  # compiled now
-      keep_freed_memory()
-    images += config.batch_size
-    bar.update()
-    last = step == config.num_steps
-    if step % config.log_every == 0 or last:
-      scalars = {name: float(value) for name, value in metrics.items()}
-      speed = images / (time.perf_counter() - began)
-      if log is not None:
+  with Interruption() as interruption, contextlib.closing(bar), contextlib.closing(stream):
+
+    def evaluate_now(step: int) -> dict[str, Any]:
+      variables = steps.unreplicate((state.params["segmenter"], state.batch_stats))
+      with interruption.at_once():  # what it stops is done by the next start
+        return _evaluate(run, variables, dff=dff, step=step, log=log)
+
+    if start and start % config.eval_every == 0 and _evaluated_step(run.workdir) < start:
+      evaluate_now(start)
+    began, images = time.perf_counter(), 0
+    for step in range(start + 1, config.num_steps + 1):
+      batch, position = next(stream)
+      state, metrics = steps.train(state, batch, reference_variables)
+      if step == start + 1:  # compiled now
+        keep_freed_memory()
+      fetched.add(step, metrics)
+      images += config.batch_size
+      bar.update()
+      last = step == config.num_steps
+      logs = step % config.log_every == 0 or last
+      evaluates = step % config.eval_every == 0 or last
+      # Hosts that ask one another wait for one another.
+      stops = (logs or jax.process_count() == 1) and interruption.received()
+      saves = step % config.checkpoint_every == 0 or evaluates or stops
+      # On a CPU the step has been waited for.
+      if logs or saves or jax.default_backend() == "cpu":
+        fetched.check()
+      if logs and (scalars := fetched.take()) is not None:
+        speed = images / (time.perf_counter() - began)
         # The rate of the update just done, which is schedule(step - 1).
         log.write(step, {**scalars, "lr": float(schedule(step - 1)), "images_per_second": speed})
-      bar.set_postfix(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
-      _check_finite(scalars["loss"], step)
-      began, images = time.perf_counter(), 0
-    if step % config.eval_every == 0 or last:
-      variables = steps.unreplicate((state.params["segmenter"], state.batch_stats))
-      results = _evaluate(run, variables, dff=dff, step=step, log=log)
-      began, images = time.perf_counter(), 0
-    # After the evaluation: a run that resumes from here does not repeat it.
-    if step % config.checkpoint_every == 0 or last:
-      checkpoints.save(step, steps.unreplicate(state), position=position)
-  bar.close()
-  if log is not None:
-    log.close()
+        bar.set_postfix(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
+        began, images = time.perf_counter(), 0
+      # Before the evaluation, which may fail.
+      if saves:
+        checkpoints.save(step, steps.unreplicate(state), position={**position, "num_images": num_images})
+      if stops:
+        checkpoints.wait()
+        bar.close()
+        print(f"stopped after step {step}, which is saved; the same command goes on", file=sys.stderr)
+        interruption.exit()
+      if evaluates:
+        results = evaluate_now(step)
+        began, images = time.perf_counter(), 0
+  log.close()
   return results
 
 
-def _check_finite(loss: float, step: int) -> None:
-  if not np.isfinite(loss):
-    raise UserError(
-      f"the loss is {loss} at step {step}: lower optimizer.learning_rate or the largest loss weight; "
-      "the last checkpoint is from before"
-    )
+def _image_names(run: _Run, step: int) -> list[str]:
+  """Returns the names of the images of a step, of all hosts."""
+  source, size = run.collection.train, run.config.batch_size
+  order = image_order(len(source), run.config.seed)
+  return [source.read(order[i], ("name",))["name"] for i in range((step - 1) * size, step * size)]
+
+
+def _evaluated_step(workdir: pathlib.Path) -> int:
+  """Returns the step of evaluation.json; 0 if there is none, or none that can be read."""
+  path = workdir / "evaluation.json"
+  try:
+    return int(json.loads(path.read_bytes())["step"])
+  except FileNotFoundError:
+    return 0
+  except (KeyError, OSError, TypeError, ValueError) as error:
+    print(f"{path} is damaged ({error}): the next evaluation replaces it", file=sys.stderr)
+    return 0
 
 
 def _evaluate(
@@ -278,11 +355,12 @@ def _evaluate(
     return results
   parts, losses, report = _result_files(run.workdir, step)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
-  figures.part_figure(path=parts, **figure)
-  if records:
-    charts.loss_curves(records, losses, weights=config.loss.to_dict())
-  write_report(report, results=results, records=records, config=config, gallery=gallery)
-  write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
+  with writing(run.workdir):
+    figures.part_figure(path=parts, **figure)
+    if records:
+      charts.loss_curves(records, losses, weights=config.loss.to_dict())
+    write_report(report, results=results, records=records, config=config, gallery=gallery)
+    write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")
     with Image.open(parts) as picture:

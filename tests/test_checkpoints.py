@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scops_jax.errors import UserError
-from scops_jax.runs.checkpoints import Checkpoints, latest_step, restore_variables
+from scops_jax.runs.checkpoints import Checkpoints, latest_step, restore_state, restore_variables
 from scops_jax.train_step import TrainState
 
 
@@ -15,13 +15,18 @@ def state(value: float) -> TrainState:
   return TrainState(jnp.asarray(7, jnp.int32), params, {}, (jnp.full((3,), value, jnp.float32),))
 
 
+def template():
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state(0.0))
+
+
 def test_round_trip_is_exact(tmp_path):
   before = state(1 / 3)
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(7, before, position={"next_index": 56})
   checkpoints.close()
-  after, position = Checkpoints(tmp_path).restore(7, state(0.0))
-  assert position == {"next_index": 56}
+  after, position, step = restore_state(tmp_path, template())
+  assert (position, step) == ({"next_index": 56}, 7)
   assert jax.tree.structure(after) == jax.tree.structure(before)
   for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
     assert a.dtype == b.dtype
@@ -31,12 +36,12 @@ def test_round_trip_is_exact(tmp_path):
 def test_the_newest_two_are_kept(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   for step in (10, 20, 30):
-    checkpoints.save(step, state(step), position={"next_index": step})
+    checkpoints.save(step, state(float(step)), position={"next_index": step})
   checkpoints.close()
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [20, 30]
   assert latest_step(tmp_path) == 30
-  older, _ = Checkpoints(tmp_path).restore(20, state(0.0))
-  np.testing.assert_array_equal(older.opt_state[0], np.full(3, 20, np.float32))
+  newest, _, _ = restore_state(tmp_path, template())
+  np.testing.assert_array_equal(newest.opt_state[0], np.full(3, 30, np.float32))
 
 
 def test_an_interrupted_checkpoint_is_ignored(tmp_path):

@@ -40,7 +40,7 @@ def test_the_config_comes_back_as_it_was(tmp_path):
   ("text", "message"),
   [
     (None, "holds no run"),
-    ("{", "holds no run"),
+    ("{", "can't be read"),
     ('{"colour": 1, "reference_layers": []}', "another version"),
   ],
 )
@@ -128,6 +128,3 @@ def test_an_evaluation_needs_neither_the_reference_nor_its_features(tmp_path, mo
   monkeypatch.setattr(setup, "load_reference", None)
   assert evaluate_run(config, tmp_path / "run") == results
   assert not folder.exists()
-  (tmp_path / "run" / "dff.npz").unlink()
-  with pytest.raises(UserError, match=r"baseline can't be read .*dff\.npz.* another --workdir"):
-    evaluate_run(config, tmp_path / "run")

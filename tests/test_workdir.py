@@ -33,7 +33,7 @@ def test_a_run_begun_before_a_key_was_there_resumes_with_the_keys_default_only(t
   config = default_config()
   path = open_workdir(tmp_path, config) / "config.json"
   saved = json.loads(path.read_text())
-  del saved["optimizer"]["frozen_modules"]
+  del saved["optimizer"]["frozen_modules"], saved["digest"]
   path.write_text(json.dumps(saved))
   open_workdir(tmp_path, config)
   config.optimizer.frozen_modules = ("stem",)
@@ -43,7 +43,7 @@ def test_a_run_begun_before_a_key_was_there_resumes_with_the_keys_default_only(t
 
 def test_a_directory_without_a_run_is_not_created_for_evaluation(tmp_path):
   with pytest.raises(UserError, match="holds no run"):
-    open_workdir(tmp_path / "none", default_config(), create=False)
+    open_workdir(tmp_path / "none", default_config(), train=False)
   assert not (tmp_path / "none").exists()
 
 
@@ -55,7 +55,7 @@ def test_an_unwritable_directory_is_a_users_mistake(tmp_path):
 
 def test_a_damaged_config_is_a_users_mistake(tmp_path):
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(UserError, match=r"holds no run that can be read .*config\.json"):
+  with pytest.raises(UserError, match=r"config\.json can't be read .*another --workdir"):
     open_workdir(tmp_path, default_config())
 
 

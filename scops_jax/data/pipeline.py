@@ -94,15 +94,19 @@ def train_batches(
     An iterator over {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8}, with `kept` also
     {"features": a tuple of [B, h, w, C]}.
   """
-  # Grain shuffles epoch e with seed + e. The seed is hashed first: otherwise a run with seed 1 would repeat
-  # the epochs of a run with seed 0, one epoch earlier.
-  order = int(np.random.SeedSequence(seed).generate_state(1)[0])
-  indices = grain.MapDataset.range(len(source)).shuffle(seed=order).repeat()
-  examples = indices.map(_Load(source, image_size, _TRAIN_FIELDS, kept))
+  examples = image_order(len(source), seed).map(_Load(source, image_size, _TRAIN_FIELDS, kept))
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=3 * batch_size if num_threads else 0
   )
   return TrainBatches(examples, _Shard(batch_size, process_index, process_count), options)
+
+
+def image_order(num_images: int, seed: int) -> grain.MapDataset:
+  """Returns the endless sequence of image indices that `train_batches` cuts into batches."""
+  # Grain shuffles epoch e with seed + e. The seed is hashed first: otherwise a run with seed 1 would repeat
+  # the epochs of a run with seed 0, one epoch earlier.
+  order = int(np.random.SeedSequence(seed).generate_state(1)[0])
+  return grain.MapDataset.range(num_images).shuffle(seed=order).repeat()
 
 
 def evaluation_batches(

@@ -66,8 +66,10 @@ class Dff(NamedTuple):
     try:
       with np.load(path) as arrays:
         return cls(**{name: arrays[name] for name in cls._fields})
-    except (OSError, ValueError, KeyError) as error:
-      raise UserError(f"the run's baseline can't be read ({error}): train in another --workdir") from error
+    except FileNotFoundError as error:
+      raise UserError(f"{path} is missing") from error
+    except Exception as error:  # a damaged zip file raises errors of ten types
+      raise UserError(f"{path} is damaged ({error})") from error
 
 
 def fit_dff(

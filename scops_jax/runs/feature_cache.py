@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,6 @@ _KEYS = (
   "reference_layers",
   "reference_image_size",
   "reference_mirror",
-  "reference_dtype",
   "reference_l2_normalize",
 )
 
@@ -54,6 +54,7 @@ class CachedFeatures(Sequence):
 
   def __init__(self, path: Path, shapes: Shapes, image_size: int) -> None:
     """Opens what `cache_features` wrote."""
+    self._path = path
     self._records = ArrayRecordDataSource(str(path))
     self._shapes = tuple(shapes)
     self._ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
@@ -63,7 +64,12 @@ class CachedFeatures(Sequence):
     return len(self._records)
 
   def __getitem__(self, index: int) -> Kept:  # type: ignore[override]
-    record = self._records[int(index)]
+    try:
+      record = self._records[int(index)]
+    except (IndexError, RuntimeError, ValueError) as error:
+      raise UserError(
+        f"{self._path} was damaged after the start ({error}): the same command computes it again and goes on"
+      ) from error
     values = np.frombuffer(record, _DTYPE, count=self._ends[-1])
     pieces = np.split(values, self._ends[:-1])
     return Kept(
@@ -96,10 +102,13 @@ def cache_features(
     UserError: they do not fit on the disk, or can't be written.
   """
   images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
-  shapes = [tuple(maps.shape[1:]) for maps in features.trace(variables, images).out_info]
-  digest = features_digest(collection, config, variables, *settings)
+  maps = features.trace(variables, images).out_info
+  shapes = [tuple(each.shape[1:]) for each in maps]
+  # The dtype that the maps are computed in, because "auto" depends on the device.
+  dtypes = [str(each.dtype) for each in maps]
+  digest = features_digest(collection, config, variables, dtypes, *settings)
   path = collection.folder / "reference_features" / f"{digest}.array_record"
-  if not path.exists():
+  if not _is_intact(path):
     _check_space(collection, path, images.size + _DTYPE.itemsize * sum(map(math.prod, shapes)))
     try:
       _write(path, collection, functools.partial(features, variables), config)
@@ -120,6 +129,25 @@ def features_digest(collection: Collection, config: ConfigDict, variables: Any, 
     digest.update(jax.tree_util.keystr(name).encode())
     digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()[:16]
+
+
+def _is_intact(path: Path) -> bool:
+  """Returns whether there are features, and they have the digest that was written after them."""
+  if not path.exists():
+    return False
+  if _digest_path(path).exists() and _digest_path(path).read_bytes().strip() == _digest(path):
+    return True
+  print(f"{path} is damaged: the reference's features are computed again", file=sys.stderr)
+  return False
+
+
+def _digest_path(path: Path) -> Path:
+  return path.with_suffix(".digest")
+
+
+def _digest(path: Path) -> bytes:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest().encode()
 
 
 def _check_space(collection: Collection, path: Path, record_bytes: int) -> None:
@@ -150,3 +178,6 @@ def _write(path: Path, collection: Collection, features: Features, config: Confi
         writer.write(b"".join(values[i].tobytes() for values in (*maps, batch["image"])))
       progress.update(count)
     writer.close()
+    digest = _digest(temporary)
+  with replacing(_digest_path(path)) as temporary:
+    temporary.write_bytes(digest + b"\n")

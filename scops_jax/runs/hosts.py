@@ -61,6 +61,11 @@ def all_gather(tree: Any) -> Any:
   return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 
+def any_host(fact: bool) -> bool:
+  """Returns on every host whether `fact` is true on one of them."""
+  return fact if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(fact)).any())
+
+
 def first_host_first(function: Callable[..., T], *arguments: Any) -> T:
   """Calls `function` on the first host and then on the others; returns each host's own result.
 

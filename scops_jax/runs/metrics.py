@@ -2,51 +2,96 @@
 
 import json
 import pathlib
+import sys
+import time
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from scops_jax.runs.workdir import write_text
+from scops_jax.runs import hosts
+from scops_jax.runs.workdir import write_text, writing
+
+_FILE = "metrics.jsonl"
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """Returns the lines of metrics.jsonl; a half-written last line of a killed run is left out."""
-  path = workdir / "metrics.jsonl"
+  """Returns the lines of metrics.jsonl; damaged ones are left out and reported.
+
+  A last line without its end, as a killed run leaves it, is left out without a word.
+  """
+  path = workdir / _FILE
   if not path.exists():
     return []
-  # After the last newline there is nothing, or a line that was cut off.
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+  lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+  records = [record for line in lines if (record := _record(line)) is not None]
+  if len(records) < len(lines):
+    print(f"{path}: damaged lines left out: {len(lines) - len(records)}", file=sys.stderr)
+  return records
+
+
+def _record(line: str) -> dict[str, float] | None:
+  try:
+    record = json.loads(line)
+    valid = isinstance(record["step"], int) and all(
+      isinstance(value, int | float) for value in record.values()
+    )
+  except (AttributeError, KeyError, TypeError, ValueError):
+    return None
+  return record if valid else None
 
 
 class MetricsLog:
-  """`metrics.jsonl` (one object for each log step) and TensorBoard events."""
+  """`metrics.jsonl` (one object for each log step) and TensorBoard events, which the first host writes."""
 
   def __init__(self, workdir: pathlib.Path, *, start_step: int) -> None:
-    """Drops lines after `start_step`: the steps that a killed run did after its last checkpoint."""
-    path = workdir / "metrics.jsonl"
+    """Drops lines after `start_step`: the steps that a killed run did after its last checkpoint.
+
+    Raises:
+      UserError: the files can't be written; so do all methods.
+    """
+    self._path = workdir / _FILE
+    if not hosts.is_first():
+      return
     kept = [record for record in read_metrics(workdir) if record["step"] <= start_step]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-    self._file = path.open("a", encoding="utf-8")
-    self._writer = SummaryWriter(str(workdir), purge_step=start_step + 1)
+    with writing(self._path):
+      write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+      self._file = self._path.open("a", encoding="utf-8")
+      # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and its queue then blocks for ever.
+      self._events = EventsWriter(str(workdir / "events"))
+      start = SessionLog(status=SessionLog.START)
+      self._events.write_event(Event(step=start_step + 1, session_log=start))  # hides what was dropped
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Appends a line and the scalars."""
-    self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-    self._file.flush()
+    if not hosts.is_first():
+      return
+    with writing(self._path):
+      self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+      self._file.flush()
     self.write_scalars(step, scalars, prefix="train")
 
   def write_scalars(self, step: int, scalars: dict[str, Any], *, prefix: str) -> None:
     """TensorBoard only; entries that are not numbers are left out."""
     for name, value in scalars.items():
       if isinstance(value, float):
-        self._writer.add_scalar(f"{prefix}/{name}", value, step)
+        self._write_event(step, summary.scalar(f"{prefix}/{name}", value))
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """TensorBoard only; image uint8 `[H, W, 3]`."""
-    self._writer.add_image(name, image, step, dataformats="HWC")
+    self._write_event(step, summary.image(name, image, dataformats="HWC"))
+
+  def _write_event(self, step: int, content: Any) -> None:
+    with writing(self._path.with_name("events.out.tfevents")):
+      self._events.write_event(Event(step=step, summary=content, wall_time=time.time()))
+      self._events.flush()
 
   def close(self) -> None:
-    """Flushes both."""
-    self._file.close()
-    self._writer.close()
+    """Closes both."""
+    if not hosts.is_first():
+      return
+    with writing(self._path):
+      self._file.close()
+      self._events.close()

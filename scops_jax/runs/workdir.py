@@ -1,18 +1,40 @@
-"""A run's work directory and the resolved config in it, config.json.
+"""A run's work directory, its lock, and the resolved config in it, config.json.
 
 The hosts of a run share it; only the first writes.
 """
 
+import errno
+import fcntl
 import json
+import os
 import pathlib
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from scops_jax.config import config_from_json
+from scops_jax.config import config_from_json, config_to_json, flat_values
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
 from scops_jax.storage.files import replacing
+
+_CONFIG, _LOCK = "config.json", "lock"
+_CURE = "restore it from a copy, or give another --workdir"
+# Keys that decide neither what is trained nor on what: those of evaluation (with crf.*), of logging, of input
+# threads, and folders, which may be moved.
+_CHANGEABLE = (
+  "log_every",
+  "eval_every",
+  "checkpoint_every",
+  "eval_batch_size",
+  "on_nonfinite_step",
+  "data.dir",
+  "data.cache_dir",
+  "data.num_threads",
+  "data.landmark_normalizer",
+)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -21,58 +43,158 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary.write_text(text, encoding="utf-8")
 
 
-def load_config(workdir: str | pathlib.Path) -> ConfigDict:
-  """Returns the resolved, locked config of the run in `workdir`; a key that it lacks has the default.
+@contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Turns an error of writing `path`, such as a full disk, into a UserError."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"{path} can't be written ({error.strerror or error}): make room or repair the disk; the same command "
+      "then goes on from the last checkpoint"
+    ) from error
+
+
+@contextmanager
+def owned(workdir: str | pathlib.Path) -> Iterator[None]:
+  """Makes the directory and keeps other trainers out of it while the context is open, on the first host.
+
+  The lock is flock's on the file `lock`: the system releases it when this process ends in any way. On a
+  network file system the server releases it when it gives up this host. A file system without locks keeps
+  nobody out. A directory that is left without a config.json is removed.
 
   Raises:
-    UserError: there is no run, or this version does not know its config.
-  """
-  path = pathlib.Path(workdir) / "config.json"
-  try:
-    saved = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise UserError(f"--workdir={workdir} holds no run that can be read ({path}: {error})") from error
-  try:
-    return config_from_json(saved)
-  except (AttributeError, KeyError, TypeError) as error:
-    detail = " ".join(str(error).split())
-    raise UserError(f"{path} is the config of another version of scops_jax: {detail}") from error
-
-
-def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, create: bool = True) -> pathlib.Path:
-  """Checks that the directory holds a run of this config; a new one is made by the first host.
-
-  Raises:
-    UserError: the directory holds a run of another config (the message names the keys that differ), can't be
-      written, or holds no run although `create` is false or the first host has made it.
+    UserError: another process trains there, or the directory can't be written.
   """
   path = pathlib.Path(workdir)
-  if (path / "config.json").exists():
-    _check_same(load_config(path), config, path)
-    return path
-  if not create:
-    raise UserError(f"--workdir={path} holds no run (no config.json): train there first")
   if not hosts.is_first():
-    raise UserError(
-      f"--workdir={path} is not what the first host sees: give a directory that all hosts share"
-    )
+    yield
+    return
   try:
     path.mkdir(parents=True, exist_ok=True)
-    write_text(path / "config.json", json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    file = (path / _LOCK).open("a+", encoding="utf-8")
   except OSError as error:
     raise UserError(
       f"--workdir={path} can't be written ({error.strerror}): give a writable directory"
     ) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise UserError(
+        f"--workdir={path} is being trained by {file.read().strip() or 'another process'}: wait for it, end "
+        "it, or give another --workdir"
+      ) from error
+    except OSError as error:
+      if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        raise
+    with writing(path / _LOCK):
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+      file.flush()
+    try:
+      yield
+    finally:
+      if not (path / _CONFIG).exists():
+        _remove_unused(path)
+
+
+def _remove_unused(path: pathlib.Path) -> None:
+  """Removes what `owned` has made, unless there is more."""
+  with suppress(OSError):
+    if [entry.name for entry in path.iterdir()] == [_LOCK]:
+      (path / _LOCK).unlink()
+      path.rmdir()
+
+
+def load_config(workdir: str | pathlib.Path) -> ConfigDict:
+  """Returns the resolved, locked config of the run in `workdir`; a key that it lacks has the default.
+
+  Raises:
+    UserError: there is no run, its config is damaged, or this version does not know it.
+  """
+  path = pathlib.Path(workdir) / _CONFIG
+  try:
+    saved = json.loads(path.read_bytes())
+  except FileNotFoundError as error:
+    raise UserError(_no_run(path.parent)) from error
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} can't be read ({error}): {_CURE}") from error
+  try:
+    return config_from_json(saved)
+  except ValueError as error:
+    raise UserError(f"{path} is damaged: {error}: {_CURE}") from error
+  except (AttributeError, KeyError, TypeError) as error:
+    detail = " ".join(str(error).split())
+    raise UserError(
+      f"{path} is damaged, or the config of another version of scops_jax: {detail}: {_CURE}"
+    ) from error
+
+
+def _has_results(path: pathlib.Path) -> bool:
+  return (path / "checkpoints").exists() or (path / "evaluation.json").exists()
+
+
+def _no_run(path: pathlib.Path) -> str:
+  if _has_results(path):
+    return f"--workdir={path} holds results, but no {_CONFIG} that says of which settings: {_CURE}"
+  return f"--workdir={path} holds no run (no {_CONFIG}): train there first"
+
+
+def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool = True) -> pathlib.Path:
+  """Checks that the directory holds a run of this config; with `train` the first host makes or updates it.
+
+  Keys that do not decide what is trained may differ from those that the run began with. So may a larger
+  num_steps; the schedule is then that of the new number.
+
+  Raises:
+    UserError: the directory holds a run of another config (the message names the keys that differ), or
+      results without their config, can't be written, or holds no run although `train` is false or the first
+      host has made it.
+  """
+  path = pathlib.Path(workdir)
+  if (path / _CONFIG).exists():
+    changed = _accepted_changes(load_config(path), config, path)
+    if not changed:
+      return path
+    if hosts.is_first():
+      note = _schedule_note(config) if "num_steps" in changed else ""
+      print(f"--workdir={path} is used with other settings: {_listed(changed)}{note}")
+  elif not train or _has_results(path):
+    raise UserError(_no_run(path))
+  elif not hosts.is_first():
+    raise UserError(
+      f"--workdir={path} is not what the first host sees: give a directory that all hosts share"
+    )
+  if train and hosts.is_first():
+    with writing(path / _CONFIG):
+      write_text(path / _CONFIG, config_to_json(config))
   return path
 
 
-def _check_same(before: ConfigDict, now: ConfigDict, path: pathlib.Path) -> None:
-  old, new = (flatten_dict(config.to_dict(), sep=".") for config in (before, now))
-  keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-  if keys:
-    shown = ", ".join(f"{key} (was {old.get(key)!r}, now {new.get(key)!r})" for key in keys[:5])
-    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+def _accepted_changes(before: ConfigDict, now: ConfigDict, path: pathlib.Path) -> dict[str, tuple[Any, Any]]:
+  """Returns the old and the new value of the keys that differ; raises unless all of them may."""
+  old, new = flat_values(before), flat_values(now)
+  changed = {key: (old[key], new[key]) for key in sorted(new) if old[key] != new[key]}
+  refused = {key: values for key, values in changed.items() if not _may_change(key, *values)}
+  if refused:
     raise UserError(
-      f"--workdir={path} holds a run of another config: {shown}{more}. "
+      f"--workdir={path} holds a run of another config: {_listed(refused)}. "
       "Give another --workdir, or the same config to resume"
     )
+  return changed
+
+
+def _may_change(key: str, before: Any, now: Any) -> bool:
+  return key in _CHANGEABLE or key.startswith("crf.") or (key == "num_steps" and now > before)
+
+
+def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
+  shown = [f"{key} (was {before!r}, now {now!r})" for key, (before, now) in changed.items()]
+  return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
+def _schedule_note(config: ConfigDict) -> str:
+  schedule, steps = config.optimizer.schedule, config.num_steps
+  return f"; from here on the learning rate is that of a {schedule} schedule over {steps} steps"

@@ -1,0 +1,140 @@
+"""What may change between starts, who may train in a directory, and what a failed start leaves."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from scops_jax import train
+from scops_jax.errors import UserError
+from scops_jax.runs.workdir import open_workdir, owned
+from scops_jax.train import train_and_evaluate
+from tests import tiny
+
+
+def saved(workdir):
+  return json.loads((workdir / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("data.landmark_normalizer", "image"),
+    ("data.num_threads", 3),
+    ("data.dir", "moved"),
+    ("data.cache_dir", "moved"),
+    ("crf.num_iterations", 2),
+    ("eval_every", 3),
+    ("eval_batch_size", 8),
+    ("log_every", 7),
+    ("checkpoint_every", 9),
+    ("on_nonfinite_step", "skip"),
+    ("num_steps", 11),
+  ],
+)
+def test_keys_that_do_not_decide_training_may_change_and_are_noted(key, value, tmp_path, capsys):
+  open_workdir(tmp_path, tiny.config())
+  changed = tiny.config(**{key: value})
+  open_workdir(tmp_path, changed, train=False)
+  assert saved(tmp_path) == saved(open_workdir(tmp_path / "other", tiny.config()))  # a reader only reads
+  capsys.readouterr()
+  open_workdir(tmp_path, changed)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert f"{key} (was " in line
+  assert ("poly schedule over 11 steps" in line) == (key == "num_steps")
+  assert saved(tmp_path) == saved(open_workdir(tmp_path / "changed", changed))
+  open_workdir(tmp_path, changed)
+  assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("seed", 1),
+    ("num_steps", 9),
+    ("batch_size", 2),
+    ("loss.balance", 1.0),
+    ("optimizer.learning_rate", 0.1),
+    ("data.on_bad_example", "skip"),
+    ("reference_weights", "random"),
+  ],
+)
+def test_keys_that_decide_training_may_not_change(key, value, tmp_path):
+  open_workdir(tmp_path, tiny.config())
+  before = (tmp_path / "config.json").read_bytes()
+  with pytest.raises(UserError, match=rf"another config: {key} \(was .*, now .*\)"):
+    open_workdir(tmp_path, tiny.config(**{key: value, "log_every": 7}))
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_to_more_steps(config, finished, workdir, tmp_path):
+  config.num_steps = 8
+  config.optimizer.schedule = "poly"
+  results = train_and_evaluate(config, workdir)
+  assert results["step"] == 8
+  assert saved(workdir)["num_steps"] == 8
+
+
+def test_an_error_in_the_evaluation_loses_no_step_and_the_cure_is_accepted(config, tmp_path, monkeypatch):
+  workdir = tmp_path / "run"
+  config.num_steps, config.checkpoint_every = 2, 100
+  evaluate = train.evaluate
+
+  def fail(*args, **kwargs):
+    raise UserError("data.landmark_normalizer=inter_ocular needs images of the regression")
+
+  monkeypatch.setattr(train, "evaluate", fail)
+  with pytest.raises(UserError, match="landmark_normalizer"):
+    train_and_evaluate(config, workdir)
+  assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
+  monkeypatch.setattr(train, "evaluate", evaluate)
+  config.data.landmark_normalizer = "image"
+  monkeypatch.setattr(train, "_resume_or_begin", None)  # no step is done again
+  assert train_and_evaluate(config, workdir)["step"] == 2
+
+
+def test_other_images_are_refused(config, workdir, tmp_path, finished):
+  position = workdir / "checkpoints" / "4" / "position" / "metadata"
+  assert json.loads(position.read_text()) == {"next_index": 8, "num_images": 4}
+  with pytest.raises(UserError, match=r"was trained on 4 images, and the collection now has 3"):
+    train._check_same_images(
+      {"num_images": 4}, train.Collection([0] * 3, [], [], (), (), "", None, tmp_path), workdir
+    )
+
+
+HOLD = """
+import sys, time
+from scops_jax.runs.workdir import owned
+with owned(sys.argv[1]):
+  print("held", flush=True)
+  time.sleep(600)
+"""
+
+
+def test_a_directory_has_one_trainer_until_it_dies(config, workdir):
+  with subprocess.Popen(
+    [sys.executable, "-c", HOLD, str(workdir)], stdout=subprocess.PIPE, text=True
+  ) as holder:
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=rf"is being trained by process {holder.pid} on \S+: wait for it"):
+      train_and_evaluate(config, workdir)
+    holder.kill()
+  with owned(workdir):
+    assert (workdir / "lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_failed_start_leaves_no_directory_but_whatever_else_is_in_it(tmp_path):
+  for content in (None, "notes.txt"):
+    workdir = tmp_path / "made" / "run"
+
+    def start(workdir=workdir, content=content):
+      with owned(workdir):
+        if content:
+          (workdir / content).write_text("mine")
+        raise UserError("nothing works")
+
+    with pytest.raises(UserError, match="nothing works"):
+      start()
+    assert workdir.exists() == bool(content)
