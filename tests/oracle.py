@@ -79,6 +79,20 @@ def balance(probs, epsilon=1e-3):
   return -np.log(shares.shape[1] * shares).mean()
 
 
+def layout(centers, epsilon=1e-6):
+  """Aligns every layout with every other by the best orthogonal matrix and scale."""
+  points = np.asarray(centers, np.float64)
+  points = points - points.mean(axis=1, keepdims=True)
+  distances = []
+  for i, j in np.ndindex(len(points), len(points)):
+    if i != j:
+      # The largest trace of an orthogonal matrix's product with the 2 × 2 moments: the sum of singular values.
+      best = np.linalg.svd(points[i].T @ points[j], compute_uv=False).sum()
+      sizes = [(points[n] ** 2).sum() + epsilon for n in (i, j)]
+      distances.append(1 - best**2 / (sizes[0] * sizes[1]))
+  return np.mean(distances)
+
+
 def semantic_consistency(probs, basis, features, saliency):
   """Returns the loss and its gradients to the parts' probabilities [B, H, W, K] and to the basis."""
   parts = np.asarray(probs, np.float64)[..., 1:]
@@ -87,6 +101,13 @@ def semantic_consistency(probs, basis, features, saliency):
   residual = np.asarray(saliency, np.float64)[..., None] * target - parts @ basis
   grad_basis = np.einsum("bhwk,bhwc->kc", parts, residual)
   return (residual**2).mean(), -2 * residual @ basis.T / residual.size, -2 * grad_basis / residual.size
+
+
+def relative_semantic_consistency(probs, basis, features, saliency):
+  none = np.zeros_like(basis)
+  return semantic_consistency(probs, basis, features, saliency)[0] / (
+    semantic_consistency(probs, none, features, saliency)[0] + 1e-12
+  )
 
 
 def sample(image, x, y, padding="zeros"):
