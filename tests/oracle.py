@@ -86,7 +86,7 @@ def layout(centers, epsilon=1e-6):
   distances = []
   for i, j in np.ndindex(len(points), len(points)):
     if i != j:
-      # The largest trace of an orthogonal matrix's product with the 2 × 2 moments: the sum of singular values.
+      # The largest trace of an orthogonal matrix times the 2 × 2 moments is the sum of their singular values.
       best = np.linalg.svd(points[i].T @ points[j], compute_uv=False).sum()
       sizes = [(points[n] ** 2).sum() + epsilon for n in (i, j)]
       distances.append(1 - best**2 / (sizes[0] * sizes[1]))
