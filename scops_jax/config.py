@@ -46,9 +46,9 @@ def default_config() -> ConfigDict:
   # What it computes in: "float32", "bfloat16", or "auto": float32 on a CPU, else bfloat16.
   config.reference_dtype = "auto"
   config.reference_l2_normalize = False  # divide each position's features by their norm (release: an option)
-  # Beyond the paper: the semantic term is the share of the features' energy that the parts do not explain,
-  # instead of a mean square, so that its weight does not depend on the reference and its layers.
-  config.semantic_relative = False
+  # Beyond the paper: the semantic term compares a pixel's features with each part's, not with their mixture,
+  # and is a share of their energy, so that its weight does not depend on the reference and its layers.
+  config.semantic_assigned = False
 
   config.log_every = 100  # steps between lines of metrics.jsonl
   config.eval_every = 10_000  # steps between evaluations; one more is done at the end
@@ -67,8 +67,6 @@ def default_config() -> ConfigDict:
   # each part's share of the foreground from vanishing.
   config.loss.background = 0.0
   config.loss.balance = 0.0
-  # Beyond the paper: parts keep their places among each other from image to image.
-  config.loss.layout = 0.0
 
   # The spatial transform T_s; it maps target to source coordinates in [-1, 1] (section 3.2).
   config.spatial = ConfigDict()

@@ -100,7 +100,7 @@ def semantic_consistency_loss(
   features: Sequence[chex.Array],
   saliency: chex.Array | None = None,
   *,
-  relative: bool = False,
+  assigned: bool = False,
 ) -> jax.Array:
   """Semantic consistency: the mean over pixels and channels of (D·UV - Σ_k R_k w_k)² (paper, equation 4).
 
@@ -114,11 +114,14 @@ def semantic_consistency_loss(
     features: maps [B, h_i, w_i, C_i] with Σ C_i = C; V is their concatenation after upsampling (bilinear,
       align-corners). No gradient flows to them.
     saliency: D [B, H, W] in [0, 1], or None for ones. No gradient flows to it.
-    relative: beyond the paper, divide by the mean of (D·UV)² (plus 1e-12) over the batch: the share of the
-      features' energy that the parts do not explain, whatever the features' scale, number and foreground.
+    assigned: beyond the paper, compare the features with each part's row instead of with the rows' mixture,
+      and divide by their energy: Σ_p (Σ_k R_k ‖D·UV - w_k‖² + R_0 ‖D·UV‖²) / Σ_p ‖D·UV‖², R_0 = 1 - Σ_k R_k.
+      That is linear in R, so that a pixel's best choice is one part, as in k-means, where a mixture may be
+      any blend of parts; and its value does not depend on the features' scale and number.
 
   Returns:
-    Scalar: mean over B, H, W and C. A perfect fit may come out as a rounding error below zero.
+    Scalar: mean over B, H, W and C; if assigned, a share of the energy. A perfect fit may come out as a
+    rounding error below zero.
 
   Raises:
     TypeError, ValueError: a dtype is not floating point or the shapes do not fit each other.
@@ -131,8 +134,11 @@ def semantic_consistency_loss(
   if saliency is None:
     saliency = jnp.ones((batch, height, width), dtype)
   saliency = jax.lax.stop_gradient(saliency).astype(dtype)
-  gram = jnp.einsum("bkhw,blhw->bkl", parts, parts, precision=HIGHEST).sum(axis=0)
-  total = jnp.sum(gram * jnp.matmul(basis, basis.T, precision=HIGHEST))
+  if assigned:
+    total = jnp.sum(parts.sum(axis=(0, 2, 3)) * jnp.sum(basis**2, axis=1))
+  else:
+    gram = jnp.einsum("bkhw,blhw->bkl", parts, parts, precision=HIGHEST).sum(axis=0)
+    total = jnp.sum(gram * jnp.matmul(basis, basis.T, precision=HIGHEST))
   salient_parts = saliency[:, None] * parts
   energy = jnp.zeros((), dtype)
   first_channel = 0
@@ -151,7 +157,7 @@ def semantic_consistency_loss(
     first_channel += values.shape[-1]
   # A float: from 33 images of 256² and 1024 channels on, the count is no int32.
   count = float(batch * height * width * basis.shape[1])
-  return total / (energy + 1e-12 * count if relative else count)
+  return total / (energy + 1e-12 * count if assigned else count)
 
 
 def _check_semantic_inputs(
@@ -274,41 +280,3 @@ def balance_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
   areas = parts.mean(axis=(2, 3)) + epsilon
   shares = areas / areas.sum(axis=1, keepdims=True)
   return -jnp.mean(jnp.log(shares.shape[1] * shares))
-
-
-def layout_loss(centers: chex.Array, *, epsilon: float = 1e-6) -> jax.Array:
-  """Consistency of the parts' layout: the mean over pairs of images of their squared Procrustes distance.
-
-  With a part's place as a complex number and z_i an image's places minus their mean, 1 - ρ_ij² where
-  ρ_ij = max(|⟨z_i, z_j⟩|, |⟨z_i, z̄_j⟩|) / (‖z_i‖ ‖z_j‖): the full Procrustes distance (Dryden & Mardia,
-  Statistical Shape Analysis, 2016), with reflections, of two layouts up to place, size, turn and mirroring.
-
-  Not in the paper, and off in its configs: features alone do not tell a front leg from a hind leg; its place
-  among the other parts does.
-
-  Args:
-    centers: [B, K, 2], of the images' part maps.
-    epsilon: added to ‖z‖², in squared half-image units, so that parts in one place have a finite gradient.
-
-  Returns:
-    Scalar in [0, 1], mean over the pairs of different images; 0 with one image, or with fewer than 3 parts,
-    whose layouts are all alike.
-
-  Raises:
-    TypeError, ValueError: `centers` is not a floating-point array [B, K, 2].
-  """
-  check_array("centers", centers, "[B, K, 2]", (None, None, 2))
-  count = centers.shape[0]
-  if count < 2:
-    return jnp.zeros((), accumulation_dtype(centers))
-  points = centers.astype(accumulation_dtype(centers))
-  points -= points.mean(axis=1, keepdims=True)
-  x, y = points[..., 0], points[..., 1]
-  products = [[jnp.einsum("ik,jk->ij", a, b, precision=HIGHEST) for b in (x, y)] for a in (x, y)]
-  (xx, xy), (yx, yy) = products
-  turned = (xx + yy) ** 2 + (xy - yx) ** 2
-  reflected = (xx - yy) ** 2 + (xy + yx) ** 2
-  sizes = jnp.sum(points**2, axis=(1, 2)) + epsilon
-  distances = 1.0 - jnp.maximum(turned, reflected) / (sizes[:, None] * sizes[None])
-  different = 1.0 - jnp.eye(count, dtype=distances.dtype)
-  return jnp.sum(different * distances) / (count * (count - 1))

@@ -154,7 +154,7 @@ def compute_losses(
       geometry.part_centers(geometry.part_probabilities(target_logits)),
     ),
     "semantic_consistency": losses.semantic_consistency_loss(
-      probs, basis, features, saliency=saliency, relative=config.semantic_relative
+      probs, basis, features, saliency=saliency, assigned=config.semantic_assigned
     ),
     "orthonormality": losses.orthonormality_loss(basis),
   }
@@ -162,8 +162,6 @@ def compute_losses(
     terms["background"] = losses.background_loss(logits, saliency)
   if config.loss.balance:
     terms["balance"] = losses.balance_loss(probs)
-  if config.loss.layout:
-    terms["layout"] = losses.layout_loss(geometry.part_centers(probs))
   return terms, batch_stats
 
 

@@ -79,20 +79,6 @@ def balance(probs, epsilon=1e-3):
   return -np.log(shares.shape[1] * shares).mean()
 
 
-def layout(centers, epsilon=1e-6):
-  """Aligns every layout with every other by the best orthogonal matrix and scale."""
-  points = np.asarray(centers, np.float64)
-  points = points - points.mean(axis=1, keepdims=True)
-  distances = []
-  for i, j in np.ndindex(len(points), len(points)):
-    if i != j:
-      # The largest trace of an orthogonal matrix times the 2 × 2 moments is the sum of their singular values.
-      best = np.linalg.svd(points[i].T @ points[j], compute_uv=False).sum()
-      sizes = [(points[n] ** 2).sum() + epsilon for n in (i, j)]
-      distances.append(1 - best**2 / (sizes[0] * sizes[1]))
-  return np.mean(distances)
-
-
 def semantic_consistency(probs, basis, features, saliency):
   """Returns the loss and its gradients to the parts' probabilities [B, H, W, K] and to the basis."""
   parts = np.asarray(probs, np.float64)[..., 1:]
@@ -103,11 +89,14 @@ def semantic_consistency(probs, basis, features, saliency):
   return (residual**2).mean(), -2 * residual @ basis.T / residual.size, -2 * grad_basis / residual.size
 
 
-def relative_semantic_consistency(probs, basis, features, saliency):
-  none = np.zeros_like(basis)
-  return semantic_consistency(probs, basis, features, saliency)[0] / (
-    semantic_consistency(probs, none, features, saliency)[0] + 1e-12
-  )
+def assigned_semantic_consistency(probs, basis, features, saliency):
+  parts, basis = np.asarray(probs, np.float64)[..., 1:], np.asarray(basis, np.float64)
+  values = np.concatenate([resize(v, *parts.shape[1:3]) for v in features], axis=-1)
+  values *= np.asarray(saliency, np.float64)[..., None]
+  error = ((1 - parts.sum(axis=-1)) * (values**2).sum(axis=-1)).sum()
+  for k, row in enumerate(basis):
+    error += (parts[..., k] * ((values - row) ** 2).sum(axis=-1)).sum()
+  return error / ((values**2).sum() + 1e-12 * values.size)
 
 
 def sample(image, x, y, padding="zeros"):

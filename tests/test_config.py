@@ -29,8 +29,8 @@ def test_release_weights_follow_from_the_changed_reductions():
 
 def test_terms_beyond_the_paper_are_off_by_default():
   loss = default_config().loss
-  assert loss.background == loss.balance == loss.layout == 0.0
-  assert not default_config().semantic_relative
+  assert loss.background == loss.balance == 0.0
+  assert not default_config().semantic_assigned
   assert default_config().spatial.mirror_probability == 0.0
 
 

@@ -28,8 +28,8 @@ def semantic(probs, basis, features, saliency):
   return losses.semantic_consistency_loss(probs, basis, [features], saliency)
 
 
-def relative_semantic(probs, basis, features, saliency):
-  return losses.semantic_consistency_loss(probs, basis, [features], saliency, relative=True)
+def assigned_semantic(probs, basis, features, saliency):
+  return losses.semantic_consistency_loss(probs, basis, [features], saliency, assigned=True)
 
 
 # Each loss, arguments for it, its float64 reference, and how many of the arguments carry a gradient.
@@ -48,16 +48,15 @@ CASES = {
     lambda p, w, v, d: oracle.semantic_consistency(p, w, [v], d)[0],
     2,
   ),
-  "semantic_relative": (
-    relative_semantic,
+  "semantic_assigned": (
+    assigned_semantic,
     (PROBS, BASIS, FEATURES, SALIENCY),
-    lambda p, w, v, d: oracle.relative_semantic_consistency(p, w, [v], d),
+    lambda p, w, v, d: oracle.assigned_semantic_consistency(p, w, [v], d),
     2,
   ),
   "orthonormality": (losses.orthonormality_loss, (BASIS,), oracle.orthonormality, 1),
   "background": (losses.background_loss, (LOGITS, SALIENCY), oracle.background, 1),
   "balance": (losses.balance_loss, (PROBS,), oracle.balance, 1),
-  "layout": (losses.layout_loss, (CENTERS,), oracle.layout, 1),
 }
 
 
@@ -255,47 +254,35 @@ def test_balance_pulls_back_an_absent_part():
   assert (gradient[..., 2] < 0).all()
 
 
-def test_relative_semantic_consistency_does_not_depend_on_the_features_scale():
+def test_assigned_semantic_consistency_does_not_depend_on_the_features_scale():
   # Without parts everything is left unexplained; half the features, and a quarter of their energy is.
   features = np.full((B, 3, 4, 2), 5.0, np.float32)
   parts = np.zeros((B, H, W, 2), np.float32)
   parts[..., 1] = 1.0
   for share, expected in ((0.0, 1.0), (0.5, 0.25), (1.0, 0.0)):
-    value = relative_semantic(parts, np.full((1, 2), 5 * share, np.float32), features, np.ones_like(SALIENCY))
+    value = assigned_semantic(parts, np.full((1, 2), 5 * share, np.float32), features, np.ones_like(SALIENCY))
     np.testing.assert_allclose(value, expected, atol=1e-6)
-  scaled = relative_semantic(PROBS, 100 * BASIS, 100 * FEATURES, SALIENCY)
-  np.testing.assert_allclose(scaled, relative_semantic(PROBS, BASIS, FEATURES, SALIENCY), rtol=1e-5)
+  scaled = assigned_semantic(PROBS, 100 * BASIS, 100 * FEATURES, SALIENCY)
+  np.testing.assert_allclose(scaled, assigned_semantic(PROBS, BASIS, FEATURES, SALIENCY), rtol=1e-5)
 
 
-def test_relative_semantic_consistency_without_foreground_is_finite():
-  value, gradients = compiled_gradient(relative_semantic, 2)(PROBS, BASIS, FEATURES, 0 * SALIENCY)
+def test_assigned_semantic_consistency_takes_no_mixture_for_a_part():
+  # Features half-way between two parts: a mixture has them exactly, each part alone is off by (1, -1).
+  features = np.ones((B, 3, 4, 2), np.float32)
+  parts = np.broadcast_to(np.float32([0, 0.5, 0.5]), (B, H, W, 3))
+  basis = np.float32([[2, 0], [0, 2]])
+  everywhere = np.ones_like(SALIENCY)
+  np.testing.assert_allclose(semantic(parts, basis, features, everywhere), 0.0, atol=1e-6)
+  np.testing.assert_allclose(assigned_semantic(parts, basis, features, everywhere), 1.0, rtol=1e-6)
+
+
+def test_assigned_semantic_consistency_without_foreground_is_finite():
+  value, gradients = compiled_gradient(assigned_semantic, 2)(PROBS, BASIS, FEATURES, 0 * SALIENCY)
   assert np.isfinite(value)
   assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_layout_by_hand():
-  # Three points in a row against a triangle: z = (-1, 0, 1) and (-1, 2i, 1) less its mean 2i / 3. The inner
-  # product is 2, the squared norms are 2 and 2 + 8 / 3, so that ρ² = 4 / (2 · 14 / 3) = 3 / 7.
-  row, triangle = [[-1, 0], [0, 0], [1, 0]], [[-1, 0], [0, 2], [1, 0]]
-  value = losses.layout_loss(jnp.asarray([row, triangle], jnp.float32), epsilon=0.0)
-  np.testing.assert_allclose(value, 4 / 7, rtol=1e-6)
-
-
-def test_layout_is_the_same_when_an_object_moves_grows_turns_or_is_mirrored():
-  cosine, sine = np.cos(0.7), np.sin(0.7)
-  turned = CENTERS[0] @ np.array([[cosine, -sine], [sine, cosine]])
-  same = [CENTERS[0], CENTERS[0] + 0.3, 2 * CENTERS[0], turned, turned * (-1, 1)]
-  np.testing.assert_allclose(losses.layout_loss(jnp.asarray(same, jnp.float32)), 0.0, atol=1e-5)
-
-
-def test_layout_of_one_image_or_of_parts_in_one_place_is_finite():
-  assert losses.layout_loss(CENTERS[:1]) == 0.0
-  for centers in (np.zeros((2, K, 2), np.float32), CENTERS[[0, 0]]):
-    assert np.isfinite(jax.grad(losses.layout_loss)(centers)).all()
-
-
 BAD_INPUTS = {
-  "layout_centers": (losses.layout_loss, (CENTERS[..., :1],), ValueError, "centers"),
   "balance_epsilon": (partial(losses.balance_loss, epsilon=0.0), (PROBS,), ValueError, "epsilon"),
   "balance_parts": (losses.balance_loss, (PROBS[..., :1],), ValueError, "K >= 1"),
   "probs_axes": (losses.concentration_loss, (PROBS[0],), ValueError, r"probs .*\[B, H, W, K\+1\]"),

