@@ -27,8 +27,15 @@ def get_config() -> ConfigDict:
   config.batch_size = 8
   config.image_size = 0
   config.reference_image_size = 0
-  # Each image comes several times; takes up to 0.4 MB an image on the disk, half of it as a rule.
+  # Each image comes several times; takes up to 0.8 MB an image on the disk, half of it as a rule.
   config.data.cache_reference_features = True
+
+  # Deep layers tell parts also of kinds of objects that were not trained on, and so does a segmenter whose
+  # trunk keeps its published weights, on images twice as large; it also follows outlines better.
+  config.reference_layers = ("block13_depthwise", "block15_depthwise")
+  config.reference_l2_normalize = True
+  config.segmenter = "efficientnet_lite0_x2"
+  config.optimizer.frozen_modules = ("stem", "block")
 
   config.log_every = 10
   config.eval_every = 0
@@ -42,21 +49,23 @@ def get_config() -> ConfigDict:
   config.spatial.scale_low = 0.8
   config.spatial.scale_high = 1.4
 
-  # With less concentration parts stay strips along the body; balance keeps the small ones alive then.
-  config.loss.concentration = 40.0
-  config.loss.equivariance = 100.0
-  config.loss.landmark_equivariance = 500.0
-  config.loss.semantic_consistency = 2000.0
-  config.loss.orthonormality = 1.0
-  config.loss.balance = 100.0
+  # Meaning first: the features decide what a part is, geometry only keeps it in one place. With a semantic
+  # term of the same size as the others parts become strips along the body, which satisfy all the others.
+  config.semantic_assigned = True
+  config.loss.semantic_consistency = 7500.0
+  config.loss.concentration = 300.0
+  config.loss.equivariance = 200.0
+  config.loss.landmark_equivariance = 600.0
+  config.loss.orthonormality = 0.0
+  config.loss.balance = 50.0
   # Thin limbs are lost at the features' resolution: the background channel learns from the masks.
-  config.loss.background = 300.0
+  config.loss.background = 1000.0
 
   config.optimizer.name = "adam"
   config.optimizer.schedule = "cosine"
   config.optimizer.learning_rate = 5e-4
   config.optimizer.head_multiplier = 5.0
-  config.optimizer.basis_learning_rate = 1e-3
+  config.optimizer.basis_learning_rate = 3e-5  # the rows of normalised features are short
   config.optimizer.weight_decay = 0.0
   config.optimizer.warmup_steps = 20
   config.basis.initializer = "clusters"

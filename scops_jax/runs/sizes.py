@@ -57,7 +57,7 @@ def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[
 
   num_parts: 6 below 100 images, else 8. num_steps: 1 000 √(images / 900), at least 300.
   eval_every: half the steps. image_size: 128, or for smaller images the multiple of 16 below their shorter
-  edge, at least 64. reference_image_size: twice that and one more, so that cells of a stride lie on the
+  edge, at least 64. reference_image_size: three times that and one more, so that cells of a stride lie on the
   align-corners lattice.
 
   Args:
@@ -73,7 +73,7 @@ def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[
     "num_steps": steps,
     "eval_every": -(-(config.num_steps or steps) // 2),
     "image_size": size,
-    "reference_image_size": 2 * (config.image_size or size) + 1,
+    "reference_image_size": 3 * (config.image_size or size) + 1,
   }
 
 
