@@ -4,8 +4,9 @@ python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --work
 
 DIR holds images/ and, where there are any, saliency/, landmarks.csv, parts/ and train.txt, test.txt; README,
 "Your own images", says more. The settings hold for objects of any shape that are seen from both sides and
-move their limbs. On 1 000 drawn quadrupeds and birds each (experiments/own_images) they give landmark
-errors 0.42 and 0.51 of DFF's and foreground IoU 0.86 and 0.89 in 11 minutes on 2 CPU cores.
+move their limbs. On 1 000 composed photographs of mammals, with other species for testing, 500 steps give a
+landmark error of 0.081 of the image's edge (one seed; DFF on the same features 0.095) and foreground IoU 0.83
+(experiments/photographs).
 
 What is 0 here is chosen by the collection (scops_jax/runs/sizes.py has the rules): for 1 000 images 8
 parts and 1 000 steps. --config.num_parts=… and the like choose otherwise.
