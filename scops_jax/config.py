@@ -51,6 +51,9 @@ def default_config() -> ConfigDict:
   # The reference's arithmetic: "float32", "bfloat16", or "auto": float32 on a CPU, bfloat16 elsewhere.
   config.reference_dtype = "auto"
   config.reference_l2_normalize = False  # divide each position's features by their norm (release: an option)
+  # Beyond the paper: the semantic term compares a pixel's features with each part's, not with their mixture,
+  # and is a share of their energy, so that its weight does not depend on the reference and its layers.
+  config.semantic_assigned = False
 
   # Beyond the paper: what makes V ≥ 0, as the part basis and DFF need it, if the reference's features are
   # signed (dino…). No effect on other references.

@@ -96,7 +96,12 @@ def landmark_equivariance_loss(centers: chex.Array, target_centers: chex.Array) 
 
 
 def semantic_consistency_loss(
-  probs: chex.Array, basis: chex.Array, features: Sequence[chex.Array], saliency: chex.Array | None = None
+  probs: chex.Array,
+  basis: chex.Array,
+  features: Sequence[chex.Array],
+  saliency: chex.Array | None = None,
+  *,
+  assigned: bool = False,
 ) -> jax.Array:
   """Semantic consistency: the mean over pixels and channels of (D·UV - Σ_k R_k w_k)² (paper, equation 4).
 
@@ -110,9 +115,14 @@ def semantic_consistency_loss(
     features: maps [B, h_i, w_i, C_i] with Σ C_i = C; V is their concatenation after upsampling (bilinear,
       align-corners). No gradient flows to them.
     saliency: D [B, H, W] in [0, 1], or None for ones. No gradient flows to it.
+    assigned: beyond the paper, compare the features with each part's row instead of with the rows' mixture,
+      and divide by their energy: Σ_p (Σ_k R_k ‖D·UV - w_k‖² + R_0 ‖D·UV‖²) / Σ_p ‖D·UV‖², R_0 = 1 - Σ_k R_k.
+      That is linear in R, so that a pixel's best choice is one part, as in k-means, where a mixture may be
+      any blend of parts; and its value does not depend on the features' scale and number.
 
   Returns:
-    Scalar: mean over B, H, W and C. A perfect fit may come out as a rounding error below zero.
+    Scalar: mean over B, H, W and C; if assigned, a share of the energy. A perfect fit may come out as a
+    rounding error below zero.
 
   Raises:
     TypeError, ValueError: a dtype is not floating point or the shapes do not fit each other.
@@ -125,9 +135,13 @@ def semantic_consistency_loss(
   if saliency is None:
     saliency = jnp.ones((batch, height, width), dtype)
   saliency = jax.lax.stop_gradient(saliency).astype(dtype)
-  gram = jnp.einsum("bkhw,blhw->bkl", parts, parts, precision=HIGHEST).sum(axis=0)
-  total = jnp.sum(gram * jnp.matmul(basis, basis.T, precision=HIGHEST))
+  if assigned:
+    total = jnp.sum(parts.sum(axis=(0, 2, 3)) * jnp.sum(basis**2, axis=1))
+  else:
+    gram = jnp.einsum("bkhw,blhw->bkl", parts, parts, precision=HIGHEST).sum(axis=0)
+    total = jnp.sum(gram * jnp.matmul(basis, basis.T, precision=HIGHEST))
   salient_parts = saliency[:, None] * parts
+  energy = jnp.zeros((), dtype)
   first_channel = 0
   for feature_map in features:
     values = jax.lax.stop_gradient(feature_map).astype(dtype)
@@ -138,10 +152,13 @@ def semantic_consistency_loss(
     pooled = jnp.einsum("Hh,bkHw->bkhw", rows, pooled, precision=HIGHEST)
     response = jnp.einsum("bkhw,bhwc->kc", pooled, values, precision=HIGHEST)
     part_basis = basis[:, first_channel : first_channel + values.shape[-1]]
-    total += _upsampled_energy(values, rows, columns, saliency**2) - 2.0 * jnp.sum(part_basis * response)
+    map_energy = _upsampled_energy(values, rows, columns, saliency**2)
+    total += map_energy - 2.0 * jnp.sum(part_basis * response)
+    energy += map_energy
     first_channel += values.shape[-1]
-  # A float, because 33 images of 256² pixels and 1024 channels are more than an int32 counts.
-  return total / float(batch * height * width * basis.shape[1])
+  # A float: from 33 images of 256² and 1024 channels on, the count is no int32.
+  count = float(batch * height * width * basis.shape[1])
+  return total / (energy + 1e-12 * count if assigned else count)
 
 
 def _check_semantic_inputs(

@@ -245,7 +245,9 @@ def compute_losses(
       geometry.part_centers(geometry.part_probabilities(warped_logits)),
       geometry.part_centers(geometry.part_probabilities(target_logits)),
     ),
-    "semantic_consistency": losses.semantic_consistency_loss(probs, basis, features, saliency=saliency),
+    "semantic_consistency": losses.semantic_consistency_loss(
+      probs, basis, features, saliency=saliency, assigned=config.semantic_assigned
+    ),
     "orthonormality": losses.orthonormality_loss(basis),
   }
   if config.loss.background:

@@ -89,6 +89,16 @@ def semantic_consistency(probs, basis, features, saliency):
   return (residual**2).mean(), -2 * residual @ basis.T / residual.size, -2 * grad_basis / residual.size
 
 
+def assigned_semantic_consistency(probs, basis, features, saliency):
+  parts, basis = np.asarray(probs, np.float64)[..., 1:], np.asarray(basis, np.float64)
+  values = np.concatenate([resize(v, *parts.shape[1:3]) for v in features], axis=-1)
+  values *= np.asarray(saliency, np.float64)[..., None]
+  error = ((1 - parts.sum(axis=-1)) * (values**2).sum(axis=-1)).sum()
+  for k, row in enumerate(basis):
+    error += (parts[..., k] * ((values - row) ** 2).sum(axis=-1)).sum()
+  return error / ((values**2).sum() + 1e-12 * values.size)
+
+
 def sample(image, x, y, padding="zeros"):
   """Returns the values of an image [H, W, C] at the pixel position (x, y), bilinearly."""
   height, width, channels = image.shape

@@ -14,10 +14,10 @@ from scops_jax.runs.workdir import load_config, open_workdir
 @pytest.mark.parametrize(
   ("num_images", "edge", "expected"),
   [
-    (900, 150, (8, 1000, 500, 128, 257)),
-    (100, 500, (8, 350, 175, 128, 257)),
-    (99, 100, (6, 350, 175, 96, 193)),
-    (3600, 40, (8, 2000, 1000, 64, 129)),
+    (900, 150, (8, 1000, 500, 128, 385)),
+    (100, 500, (8, 350, 175, 128, 385)),
+    (99, 100, (6, 350, 175, 96, 289)),
+    (3600, 40, (8, 2000, 1000, 64, 193)),
   ],
 )
 def test_the_rules(num_images, edge, expected):
@@ -29,7 +29,7 @@ def test_a_choice_of_the_user_decides_what_depends_on_it():
   config = folder.get_config()
   config.update({"num_steps": 101, "image_size": 64})
   found = suitable_sizes(config, num_images=900, edge=150)
-  assert (found["eval_every"], found["reference_image_size"]) == (51, 129)
+  assert (found["eval_every"], found["reference_image_size"]) == (51, 193)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def config(tmp_path):
 def test_a_new_run_takes_them_from_the_images(config, tmp_path, capsys):
   collection = open_collection(config)
   chosen = choose_sizes(config, collection, workdir=tmp_path / "run")
-  assert [chosen[key] for key in FROM_COLLECTION] == [3, 300, 150, 80, 161]  # the middle edge is 92
-  assert chosen.reference_layers == ("block10_depthwise",)
+  assert [chosen[key] for key in FROM_COLLECTION] == [3, 300, 150, 80, 241]  # the middle edge is 92
+  assert chosen.reference_layers == ("block13_depthwise", "block15_depthwise")
   assert chosen.is_locked
   assert config.num_steps == 0
   assert len(collection.train) == 5

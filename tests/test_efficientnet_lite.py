@@ -158,6 +158,21 @@ def test_forward_mode_agrees_with_reverse_mode():
   np.testing.assert_allclose(forward, reverse, rtol=1e-9)
 
 
+def test_the_x2_segmenter_has_the_whole_trunk_and_logits_twice_as_fine():
+  name = "efficientnet_lite0_x2"
+  module = models.create_segmenter(name, 4)
+  images = np.random.default_rng(0).standard_normal((1, 32, 48, 3)).astype(np.float32)
+  variables = jax.jit(module.init)(jax.random.key(0), images)
+  filled = weights.apply_state_dict(variables, state_dict(), model_name=name)
+  logits = jax.jit(module.apply)(filled, images)
+  assert logits.shape == (1, 17, 25, 5)
+  assert np.isfinite(logits).all()
+  heads = {entry for entry in filled["params"] if entry.startswith("head_")}
+  laterals = {f"head_lateral{i}" for i in (15, 10, 4, 2)}
+  assert heads == laterals | {"head_smooth10", "head_smooth4", "head_smooth2", "head_logits"}
+  assert "block15_project" in filled["params"]
+
+
 def test_relu6_gradient_is_zero_at_and_beyond_the_kinks():
   gradient = jax.vmap(jax.grad(efficientnet_lite.relu6))
   np.testing.assert_array_equal(gradient(jnp.array([-1.0, 0.0, 1.0, 5.9, 6.0, 7.0])), [0, 0, 1, 1, 0, 0])

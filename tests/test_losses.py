@@ -28,6 +28,10 @@ def semantic(probs, basis, features, saliency):
   return losses.semantic_consistency_loss(probs, basis, [features], saliency)
 
 
+def assigned_semantic(probs, basis, features, saliency):
+  return losses.semantic_consistency_loss(probs, basis, [features], saliency, assigned=True)
+
+
 # Each loss, arguments for it, its float64 reference, and how many of the arguments carry a gradient.
 CASES = {
   "concentration": (losses.concentration_loss, (PROBS,), oracle.concentration, 1),
@@ -42,6 +46,12 @@ CASES = {
     semantic,
     (PROBS, BASIS, FEATURES, SALIENCY),
     lambda p, w, v, d: oracle.semantic_consistency(p, w, [v], d)[0],
+    2,
+  ),
+  "semantic_assigned": (
+    assigned_semantic,
+    (PROBS, BASIS, FEATURES, SALIENCY),
+    lambda p, w, v, d: oracle.assigned_semantic_consistency(p, w, [v], d),
     2,
   ),
   "orthonormality": (losses.orthonormality_loss, (BASIS,), oracle.orthonormality, 1),
@@ -242,6 +252,34 @@ def test_balance_pulls_back_an_absent_part():
   gradient = jax.grad(losses.balance_loss)(probs)
   assert np.isfinite(gradient).all()
   assert (gradient[..., 2] < 0).all()
+
+
+def test_assigned_semantic_consistency_does_not_depend_on_the_features_scale():
+  # Without parts everything is left unexplained; half the features, and a quarter of their energy is.
+  features = np.full((B, 3, 4, 2), 5.0, np.float32)
+  parts = np.zeros((B, H, W, 2), np.float32)
+  parts[..., 1] = 1.0
+  for share, expected in ((0.0, 1.0), (0.5, 0.25), (1.0, 0.0)):
+    value = assigned_semantic(parts, np.full((1, 2), 5 * share, np.float32), features, np.ones_like(SALIENCY))
+    np.testing.assert_allclose(value, expected, atol=1e-6)
+  scaled = assigned_semantic(PROBS, 100 * BASIS, 100 * FEATURES, SALIENCY)
+  np.testing.assert_allclose(scaled, assigned_semantic(PROBS, BASIS, FEATURES, SALIENCY), rtol=1e-5)
+
+
+def test_assigned_semantic_consistency_takes_no_mixture_for_a_part():
+  # Features half-way between two parts: a mixture has them exactly, each part alone is off by (1, -1).
+  features = np.ones((B, 3, 4, 2), np.float32)
+  parts = np.broadcast_to(np.float32([0, 0.5, 0.5]), (B, H, W, 3))
+  basis = np.float32([[2, 0], [0, 2]])
+  everywhere = np.ones_like(SALIENCY)
+  np.testing.assert_allclose(semantic(parts, basis, features, everywhere), 0.0, atol=1e-6)
+  np.testing.assert_allclose(assigned_semantic(parts, basis, features, everywhere), 1.0, rtol=1e-6)
+
+
+def test_assigned_semantic_consistency_without_foreground_is_finite():
+  value, gradients = compiled_gradient(assigned_semantic, 2)(PROBS, BASIS, FEATURES, 0 * SALIENCY)
+  assert np.isfinite(value)
+  assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 BAD_INPUTS = {

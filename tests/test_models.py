@@ -21,7 +21,9 @@ def test_part_basis_is_a_rectified_normal_matrix():
 
 
 def test_an_unknown_name_lists_the_valid_ones():
-  segmenters = "efficientnet_lite0, deeplab50, deeplab50_2branch, deeplab101, deeplab101_2branch"
+  segmenters = (
+    "efficientnet_lite0, efficientnet_lite0_x2, deeplab50, deeplab50_2branch, deeplab101, deeplab101_2branch"
+  )
   references = "efficientnet_lite0, vgg16, vgg19, resnet50, resnet101"
   for call, valid in (
     (lambda: models.create_segmenter("resnet", 8), segmenters),

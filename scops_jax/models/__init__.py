@@ -71,6 +71,12 @@ _SEGMENTERS = {
   "efficientnet_lite0": _SegmenterEntry(
     efficientnet_lite.EfficientNetLite0Segmenter, 16, efficientnet_lite.normalize
   ),
+  # The whole trunk on images twice as large: sees what an object's parts are, also of a kind not trained on.
+  "efficientnet_lite0_x2": _SegmenterEntry(
+    functools.partial(efficientnet_lite.EfficientNetLite0Segmenter, blocks=(15, 10, 4, 2), enlargement=2),
+    16,
+    efficientnet_lite.normalize,
+  ),
   "deeplab50": _deeplab("50", two_branch=False),
   "deeplab50_2branch": _deeplab("50", two_branch=True),
   "deeplab101": _deeplab("101", two_branch=False),
@@ -82,7 +88,7 @@ _REFERENCES = {
     efficientnet_lite.EfficientNetLite0Reference,
     efficientnet_lite.REFERENCE_LAYERS,
     efficientnet_lite.normalize,
-    ("block10_depthwise",),
+    ("block13_depthwise", "block15_depthwise"),
   ),
   "vgg16": _vgg(vgg.VGG16),
   "vgg19": _vgg(vgg.VGG19),

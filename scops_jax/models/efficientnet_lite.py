@@ -189,21 +189,34 @@ class EfficientNetLite0Reference(Reference):
 
 
 class EfficientNetLite0Segmenter(Segmenter):
-  """Blocks 0 to 10 and a top-down decoder (feature pyramid, arXiv 1612.03144) from stride 16 to stride 4.
+  """The trunk and a top-down decoder (feature pyramid, arXiv 1612.03144) from its last block to stride 4.
 
   The decoder's modules are named "head_...", the backbone's as in the reference.
+
+  Attributes:
+    blocks: whose outputs the decoder takes, the last one first.
+    enlargement: of the images' sides before the trunk, which was trained on larger objects.
   """
 
   num_parts: int
   channels: int = 64
+  blocks: tuple[int, ...] = (10, 4, 2)
+  enlargement: int = 1
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 4 + 1, W / 4 + 1, K+1]`."""
-    del train  # no layer differs in training: the statistics of BatchNorm are frozen
-    maps = _compute_layers(_align(images, 16), ("block2", "block4", "block10"))
-    x = Dense(self.channels, name="head_lateral10")(maps["block10"])
-    for i in (4, 2):
+    """Maps normalised images `[B, H, W, 3]` to logits `[B, E H / 4 + 1, E W / 4 + 1, K+1]`.
+
+    E is the enlargement.
+    """
+    del train  # every layer does the same in training: the statistics of BatchNorm are frozen
+    names = tuple(f"block{i}" for i in self.blocks)
+    if self.enlargement > 1:
+      height, width = (self.enlargement * n + 1 for n in images.shape[1:3])
+      images = geometry.resize_bilinear(images, height, width)
+    maps = _compute_layers(_align(images, 32 if self.blocks[0] > 10 else 16), names)
+    x = Dense(self.channels, name=f"head_lateral{self.blocks[0]}")(maps[names[0]])
+    for i in self.blocks[1:]:
       lateral = Dense(self.channels, name=f"head_lateral{i}")(maps[f"block{i}"])
       x = nn.relu(lateral + geometry.resize_bilinear(x, *lateral.shape[1:3]))
       x = _Smooth(name=f"head_smooth{i}")(x)

@@ -65,8 +65,8 @@ def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[
   num_parts: 6 below 100 images, else 8. num_steps: 1 000 √(images / 900), at least 300.
   eval_every: half the steps. image_size: 128, or for smaller images the multiple of 16 below their shorter
   edge, at least 64; if the segmenter has patches of another size, multiples of that. reference_image_size:
-  twice that plus 1, so that the cells of a stride lie on the align-corners lattice; if the reference has
-  patches, the nearest multiple. reference_layers: models.default_layers.
+  three times that plus 1, so that the cells of a stride lie on the align-corners lattice; if the reference
+  has patches, the nearest multiple. reference_layers: models.default_layers.
 
   Args:
     config: the run's.
@@ -82,14 +82,14 @@ def suitable_sizes(config: ConfigDict, *, num_images: int, edge: float) -> dict[
   stride = _STRIDE if _STRIDE % multiple == 0 else multiple
   smallest, largest = (bound // stride * stride for bound in (_SMALLEST, _LARGEST))
   size = int(min(max(edge // stride * stride, smallest), largest))
-  doubled = 2 * (config.image_size or size) + 1
+  enlarged = 3 * (config.image_size or size) + 1
   patch = models.reference_multiple(config.reference)
   return {
     "num_parts": parts,
     "num_steps": steps,
     "eval_every": -(-(config.num_steps or steps) // 2),
     "image_size": size,
-    "reference_image_size": max(round(doubled / patch), 1) * patch,
+    "reference_image_size": max(round(enlarged / patch), 1) * patch,
     "reference_layers": models.default_layers(config.reference),
   }
 

@@ -38,7 +38,7 @@ def logits_bias(model_name: str) -> str | None:
   """Returns the name of a segmenter's entry of shape `[K+1]`, by which files differ in K."""
   if model_name.startswith("deeplab"):
     return "layer5.conv2d_list.0.bias"
-  own_head = model_name == "efficientnet_lite0" or model_name in ARCHITECTURES
+  own_head = model_name.startswith("efficientnet_lite0") or model_name in ARCHITECTURES
   return "head_logits.bias" if own_head else None
 
 
@@ -163,6 +163,7 @@ _TABLES: dict[str, Callable[[], Table]] = {
     ("resnet50", _resnet, 50),
     ("resnet101", _resnet, 101),
     ("efficientnet_lite0", _efficientnet_lite0),
+    ("efficientnet_lite0_x2", _efficientnet_lite0),
   )
 }
 _TABLES |= {name: functools.cache(functools.partial(_dino, name)) for name in ARCHITECTURES}

