@@ -14,7 +14,14 @@ import pytest
 from scops_jax import geometry, models
 from scops_jax.errors import UserError
 from scops_jax.runs.parallel import compile_steps
-from scops_jax.train_step import create_optimizer, predict_step, reference_features, segment_pair, train_step
+from scops_jax.train_step import (
+  create_optimizer,
+  predict_step,
+  reference_features,
+  segment_pair,
+  train_step,
+  trainable_parameters,
+)
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -163,6 +170,16 @@ def test_frozen_modules_stay_and_the_others_get_the_gradients_they_had():
   assert not np.allclose(trained.params["segmenter"]["trunk"]["kernel"], before["trunk"]["kernel"], rtol=1e-6)
   assert frozen_history[0]["loss"] == pytest.approx(history[0]["loss"], rel=1e-6)
   assert frozen_history[0]["gradient_norm"] < history[0]["gradient_norm"]
+
+
+def test_modules_are_frozen_by_the_beginnings_of_their_names():
+  params = {"stem": {"kernel": 1.0}, "block1_a": {"scale": 1.0}, "block10_a": {"kernel": 1.0}}
+  trainable = functools.partial(trainable_parameters, tiny.networks(), params)
+  expected = {"stem": {"kernel": False}, "block1_a": {"scale": False}, "block10_a": {"kernel": True}}
+  assert trainable(tiny.config(**{"optimizer.frozen_modules": ("stem", "block1_")})) == expected
+  assert all(jax.tree.leaves(trainable(tiny.config())))
+  with pytest.raises(ValueError, match=r"begins with 'block2'; it has block10_a, block1_a, stem"):
+    trainable(tiny.config(**{"optimizer.frozen_modules": ("stem", "block2")}))
 
 
 def test_prediction_shapes_and_ranges():

@@ -23,7 +23,6 @@ from scops_jax.train_step import (
   TrainState,
   factorized_features,
   predict_step,
-  refined_predict_step,
   train_step,
 )
 
@@ -72,8 +71,8 @@ def compile_steps(
   evaluated = functools.partial(_evaluated, replicated=replicated, sharded=sharded)
   return CompiledSteps(
     train=train if jax.default_backend() != "cpu" else _blocking(train),
-    predict=evaluated(functools.partial(_labels_and_centers, predict_step, **bound)),
-    predict_refined=evaluated(functools.partial(_labels_and_centers, refined_predict_step, **bound)),
+    predict=evaluated(functools.partial(_labels_and_centers, **bound)),
+    predict_refined=evaluated(functools.partial(_labels_and_centers, refine=True, **bound)),
     features=evaluated(functools.partial(factorized_features, **bound)),
     shard_batch=shard_batch,
     replicate=replicate,
@@ -83,10 +82,10 @@ def compile_steps(
 
 
 def _labels_and_centers(
-  step: Callable, variables: tuple[Any, Any], images: chex.Array, **bound: Any
+  variables: tuple[Any, Any], images: chex.Array, **options: Any
 ) -> dict[str, chex.Array]:
   """Leaves out the probabilities, which no evaluation reads: they are not copied from the devices."""
-  maps = step(*variables, images, **bound)
+  maps = predict_step(*variables, images, **options)
   return {name: array for name, array in maps.items() if name != "probs"}
 
 
