@@ -6,7 +6,7 @@ separately, over the basis.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -113,7 +113,7 @@ def parameter_groups(params: chex.ArrayTree, trainable: chex.ArrayTree | None = 
     ValueError: no module of the segmenter has a name that starts with "head".
   """
 
-  def group(path: tuple[str, ...], _: chex.Array) -> str:
+  def group(path: tuple[Any, ...], _: chex.Array) -> str:
     return "head" if any(name.startswith("head") for name in path) else "backbone"
 
   segmenter = path_aware_map(group, params["segmenter"])

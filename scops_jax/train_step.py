@@ -66,7 +66,7 @@ def trainable_parameters(networks: Networks, params: chex.ArrayTree, config: Con
         f"it has {', '.join(sorted(params))}"
       )
   return path_aware_map(
-    lambda path, _: networks.segmenter.is_trained(path) and not path[0].startswith(frozen), params
+    lambda path, _: networks.segmenter.is_trained(path) and not str(path[0]).startswith(frozen), params
   )
 
 
@@ -159,7 +159,7 @@ def segment_pair(
   Returns:
     Logits of both `[B, H, W, K+1]`, resized to the images, float32; the batch statistics after both.
   """
-  options = {"axis_name": axis_name} if segmenter.uses_batch_statistics else {}
+  options: Any = {"axis_name": axis_name} if segmenter.uses_batch_statistics else {}
 
   def segment(variables: Mapping[str, chex.ArrayTree], images: jax.Array) -> tuple[jax.Array, Any]:
     logits, updates = segmenter.apply(variables, images, train=True, mutable=["batch_stats"], **options)

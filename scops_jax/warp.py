@@ -5,14 +5,17 @@ given by the source points of a 5 × 5 lattice of target points.
 """
 
 import functools
+from typing import TYPE_CHECKING
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from scops_jax.geometry import HIGHEST, accumulation_dtype, axis_coordinates, check_array
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 NUM_CONTROL_POINTS = 25
 
@@ -27,7 +30,7 @@ def _lattice() -> np.ndarray:
   return np.stack([x, y], axis=-1).reshape(NUM_CONTROL_POINTS, 2)
 
 
-def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, spatial: ConfigDict) -> jax.Array:
+def sample_spatial_transform(key: chex.PRNGKey, batch_size: int, spatial: "ConfigDict") -> jax.Array:
   """Draws one spatial transform T_s per image (paper, section 3.2, and the release's ranges).
 
   Every control point is jittered. In mode "similarity" or "projective" the whole lattice is then moved; in

@@ -1,7 +1,7 @@
 """What segmenters have in common, and references."""
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 _NORM_EPSILON = 1e-6
 
-Path = tuple[str, ...]  # to a parameter: the names of its modules and its own
+Path = tuple[Any, ...]  # to a parameter: the names of its modules and its own
 
 
 class Segmenter(nn.Module):
