@@ -224,7 +224,7 @@ def _train(
     bar.update()
     last = step == config.num_steps
     if step % config.log_every == 0 or last:
-      scalars = {name: float(value) for name, value in metrics.items()}
+      scalars = {name: float(value) for name, value in metrics.items() if name != "finite"}
       speed = images / (time.perf_counter() - began)
       if log is not None:
         # The rate of the update just done, which is schedule(step - 1).

@@ -254,6 +254,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, chex.Array]]:
   """Does one update: equation 7 of the paper on a batch, its gradient, and the optimizer's update.
 
+  An update that is not finite is not kept: if the loss, a gradient, a new parameter or a new running
+  statistic is infinite or NaN, the state stays as it was, bit for bit, and its step does not advance. So a
+  state never holds such a number, and the host need not look at a step's metrics before it starts the next
+  one. The next batch is tried with the same draws.
+
   Args:
     state: the state before the update; its step and config.seed alone determine the random draws.
     batch: "image" uint8 `[B, H, W, 3]`, "saliency" uint8 `[B, H, W]` and, if they are cached, "features",
@@ -266,7 +271,9 @@ def train_step(
 
   Returns:
     The state after the update, and scalars: each unweighted term, "loss" (their weighted sum) and
-    "gradient_norm" (of the segmenter's trained parameters, before clipping), means over the global batch.
+    "gradient_norm" (of the segmenter's trained parameters, before clipping), means over the global batch, and
+    "finite", bool, whether the update was kept. Where it was not, the terms that are not finite name the
+    cause; if all are finite, the gradient or the new parameters were not.
   """
   keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step), config.batch_size)
   if axis_name is not None:
@@ -295,7 +302,11 @@ def train_step(
   metrics["gradient_norm"] = optax.tree.norm(gradients["segmenter"])
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+  new_state = TrainState(state.step + 1, params, batch_stats, opt_state)
+  checked = (total, metrics["gradient_norm"], optax.tree.norm(gradients["basis"]), params, batch_stats)
+  metrics["finite"] = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(checked)]).all()
+  kept = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), new_state, state)
+  return kept, metrics
 
 
 def predict_step(
