@@ -23,7 +23,7 @@ library installs as a wheel: pydensecrf and its forks compile C++, the others ne
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -93,7 +93,8 @@ def dense_crf(
     TypeError, ValueError: an array's dtype or shape differs, or an option is out of range.
   """
   check_part_maps("probs", probs)
-  if images.shape != (*probs.shape[:3], 3) or not _is_image_dtype(images.dtype):
+  is_image = images.dtype == jnp.uint8 or jnp.issubdtype(images.dtype, jnp.floating)
+  if images.shape != (*probs.shape[:3], 3) or not is_image:
     raise ValueError(
       f"images must be uint8 or floating-point [B, H, W, 3] with the B, H, W of probs {probs.shape}, "
       f"got {images.dtype} {images.shape}."
@@ -128,24 +129,6 @@ def dense_crf(
   chunks = [x.reshape(-1, chunk, *x.shape[1:]) for x in (unary, colors)]
   marginals = jax.lax.map(lambda arrays: infer(*arrays), chunks).reshape(unary.shape)
   return jnp.moveaxis(marginals, 1, -1).astype(probs.dtype)
-
-
-def crf_labels(probs: chex.Array, images: chex.Array, **options: Any) -> jax.Array:
-  """Returns the likeliest channel after `dense_crf`, uint8 [B, H, W], 0 = background.
-
-  Args:
-    probs: [B, H, W, K+1], probabilities; NumPy or JAX, as `images`.
-    images: [B, H, W, 3], RGB, 0..255.
-    **options: of `dense_crf`; a run's are `**config.crf`.
-
-  Raises:
-    TypeError, ValueError: as dense_crf.
-  """
-  return jnp.argmax(dense_crf(probs, images, **options), axis=-1).astype(jnp.uint8)
-
-
-def _is_image_dtype(dtype: Any) -> bool:
-  return dtype == jnp.uint8 or jnp.issubdtype(dtype, jnp.floating)
 
 
 def _normalized(kernel: Filter, like: chex.Array) -> Filter:

@@ -5,18 +5,19 @@ backbone, its head, and the part basis. Gradients are clipped to a norm over the
 separately, over the basis.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import path_aware_map
 from ml_collections import ConfigDict
 
 
-def make_schedule(options: ConfigDict, *, num_steps: int) -> optax.Schedule:
-  """Returns the backbone's learning rate as a function of the step.
+def make_schedule(options: ConfigDict, *, num_steps: int, peak: float | None = None) -> optax.Schedule:
+  """Returns a learning rate as a function of the step.
 
   Linear warm-up to the peak over `warmup_steps`, then over the remaining T steps "poly",
   peak (1 - t/T)^power, or "cosine", peak (1 + cos(πt/T)) / 2.
@@ -24,14 +25,12 @@ def make_schedule(options: ConfigDict, *, num_steps: int) -> optax.Schedule:
   Args:
     options: `config.optimizer`.
     num_steps: of the run, warm-up included.
+    peak: the highest rate; None: the backbone's, `options.learning_rate`.
 
   Raises:
     ValueError: `options.schedule` is unknown.
   """
-  return _schedule(options, options.learning_rate, num_steps)
-
-
-def _schedule(options: ConfigDict, peak: float, num_steps: int) -> optax.Schedule:
+  peak = options.learning_rate if peak is None else peak
   warmup = options.warmup_steps
   decay_steps = max(num_steps - warmup, 1)
   if options.schedule == "poly":
@@ -69,24 +68,21 @@ def make_optimizer(
     trainable: tree of bool like params["segmenter"], or None if all are trained. The others get a zero update
       and do not count in the norm.
     update_counts: tree of int like params["segmenter"]: how often `repeated_sgd` updates each parameter in
-      one step. Needed under `options.repeat_updates`, and read only there.
+      one step; None: once.
 
   Raises:
-    ValueError: an unknown optimizer or schedule, no head, or `repeat_updates` without update_counts.
+    ValueError: an unknown optimizer or schedule, or no head.
   """
-  basis_rate: optax.ScalarOrSchedule = options.basis_learning_rate
-  if options.schedule != "poly":
-    basis_rate = _schedule(options, options.basis_learning_rate, num_steps)
+  schedule = functools.partial(make_schedule, options, num_steps=num_steps)
+  basis_rate = options.basis_learning_rate
   rates = {
-    "backbone": make_schedule(options, num_steps=num_steps),
-    "head": _schedule(options, options.learning_rate * options.head_multiplier, num_steps),
-    "basis": basis_rate,
+    "backbone": schedule(),
+    "head": schedule(peak=options.learning_rate * options.head_multiplier),
+    "basis": basis_rate if options.schedule == "poly" else schedule(peak=basis_rate),
   }
   groups = parameter_groups(params, trainable)
   counts = jax.tree.map(lambda _: 1, groups)
-  if options.repeat_updates:
-    if update_counts is None:
-      raise ValueError("optimizer.repeat_updates needs the update counts of the segmenter's parameters.")
+  if update_counts is not None:
     counts["segmenter"] = update_counts
   frozen = {"frozen": optax.set_to_zero()}
   rules = {}
@@ -117,40 +113,15 @@ def parameter_groups(params: chex.ArrayTree, trainable: chex.ArrayTree | None = 
     ValueError: no module of the segmenter has a name that starts with "head".
   """
 
-  def group(path: tuple[jax.tree_util.KeyEntry, ...], _: chex.Array) -> str:
-    names = [str(getattr(entry, "key", "")) for entry in path]
-    return "head" if any(name.startswith("head") for name in names) else "backbone"
+  def group(path: tuple[Any, ...], _: chex.Array) -> str:
+    return "head" if any(name.startswith("head") for name in path) else "backbone"
 
-  segmenter = jax.tree_util.tree_map_with_path(group, params["segmenter"])
+  segmenter = path_aware_map(group, params["segmenter"])
   if "head" not in jax.tree.leaves(segmenter):
     raise ValueError('The segmenter has no module whose name starts with "head", so it has no head group.')
   if trainable is not None:
     segmenter = jax.tree.map(lambda name, trained: name if trained else "frozen", segmenter, trainable)
   return {"segmenter": segmenter, "basis": jax.tree.map(lambda _: "basis", params["basis"])}
-
-
-def freeze_modules(trainable: chex.ArrayTree, modules: Sequence[str]) -> chex.ArrayTree:
-  """Returns `trainable` with False for the parameters of the given modules.
-
-  Args:
-    trainable: tree of bool like params["segmenter"].
-    modules: beginnings of names of top-level modules: "block1" is "block1_expand", "block10_expand" too, and
-      "block1_" the first alone.
-
-  Raises:
-    ValueError: a beginning fits no module.
-  """
-  for beginning in modules:
-    if not any(name.startswith(beginning) for name in trainable):
-      raise ValueError(
-        f"optimizer.frozen_modules: no module of the segmenter begins with {beginning!r}; "
-        f"it has {', '.join(sorted(trainable))}"
-      )
-  frozen = tuple(modules)
-  return {
-    name: jax.tree.map(lambda _: False, entries) if name.startswith(frozen) else entries
-    for name, entries in trainable.items()
-  }
 
 
 def stop_frozen(params: chex.ArrayTree, trainable: chex.ArrayTree) -> chex.ArrayTree:

@@ -12,12 +12,13 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import path_aware_map
 from ml_collections import ConfigDict
 
 from scops_jax import appearance, dense_crf, geometry, losses, models, warp
 from scops_jax.models import nonnegative
 from scops_jax.models.part_basis import PartBasis
-from scops_jax.optimizer import freeze_modules, make_optimizer, stop_frozen
+from scops_jax.optimizer import make_optimizer, stop_frozen
 
 Batch = Mapping[str, Any]
 
@@ -60,9 +61,18 @@ def trainable_parameters(networks: Networks, params: chex.ArrayTree, config: Con
   """Returns which of the segmenter's parameters, or of their shapes, a step changes: a tree of bool.
 
   Raises:
-    ValueError: config.optimizer.frozen_modules names none of its modules.
+    ValueError: config.optimizer.frozen_modules has a beginning that fits none of its modules.
   """
-  return freeze_modules(networks.segmenter.trainable_parameters(params), config.optimizer.frozen_modules)
+  frozen = tuple(config.optimizer.frozen_modules)
+  for beginning in frozen:
+    if not any(name.startswith(beginning) for name in params):
+      raise ValueError(
+        f"optimizer.frozen_modules: no module of the segmenter begins with {beginning!r}; "
+        f"it has {', '.join(sorted(params))}"
+      )
+  return path_aware_map(
+    lambda path, _: networks.segmenter.is_trained(path) and not str(path[0]).startswith(frozen), params
+  )
 
 
 def create_optimizer(
@@ -76,14 +86,18 @@ def create_optimizer(
     config: the run's.
 
   Raises:
-    ValueError: the segmenter has no head, or config.optimizer.frozen_modules names none of its modules.
+    ValueError: the segmenter has no head, or as trainable_parameters.
   """
+  counts = None
+  if config.optimizer.repeat_updates:
+    segmenter = networks.segmenter
+    counts = path_aware_map(lambda path, _: segmenter.release_update_count(path), params["segmenter"])
   return make_optimizer(
     config.optimizer,
     params,
     num_steps=config.num_steps,
     trainable=trainable_parameters(networks, params["segmenter"], config),
-    update_counts=networks.segmenter.release_update_counts(params["segmenter"]),
+    update_counts=counts,
   )
 
 
@@ -110,21 +124,17 @@ def network_features(
   With config.reference_mirror they are averaged with the mirrored maps of the mirror image. The features of a
   mirror image are then the mirrored features, as the parts must be where the transform mirrors.
   """
-  side = config.reference_image_size
+  side, dtype = config.reference_image_size, config.reference_dtype
+  if dtype == "auto":
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
-  inputs = models.normalize(config.reference, enlarged).astype(_reference_dtype(config))
+  inputs = models.normalize(config.reference, enlarged).astype(dtype)
   variables = {name: collection for name, collection in variables.items() if name != "code"}
   maps = networks.reference.apply(variables, inputs)
   if not config.reference_mirror:
     return maps
   mirrored = networks.reference.apply(variables, inputs[:, :, ::-1])
   return tuple((v + m[:, :, ::-1]) / 2 for v, m in zip(maps, mirrored, strict=True))
-
-
-def _reference_dtype(config: ConfigDict) -> str:
-  if config.reference_dtype != "auto":
-    return config.reference_dtype
-  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _batch_features(
@@ -170,23 +180,21 @@ def segment_pair(
   Returns:
     Logits of both `[B, H, W, K+1]`, resized to the images, float32; the batch statistics after both.
   """
+  options: Any = {"axis_name": axis_name} if segmenter.uses_batch_statistics else {}
+
+  def segment(variables: Mapping[str, chex.ArrayTree], images: jax.Array) -> tuple[jax.Array, Any]:
+    logits, updates = segmenter.apply(variables, images, train=True, mutable=["batch_stats"], **options)
+    resized = geometry.resize_bilinear(logits.astype(jnp.float32), *images.shape[1:3])
+    return resized, {**variables, **updates}
+
   if segmenter.uses_batch_statistics or jax.default_backend() == "cpu":
-    options = {"axis_name": axis_name} if segmenter.uses_batch_statistics else {}
-    logits, batch_stats = _segment(segmenter, variables, images, **options)
-    variables = {**variables, "batch_stats": batch_stats}
-    return logits, *_segment(segmenter, variables, warped_images, **options)
+    logits, variables = segment(variables, images)
+    warped_logits, variables = segment(variables, warped_images)
+    return logits, warped_logits, variables["batch_stats"]
   # An image and its warped version are neighbours, so that a batch sharded over devices stays where it is.
   both = jnp.stack([images, warped_images], axis=1).reshape(-1, *images.shape[1:])
-  logits, batch_stats = _segment(segmenter, variables, both)
-  return logits[0::2], logits[1::2], batch_stats
-
-
-def _segment(
-  segmenter: models.Segmenter, variables: Mapping[str, chex.ArrayTree], images: jax.Array, **options: Any
-) -> tuple[jax.Array, chex.ArrayTree]:
-  logits, updates = segmenter.apply(variables, images, train=True, mutable=["batch_stats"], **options)
-  resized = geometry.resize_bilinear(logits.astype(jnp.float32), *images.shape[1:3])
-  return resized, updates.get("batch_stats", variables["batch_stats"])
+  logits, variables = segment(variables, both)
+  return logits[0::2], logits[1::2], variables["batch_stats"]
 
 
 def compute_losses(
@@ -269,6 +277,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, chex.Array]]:
   """Does one update: equation 7 of the paper on a batch, its gradient, and the optimizer's update.
 
+  An update that is not finite is not kept: if the loss, a gradient, a new parameter or a new running
+  statistic is infinite or NaN, the state stays as it was, bit for bit, and its step does not advance. So a
+  state never holds such a number, and the host need not look at a step's metrics before it starts the next
+  one. The next batch is tried with the same draws.
+
   Args:
     state: the state before the update; its step and config.seed alone determine the random draws.
     batch: "image" uint8 `[B, H, W, 3]`, "saliency" uint8 `[B, H, W]` and, if they are cached, "features",
@@ -281,7 +294,9 @@ def train_step(
 
   Returns:
     The state after the update, and scalars: each unweighted term, "loss" (their weighted sum) and
-    "gradient_norm" (of the segmenter's trained parameters, before clipping), means over the global batch.
+    "gradient_norm" (of the segmenter's trained parameters, before clipping), means over the global batch, and
+    "finite", bool, whether the update was kept. Where it was not, the terms that are not finite name the
+    cause; if all are finite, the gradient or the new parameters were not.
   """
   keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step), config.batch_size)
   if axis_name is not None:
@@ -310,7 +325,17 @@ def train_step(
   metrics["gradient_norm"] = optax.tree.norm(gradients["segmenter"])
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+  new_state = TrainState(state.step + 1, params, batch_stats, opt_state)
+  checked = (
+    metrics["loss"],
+    metrics["gradient_norm"],
+    optax.tree.norm(gradients["basis"]),
+    params,
+    batch_stats,
+  )
+  metrics["finite"] = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(checked)]).all()
+  kept = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), new_state, state)
+  return kept, metrics
 
 
 def predict_step(
@@ -320,6 +345,7 @@ def predict_step(
   *,
   networks: Networks,
   config: ConfigDict,
+  refine: bool = False,
 ) -> dict[str, chex.Array]:
   """Segments images in evaluation mode.
 
@@ -329,32 +355,26 @@ def predict_step(
     images: `[B, H, W, 3]` RGB 0..255.
     networks: the modules.
     config: the run's.
+    refine: whether the CRF of config.crf refines the labels.
 
   Returns:
     "labels" uint8 `[B, H, W]`, the likeliest channel (0 = background), "probs" float32 `[B, H, W, K+1]`, and
     "centers" float32 `[B, K, 2]`, part centres (x, y) in [-1, 1] without epsilon, as the release evaluates
-    them.
+    them. If `refine` is set, "crf_labels" too, like "labels".
   """
   inputs = _segmenter_inputs(images, config)
   variables = {"params": params, "batch_stats": batch_stats}
   logits: Any = networks.segmenter.apply(variables, inputs, train=False)
   height, width = images.shape[1:3]
   probs = jax.nn.softmax(geometry.resize_bilinear(logits.astype(jnp.float32), height, width))
-  labels = jnp.argmax(probs, axis=-1).astype(jnp.uint8)
-  return {"labels": labels, "probs": probs, "centers": geometry.part_centers(probs, epsilon=0.0)}
+  maps = {"labels": _likeliest(probs), "probs": probs, "centers": geometry.part_centers(probs, epsilon=0.0)}
+  if refine:
+    maps["crf_labels"] = _likeliest(dense_crf.dense_crf(probs, images, **config.crf))
+  return maps
 
 
-def refined_predict_step(
-  params: chex.ArrayTree,
-  batch_stats: chex.ArrayTree,
-  images: chex.Array,
-  *,
-  networks: Networks,
-  config: ConfigDict,
-) -> dict[str, chex.Array]:
-  """Returns `predict_step`'s entries and "crf_labels" uint8 `[B, H, W]`, the labels after config.crf."""
-  maps = predict_step(params, batch_stats, images, networks=networks, config=config)
-  return {**maps, "crf_labels": dense_crf.crf_labels(maps["probs"], images, **config.crf)}
+def _likeliest(probs: chex.Array) -> chex.Array:
+  return jnp.argmax(probs, axis=-1).astype(jnp.uint8)
 
 
 def factorized_features(

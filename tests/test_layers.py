@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scops_jax.kernels.compilation import jit
 from scops_jax.models.layers import BatchNorm, Conv, Dense, max_pool
 from tests import layer_oracle
 
@@ -79,7 +80,9 @@ def test_batch_norm_in_training():
 
 
 @pytest.mark.usefixtures("x64")
-def test_gradients_of_batch_norm_in_training():
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_of_batch_norm_in_training(training):
+  """Both where JAX derives them and where they are written out."""
   variables = norm_variables()
   cotangent = RNG.standard_normal(IMAGES.shape)
 
@@ -95,7 +98,7 @@ def test_gradients_of_batch_norm_in_training():
 
   arguments = IMAGES, variables["params"]
   leaves, treedef = jax.tree.flatten(arguments)
-  gradients = jax.tree.leaves(jax.grad(objective, (0, 1))(*arguments))
+  gradients = jax.tree.leaves(jit(jax.grad(objective, (0, 1)), training=training)(*arguments))
   for _ in range(3):
     directions = [1e-5 * RNG.standard_normal(np.shape(leaf)) for leaf in leaves]
     ahead, behind = (

@@ -1,10 +1,12 @@
 """Networks by name: what they return, and what they refuse."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scops_jax import models
+from scops_jax.models import deeplab, resnet, vgg
 from scops_jax.models.base import normalize_features
 
 
@@ -80,6 +82,44 @@ def test_normalized_features_have_unit_length():
 
 def test_every_parameter_is_trained_unless_the_network_says_otherwise():
   module = models.create_segmenter("efficientnet_lite0", 3)
-  params = {"stem": {"kernel": np.ones(2)}}
-  assert module.trainable_parameters(params) == {"stem": {"kernel": True}}
-  assert module.release_update_counts(params) == {"stem": {"kernel": 1}}
+  assert module.is_trained(("stem", "kernel"))
+  assert module.release_update_count(("stem", "kernel")) == 1
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+  "module",
+  [
+    deeplab.DeepLab(num_parts=2, block_counts=(1, 1, 1, 1), two_branch=True, stage_channels=(2, 2, 2, 2)),
+    resnet.ResNetReference(layers=("layer2",), block_counts=(1, 1, 1, 1), stage_channels=(2, 2, 2, 2)),
+    vgg.VggReference(layers=("relu2_1",), convolutions=vgg.VGG16),
+  ],
+  ids=["deeplab", "resnet", "vgg"],
+)
+def test_forward_mode_agrees_with_reverse_mode(module):
+  """⟨c, J t⟩ = ⟨Jᵀ c, t⟩ for the Jacobian J of the outputs, to the parameters and the images."""
+  rng = np.random.default_rng(0)
+  images = rng.standard_normal((2, 16, 24, 3))
+  shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+  batch_stats = jax.tree.map(lambda s: np.ones(s.shape), shapes.get("batch_stats", {}))
+  options = {"train": True} if isinstance(module, models.Segmenter) else {}
+
+  def outputs(params, images):
+    variables = {"params": params, "batch_stats": batch_stats}
+    return module.apply(variables, images, mutable=["batch_stats"], **options)[0]
+
+  def draw(tree):
+    return jax.tree.map(lambda s: 0.2 * rng.standard_normal(s.shape), tree)
+
+  def products(primals, tangents, cotangents):
+    _, forward = jax.jvp(outputs, primals, tangents)
+    gradients = jax.vjp(outputs, *primals)[1](cotangents)
+    pairs = ((cotangents, forward), (gradients, tangents))
+    return [sum(jax.tree.leaves(jax.tree.map(jnp.vdot, *pair))) for pair in pairs]
+
+  primals, tangents = (draw(shapes["params"]), images), (draw(shapes["params"]), draw(images))
+  cotangents = draw(jax.eval_shape(outputs, *primals))
+  quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+  forward, reverse = jax.jit(products, compiler_options=quick)(primals, tangents, cotangents)
+  assert abs(reverse) > 1e-3
+  np.testing.assert_allclose(forward, reverse, rtol=1e-9)

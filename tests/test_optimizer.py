@@ -69,8 +69,10 @@ def test_sgd_matches_the_release(kind):
 
   params = tree("sgd_init", "basis_init")
   counts = jax.tree.map(int, tree("dup_visits", "basis_init")["segmenter"])
-  options = options_with(learning_rate=0.01, repeat_updates=kind == "dup")
-  transformation = optimizer.make_optimizer(options, params, num_steps=NUM_STEPS, update_counts=counts)
+  options = options_with(learning_rate=0.01)
+  transformation = optimizer.make_optimizer(
+    options, params, num_steps=NUM_STEPS, update_counts=counts if kind == "dup" else None
+  )
   state = transformation.init(params)
   for step in range(3):
     gradients = tree(f"sgd_s{step}_grad", f"basis_s{step}_grad")
@@ -115,15 +117,6 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(name):
   np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -1.0, rtol=1e-5)
 
 
-def test_modules_are_frozen_by_the_beginnings_of_their_names():
-  trainable = {"stem": {"kernel": True}, "block1_a": {"scale": False}, "block10_a": {"kernel": True}}
-  expected = {"stem": {"kernel": False}, "block1_a": {"scale": False}, "block10_a": {"kernel": True}}
-  assert optimizer.freeze_modules(trainable, ("stem", "block1_")) == expected
-  assert optimizer.freeze_modules(trainable, ()) == trainable
-  with pytest.raises(ValueError, match=r"begins with 'block2'; it has block10_a, block1_a, stem"):
-    optimizer.freeze_modules(trainable, ("stem", "block2"))
-
-
 def test_repeated_updates_by_hand():
   """Two updates with g = 1, p = 1: m = 1.5, p = 0.85; then g = 1.5 + 0.5 · 0.85, m = 0.75 + g."""
   transformation = optimizer.repeated_sgd(0.1, momentum=0.5, weight_decay=0.5, count=2)
@@ -133,7 +126,7 @@ def test_repeated_updates_by_hand():
 
 def test_repeated_updates_leave_frozen_parameters_and_the_other_groups():
   counts = {"backbone": {"kernel": 2, "scale": 2}, "head_part": {"kernel": 1}}
-  options = options_with(repeat_updates=True, learning_rate=0.1, basis_learning_rate=0.5, weight_decay=0.0)
+  options = options_with(learning_rate=0.1, basis_learning_rate=0.5, weight_decay=0.0)
   gradients = jax.tree.map(jnp.ones_like, small_params())
   updates = first_update(options, gradients, trainable=FROZEN_SCALE, update_counts=counts)
   np.testing.assert_allclose(updates["segmenter"]["backbone"]["kernel"], -0.1 * (1 + 1.9), rtol=1e-6)
@@ -185,8 +178,6 @@ def test_bad_settings_are_named():
     make(name="lion")
   with pytest.raises(ValueError, match=r'schedule must be "poly" or "cosine", got .step.'):
     make(schedule="step")
-  with pytest.raises(ValueError, match="repeat_updates needs the update counts"):
-    make(repeat_updates=True)
   del params["segmenter"]["head_part"]
   with pytest.raises(ValueError, match="no module whose name starts with"):
     make()

@@ -63,8 +63,6 @@ def test_bias_is_added_and_its_gradient_is_the_channels_sum(shape, compile_):
   x, weight = rng.standard_normal((2, *shape)).astype(np.float32)
   bias = rng.standard_normal(shape[-1:]).astype(np.float32)
   np.testing.assert_array_equal(compile_(add_bias)(x, bias), x + bias)
-  tangent = compile_(lambda *a: jax.jvp(add_bias, (x, bias), a)[1])(weight, 2 * bias)
-  np.testing.assert_array_equal(tangent, weight + 2 * bias)
   gradients = compile_(jax.grad(lambda x, bias: jnp.vdot(add_bias(x, bias), weight), (0, 1)))(x, bias)
   np.testing.assert_array_equal(gradients[0], weight)
   expected = weight.sum(tuple(range(weight.ndim - 1)), np.float64)

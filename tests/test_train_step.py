@@ -14,7 +14,14 @@ import pytest
 from scops_jax import geometry, models
 from scops_jax.errors import UserError
 from scops_jax.runs.parallel import compile_steps
-from scops_jax.train_step import create_optimizer, predict_step, reference_features, segment_pair, train_step
+from scops_jax.train_step import (
+  create_optimizer,
+  predict_step,
+  reference_features,
+  segment_pair,
+  train_step,
+  trainable_parameters,
+)
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,6 +44,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms():
   config = tiny.config()
   _, history = run_steps(config)
   for metrics in history:
+    assert metrics["finite"]
     total = sum(weight * metrics[name] for name, weight in config.loss.items() if weight)
     assert metrics["loss"] == pytest.approx(total, rel=1e-5)
     assert "background" not in metrics
@@ -49,6 +57,38 @@ def test_a_term_that_is_switched_on_counts():
   assert history[0]["background"] > 0
   assert history[0]["balance"] > 0
   assert history[0]["loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["jit", "vmap"])
+@pytest.mark.parametrize("fault", ["parameters", "weight", "gradient"])
+def test_an_update_that_is_not_finite_leaves_the_state_and_names_the_cause(fault, mapped):
+  config = tiny.config()
+  nets = tiny.networks(tiny.BatchNormSegmenter())
+  params, batch_stats, reference = tiny.variables(nets)
+  if fault == "parameters":
+    params["basis"]["raw"] = params["basis"]["raw"].at[0, 0].set(jnp.inf)
+  elif fault == "weight":
+    config.loss.concentration = 1e39  # more than float32 holds
+  else:
+    config.loss.orthonormality = 3e38  # the loss still fits, its gradient does not
+    params["basis"]["raw"] = jnp.eye(tiny.NUM_PARTS, tiny.CHANNELS) + 1e-3
+  optimizer = create_optimizer(nets, params, config)
+  state = tiny.state(params, batch_stats, optimizer)
+  step = functools.partial(train_step, networks=nets, optimizer=optimizer, config=config)
+  batch = tiny.batch(4)
+  if mapped:  # devices, played by vmap
+    batch = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), batch)
+    step = jax.vmap(functools.partial(step, axis_name="data"), (None, 0, None), axis_name="data")
+  after, metrics = jax.jit(step)(state, batch, reference)
+  if mapped:
+    after, metrics = jax.tree.map(lambda x: x[1], (after, metrics))
+  assert not metrics["finite"]
+  jax.tree.map(np.testing.assert_array_equal, after, state)
+  infinite = {name for name, value in metrics.items() if not np.isfinite(value)}
+  if fault == "parameters":
+    assert infinite == {"loss", "gradient_norm", "semantic_consistency", "orthonormality"}
+  else:
+    assert "concentration" not in infinite
 
 
 def test_eager_equals_jit():
@@ -163,6 +203,16 @@ def test_frozen_modules_stay_and_the_others_get_the_gradients_they_had():
   assert not np.allclose(trained.params["segmenter"]["trunk"]["kernel"], before["trunk"]["kernel"], rtol=1e-6)
   assert frozen_history[0]["loss"] == pytest.approx(history[0]["loss"], rel=1e-6)
   assert frozen_history[0]["gradient_norm"] < history[0]["gradient_norm"]
+
+
+def test_modules_are_frozen_by_the_beginnings_of_their_names():
+  params = {"stem": {"kernel": 1.0}, "block1_a": {"scale": 1.0}, "block10_a": {"kernel": 1.0}}
+  trainable = functools.partial(trainable_parameters, tiny.networks(), params)
+  expected = {"stem": {"kernel": False}, "block1_a": {"scale": False}, "block10_a": {"kernel": True}}
+  assert trainable(tiny.config(**{"optimizer.frozen_modules": ("stem", "block1_")})) == expected
+  assert all(jax.tree.leaves(trainable(tiny.config())))
+  with pytest.raises(ValueError, match=r"begins with 'block2'; it has block10_a, block1_a, stem"):
+    trainable(tiny.config(**{"optimizer.frozen_modules": ("stem", "block2")}))
 
 
 def test_prediction_shapes_and_ranges():

@@ -34,15 +34,16 @@ def compiler_options(*, training: bool = False) -> dict[str, str] | None:
 def jit(function: Callable, *, training: bool = False, **options: Any) -> jax.stages.Wrapped:
   """Compiles as jax.jit does with `options` and compiler_options."""
   wanted = compiler_options(training=training)
-  if training and wanted is not None:
+  if training:
     function = _traced_for_training(function)
   return jax.jit(function, compiler_options=wanted, **options)
 
 
 def is_traced_for_training() -> bool:
-  """Returns whether `jit` with training=True is tracing on a CPU now.
+  """Returns whether `jit` with training=True is tracing now.
 
-  Some forms of an operation are fast only with the options of training.
+  Operations then have gradients of their own that are faster than those JAX derives, but work in reverse mode
+  only (jax.grad, jax.vjp), and some are fast only with the options of training.
   """
   return _for_training.get()
 

@@ -6,9 +6,10 @@
   takes 2 to 3 times as long.
 * A 3×3 convolution between many channels is computed in tiles (`winograd`), and so are its gradients.
 
-On a CPU the input's gradient also waits for the kernel's. A training step sums the kernel gradients of two
-passes over a network. Without this order XLA computes those of the first pass only when it needs the sums,
-and keeps the inputs and gradients of all layers until then.
+These gradients are written out in training steps only (`compilation.jit`); elsewhere JAX derives them, in
+both modes. In a training step on a CPU the input's gradient also waits for the kernel's. The step sums the
+kernel gradients of two passes over a network. Without this order XLA computes those of the first pass only
+when it needs the sums, and keeps the inputs and gradients of all layers until then.
 """
 
 import functools
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.kernels import platforms, winograd
-from scops_jax.kernels.transposition import Arrays, linear_call
+from scops_jax.kernels.compilation import is_traced_for_training
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # of rows and columns, (before, after)
 
@@ -51,7 +52,8 @@ def conv(
   """
 
   def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _conv_on_cpu(x, kernel, padding, stride, dilation)
+    form = _conv_in_training if is_traced_for_training() else _conv_on_cpu
+    return form(x, kernel, padding, stride, dilation)
 
   def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _conv(x, kernel, padding, stride, dilation)
@@ -74,7 +76,6 @@ def _conv(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilati
   )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _conv_on_cpu(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> jax.Array:
   if _in_tiles(x, kernel, padding, stride, dilation):
     return winograd.conv_3x3(x, kernel, dilation=dilation)
@@ -83,28 +84,27 @@ def _conv_on_cpu(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int,
   return _conv(x, kernel, padding, stride, dilation)
 
 
-@_conv_on_cpu.defjvp
-def _jvp(
-  padding: Padding, stride: int, dilation: int, primals: Arrays, tangents: Arrays
+def _forward(
+  x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _conv_on_cpu(x, kernel, padding, stride, dilation), (x, kernel)
+
+
+def _backward(
+  padding: Padding, stride: int, dilation: int, inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _conv(x, kernel, padding, stride, dilation)
+  x, kernel = inputs
+  if _in_tiles(x, kernel, padding, stride, dilation):
+    x_gradient = winograd.input_gradient(gradient, kernel, dilation=dilation)
+    kernel_gradient = winograd.kernel_gradient(x, gradient, dilation=dilation)
+  else:
+    (x_gradient,) = jax.linear_transpose(lambda x: _conv(x, kernel, padding, stride, dilation), x)(gradient)
+    kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
+  return lax.optimization_barrier((x_gradient, kernel_gradient))
 
-  def linear(primals: Arrays, tangents: Arrays) -> Arrays:
-    return (convolve(tangents[0], primals[1]) + convolve(primals[0], tangents[1]),)
 
-  def transposed(primals: Arrays, gradients: Arrays) -> Arrays:
-    (x, kernel), (gradient,) = primals, gradients
-    if _in_tiles(x, kernel, padding, stride, dilation):
-      x_gradient = winograd.input_gradient(gradient, kernel, dilation=dilation)
-      kernel_gradient = winograd.kernel_gradient(x, gradient, dilation=dilation)
-    else:
-      (x_gradient,) = jax.linear_transpose(lambda x: convolve(x, kernel), x)(gradient)
-      kernel_gradient = _kernel_gradient(x, kernel, gradient, padding, stride=stride, dilation=dilation)
-    return lax.optimization_barrier((x_gradient, kernel_gradient))
-
-  (tangent,) = linear_call(linear, transposed, primals, tangents)
-  return _conv_on_cpu(*primals, padding, stride, dilation), tangent
+_conv_in_training = jax.custom_vjp(_conv_on_cpu, nondiff_argnums=(2, 3, 4))
+_conv_in_training.defvjp(_forward, _backward)
 
 
 def _in_tiles(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> bool:

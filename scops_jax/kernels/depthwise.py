@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.kernels import platforms
+from scops_jax.kernels.compilation import is_traced_for_training
 from scops_jax.kernels.convolution import Padding, window
 from scops_jax.kernels.reductions import channel_sum
-from scops_jax.kernels.transposition import Arrays, linear_call
 
 _UNROLLED_IMAGES = 16  # in the kernel's gradient; unrolling more makes compiling slow
 
@@ -44,7 +44,11 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.A
       f"expected x [B, H, W, C] and kernel [k, k, 1, C], got shapes {x.shape} and {kernel.shape}."
     )
   rows, columns = (same_padding(n, k, stride) for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True))
-  on_cpu = functools.partial(shifted_sum, stride=stride, padding=(rows, columns))
+
+  def on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    form = _shifted_sum_in_training if is_traced_for_training() else shifted_sum
+    return form(x, kernel, stride, (rows, columns))
+
   elsewhere = functools.partial(
     lax.conv_general_dilated,
     window_strides=(stride, stride),
@@ -55,9 +59,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.A
   return platforms.call(x, kernel, on_cpu=on_cpu, elsewhere=elsewhere)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def shifted_sum(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """Returns a depthwise convolution, and its gradients, as sums of k² shifted slices times weights."""
+  """Returns a depthwise convolution as a sum of k² shifted slices times weights."""
   return _sum_windows(_pad(x, padding), kernel, stride)
 
 
@@ -66,28 +69,27 @@ def _sum_windows(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
   return _sum([window(padded, tap, size, stride) * kernel[*tap, 0] for tap in _taps(kernel)])
 
 
-@shifted_sum.defjvp
-def _jvp(stride: int, padding: Padding, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-  x, kernel = primals
+def _forward(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   padded = _pad(x, padding)
-
-  def linear(residuals: Arrays, tangents: Arrays) -> Arrays:
-    padded, kernel = residuals
-    of_input = _sum_windows(_pad(tangents[0], padding), kernel, stride)
-    return (of_input + _sum_windows(padded, tangents[1], stride),)
-
-  def transposed(residuals: Arrays, gradients: Arrays) -> Arrays:
-    (padded, kernel), (gradient,) = residuals, gradients
-    wide = jnp.promote_types(padded.dtype, jnp.float32)  # for the sums over all pixels
-    return (
-      _input_gradient(gradient, kernel, stride, padding, padded.shape),
-      _kernel_gradient(padded.astype(wide), kernel, gradient.astype(wide), stride).astype(kernel.dtype),
-    )
-
   # Written to memory: XLA would compute it again for the gradient of the activation that follows.
-  value = lax.optimization_barrier(_sum_windows(padded, kernel, stride))
-  (tangent,) = linear_call(linear, transposed, (padded, kernel), tangents)
-  return value, tangent
+  return lax.optimization_barrier(_sum_windows(padded, kernel, stride)), (padded, kernel)
+
+
+def _backward(
+  stride: int, padding: Padding, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  padded, kernel = residuals
+  wide = jnp.promote_types(padded.dtype, jnp.float32)  # for the sums over all pixels
+  return (
+    _input_gradient(gradient, kernel, stride, padding, padded.shape),
+    _kernel_gradient(padded.astype(wide), kernel, gradient.astype(wide), stride).astype(kernel.dtype),
+  )
+
+
+_shifted_sum_in_training = jax.custom_vjp(shifted_sum, nondiff_argnums=(2, 3))
+_shifted_sum_in_training.defvjp(_forward, _backward)
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.kernels.compilation import is_traced_for_training
-from scops_jax.kernels.transposition import Arrays, linear_call
 
 
 def channel_sum(x: jax.Array) -> jax.Array:
@@ -20,7 +19,7 @@ def channel_sum(x: jax.Array) -> jax.Array:
     `[C]`, x's dtype.
   """
   sums = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  if not is_traced_for_training():
+  if not _is_traced_for_training_on_cpu():
     return jnp.sum(sums, axis=range(x.ndim - 1)).astype(x.dtype)
   # XLA's sums that keep the last axis are slow on a CPU without YNNPACK, so they are products with ones. They
   # go over one axis at a time, the last but one first: short sums lose few digits, and no axis is split, so
@@ -32,7 +31,6 @@ def channel_sum(x: jax.Array) -> jax.Array:
   return sums.astype(x.dtype)
 
 
-@jax.custom_jvp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   """Returns x + bias; the bias's gradient is a `channel_sum`.
 
@@ -43,19 +41,21 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   Returns:
     The shape and dtype of x.
   """
+  return _add_in_training(x, bias) if _is_traced_for_training_on_cpu() else x + bias
+
+
+@jax.custom_vjp
+def _add_in_training(x: jax.Array, bias: jax.Array) -> jax.Array:
   return x + bias
 
 
-@add_bias.defjvp
-def _add_bias_jvp(
-  primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-  def add(_: Arrays, tangents: Arrays) -> Arrays:
-    return (tangents[0] + tangents[1],)
+def _backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  gradient = lax.optimization_barrier(gradient)  # computed once for both
+  return gradient, channel_sum(gradient)
 
-  def transposed(_: Arrays, gradients: Arrays) -> Arrays:
-    gradient = lax.optimization_barrier(gradients[0])  # computed once for both
-    return gradient, channel_sum(gradient)
 
-  (tangent,) = linear_call(add, transposed, (), tangents)
-  return add_bias(*primals), tangent
+_add_in_training.defvjp(lambda x, bias: (x + bias, None), _backward)
+
+
+def _is_traced_for_training_on_cpu() -> bool:
+  return is_traced_for_training() and jax.default_backend() == "cpu"

@@ -110,8 +110,8 @@ def create_segmenter(name: str, num_parts: int) -> Segmenter:
     `[B, h, w, K+1]` at the network's own resolution, channel 0 the background, cells on the align-corners
     lattice of the normalised images `[B, H, W, 3]` (deeplab's within a pixel of it). Modules named "head_..."
     hold the new parameters; the others can come from a published file (`weights.apply_state_dict`). Training
-    is `.apply(variables, images, train=True, mutable=["batch_stats"])`. Gradients and jax.jvp work, but in
-    training deeplab's batch statistics have no jax.jvp.
+    is `.apply(variables, images, train=True, mutable=["batch_stats"])`. Forward mode (jax.jvp, jax.jacfwd)
+    works too, except in programs of `compilation.jit(training=True)`.
 
   Raises:
     ValueError: an unknown name, or K < 1.

@@ -1,13 +1,15 @@
 """What segmenters have in common, and references."""
 
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 _NORM_EPSILON = 1e-6
+
+Path = tuple[Any, ...]  # to a parameter: the names of its modules and its own
 
 
 class Segmenter(nn.Module):
@@ -22,14 +24,16 @@ class Segmenter(nn.Module):
   uses_batch_statistics: ClassVar[bool] = False
 
   @nn.nowrap
-  def trainable_parameters(self, params: chex.ArrayTree) -> chex.ArrayTree:
-    """Returns which of the parameters, or of their shapes, are trained: a tree of bool like `params`."""
-    return jax.tree.map(lambda _: True, params)
+  def is_trained(self, path: Path) -> bool:
+    """Returns whether training changes a parameter."""
+    del path
+    return True
 
   @nn.nowrap
-  def release_update_counts(self, params: chex.ArrayTree) -> chex.ArrayTree:
-    """Returns how often the release's optimizer updates each parameter in one step: a tree of int."""
-    return jax.tree.map(lambda _: 1, params)
+  def release_update_count(self, path: Path) -> int:
+    """Returns how often the release's optimizer updates a parameter in one step."""
+    del path
+    return 1
 
 
 class Reference(nn.Module, kw_only=True):
@@ -45,6 +49,22 @@ class Reference(nn.Module, kw_only=True):
 
   layers: tuple[str, ...]
   l2_normalize: bool = False
+
+
+def take_layers(maps: Iterable[tuple[str, jax.Array]], layers: Sequence[str]) -> tuple[jax.Array, ...]:
+  """Returns the maps of these layers, in their order, and computes no others behind them.
+
+  Args:
+    maps: a generator of layers' names and maps in the order of computation.
+    layers: names.
+  """
+  found: dict[str, jax.Array] = {}
+  for name, value in maps:
+    if name in layers:
+      found[name] = value
+      if len(found) == len(set(layers)):
+        break
+  return tuple(found[layer] for layer in layers)
 
 
 def normalize_features(features: jax.Array) -> jax.Array:

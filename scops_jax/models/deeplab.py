@@ -13,13 +13,12 @@ import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from scops_jax.models import resnet
-from scops_jax.models.base import Segmenter
+from scops_jax.models.base import Path, Segmenter
 from scops_jax.models.layers import Conv
 
 STRIDE = 8
@@ -97,26 +96,17 @@ class DeepLab(Segmenter):
     return sum(branches[1:], start=branches[0])
 
   @nn.nowrap
-  def trainable_parameters(self, params: chex.ArrayTree) -> chex.ArrayTree:
+  def is_trained(self, path: Path) -> bool:
     """As in Segmenter: all but BatchNorm's scale and bias, which only the two-branch shortcuts train."""
-
-    def trained(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> bool:
-      layer = path[-2].key
-      return self.two_branch if layer == "downsample_bn" else not layer.startswith("bn")
-
-    return jax.tree_util.tree_map_with_path(trained, params)
+    layer = path[-2]
+    return self.two_branch if layer == "downsample_bn" else not layer.startswith("bn")
 
   @nn.nowrap
-  def release_update_counts(self, params: chex.ArrayTree) -> chex.ArrayTree:
+  def release_update_count(self, path: Path) -> int:
     """As in Segmenter: PyTorch 0.4 updates a tensor as often as the release's optimizer lists it."""
-
-    def count(path: tuple[jax.tree_util.DictKey, ...], _: chex.Array) -> int:
-      *modules, _ = (entry.key for entry in path)
-      if modules[-1].startswith("downsample_"):
-        return _SHORTCUT_UPDATES
-      return _BLOCK_UPDATES if len(modules) > 1 else 1
-
-    return jax.tree_util.tree_map_with_path(count, params)
+    if path[-2].startswith("downsample_"):
+      return _SHORTCUT_UPDATES
+    return _BLOCK_UPDATES if len(path) > 2 else 1
 
 
 def normalize(images: jax.Array) -> jax.Array:

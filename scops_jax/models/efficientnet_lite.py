@@ -10,7 +10,8 @@ lattice that this project's resizes and warps assume. Reference and segmenter th
 the next such side.
 """
 
-import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,15 +22,14 @@ from scops_jax import geometry
 from scops_jax.kernels.convolution import conv
 from scops_jax.kernels.depthwise import depthwise_conv, same_padding
 from scops_jax.kernels.reductions import add_bias
-from scops_jax.models.base import Reference, Segmenter, normalize_features
+from scops_jax.models.base import Reference, Segmenter, normalize_features, take_layers
 from scops_jax.models.layers import Dense
 
 _BATCH_NORM_EPSILON = 1e-3
 _STEM_CHANNELS, _HEAD_CHANNELS, _NUM_CLASSES = 32, 1280, 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
+class _Block(NamedTuple):
   """An inverted residual: 1×1 expansion, depthwise k×k, linear 1×1 projection."""
 
   kernel_size: int
@@ -38,24 +38,18 @@ class _Block:
   channels: int
 
 
-def _blocks() -> list[_Block]:
-  stages = (  # repeats, then the first block; the repeats have stride 1
-    (1, _Block(3, 1, 1, 16)),
-    (2, _Block(3, 2, 6, 24)),
-    (2, _Block(5, 2, 6, 40)),
-    (3, _Block(3, 2, 6, 80)),
-    (3, _Block(5, 1, 6, 112)),
-    (4, _Block(5, 2, 6, 192)),
-    (1, _Block(3, 1, 6, 320)),
-  )
-  return [
-    block if i == 0 else dataclasses.replace(block, stride=1)
-    for repeats, block in stages
-    for i in range(repeats)
-  ]
-
-
-_BLOCKS = _blocks()
+_STAGES = (  # repeats, and the first block; the repeats have stride 1
+  (1, _Block(3, 1, 1, 16)),
+  (2, _Block(3, 2, 6, 24)),
+  (2, _Block(5, 2, 6, 40)),
+  (3, _Block(3, 2, 6, 80)),
+  (3, _Block(5, 1, 6, 112)),
+  (4, _Block(5, 2, 6, 192)),
+  (1, _Block(3, 1, 6, 320)),
+)
+_BLOCKS = [
+  block if i == 0 else block._replace(stride=1) for repeats, block in _STAGES for i in range(repeats)
+]
 
 # The post-activation, thus non-negative, maps in the order of computation.
 REFERENCE_LAYERS = (
@@ -111,29 +105,19 @@ def _convolve(x: jax.Array, kernel: jax.Array, *, stride: int, depthwise: bool) 
   return conv(x, kernel, padding=(rows, columns), stride=stride)
 
 
-def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Array]:
-  """Runs the trunk up to the last wanted layer; its modules become children of the calling compact module.
+def _trunk(x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+  """Computes the classifier layer by layer; its modules become children of the calling compact module.
 
-  `wanted` holds names of REFERENCE_LAYERS, "block{i}" for the signed output of block i, or "classifier" for
-  the logits.
+  Yields:
+    The maps of REFERENCE_LAYERS, "block{i}", the signed output of block i, and "classifier", the logits.
   """
-  found: dict[str, jax.Array] = {}
-
-  def keep(name: str, value: jax.Array) -> bool:
-    """Keeps a map if it is wanted; returns whether none is missing."""
-    if name in wanted:
-      found[name] = value
-    return len(found) == len(set(wanted))
-
   x = _ConvBatchNorm(_STEM_CHANNELS, kernel_size=3, stride=2, name="stem")(x)
-  if keep("stem", x):
-    return found
+  yield "stem", x
   for i, block in enumerate(_BLOCKS):
     y = x
     if block.expansion > 1:
       y = _ConvBatchNorm(x.shape[-1] * block.expansion, name=f"block{i}_expand")(y)
-      if keep(f"block{i}_expand", y):
-        return found
+      yield f"block{i}_expand", y
     y = _ConvBatchNorm(
       y.shape[-1],
       kernel_size=block.kernel_size,
@@ -141,16 +125,13 @@ def _compute_layers(x: jax.Array, wanted: tuple[str, ...]) -> dict[str, jax.Arra
       depthwise=True,
       name=f"block{i}_depthwise",
     )(y)
-    if keep(f"block{i}_depthwise", y):
-      return found
+    yield f"block{i}_depthwise", y
     y = _ConvBatchNorm(block.channels, activation=False, name=f"block{i}_project")(y)
     x = x + y if block.stride == 1 and x.shape == y.shape else y
-    if keep(f"block{i}", x):
-      return found
+    yield f"block{i}", x
   x = _ConvBatchNorm(_HEAD_CHANNELS, name="head")(x)
-  if not keep("head", x):
-    keep("classifier", nn.Dense(_NUM_CLASSES, dtype=x.dtype, name="classifier")(x.mean(axis=(1, 2))))
-  return found
+  yield "head", x
+  yield "classifier", nn.Dense(_NUM_CLASSES, dtype=x.dtype, name="classifier")(x.mean(axis=(1, 2)))
 
 
 def _stride(layers: tuple[str, ...]) -> int:
@@ -174,7 +155,7 @@ class EfficientNetLite0(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    return _compute_layers(images, ("classifier",))["classifier"]
+    return take_layers(_trunk(images), ("classifier",))[0]
 
 
 class EfficientNetLite0Reference(Reference):
@@ -183,8 +164,7 @@ class EfficientNetLite0Reference(Reference):
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
     """Maps normalised images `[B, H, W, 3]` to a map `[B, h, w, C]` in [0, 6] for each layer."""
-    maps = _compute_layers(_align(images, _stride(self.layers)), self.layers)
-    found = [maps[layer] for layer in self.layers]
+    found = take_layers(_trunk(_align(images, _stride(self.layers))), self.layers)
     return tuple(normalize_features(x) if self.l2_normalize else x for x in found)
 
 
@@ -209,15 +189,15 @@ class EfficientNetLite0Segmenter(Segmenter):
 
     E is the enlargement.
     """
-    del train  # every layer does the same in training: the statistics of BatchNorm are frozen
-    names = tuple(f"block{i}" for i in self.blocks)
+    del train  # no layer differs in training: the statistics of BatchNorm are frozen
     if self.enlargement > 1:
       height, width = (self.enlargement * n + 1 for n in images.shape[1:3])
       images = geometry.resize_bilinear(images, height, width)
-    maps = _compute_layers(_align(images, 32 if self.blocks[0] > 10 else 16), names)
-    x = Dense(self.channels, name=f"head_lateral{self.blocks[0]}")(maps[names[0]])
-    for i in self.blocks[1:]:
-      lateral = Dense(self.channels, name=f"head_lateral{i}")(maps[f"block{i}"])
+    aligned = _align(images, 32 if self.blocks[0] > 10 else 16)
+    deepest, *finer = take_layers(_trunk(aligned), tuple(f"block{i}" for i in self.blocks))
+    x = Dense(self.channels, name=f"head_lateral{self.blocks[0]}")(deepest)
+    for i, maps in zip(self.blocks[1:], finer, strict=True):
+      lateral = Dense(self.channels, name=f"head_lateral{i}")(maps)
       x = nn.relu(lateral + geometry.resize_bilinear(x, *lateral.shape[1:3]))
       x = _Smooth(name=f"head_smooth{i}")(x)
     initializer = nn.initializers.normal(0.01)

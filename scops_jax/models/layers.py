@@ -1,13 +1,12 @@
 """Layers with PyTorch's conventions: symmetric padding, unbiased running variances, pools in ceil mode."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from scops_jax.kernels.compilation import is_traced_for_training
 from scops_jax.kernels.convolution import conv
 from scops_jax.kernels.reductions import add_bias, channel_sum
 
@@ -73,9 +72,6 @@ class BatchNorm(nn.Module):
   and the running statistics move a tenth of the way to them. The running variance has divisor n - 1, as in
   PyTorch; flax's own BatchNorm has n. Statistics are computed in float32 at least.
 
-  In training only reverse mode works (jax.grad, jax.vjp): jax.jvp raises TypeError, because the gradient is
-  written out for a CPU's sake and takes means over devices.
-
   Attributes:
     trainable: whether scale and bias get gradients.
   """
@@ -109,7 +105,8 @@ class BatchNorm(nn.Module):
       count = x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
       if count < 2:
         raise ValueError(f"expected more than one value per channel in training, got x of shape {x.shape}")
-      y, mean, variance = _normalize(wide, scale, bias, axis_name)
+      normalize = _normalize_in_training if is_traced_for_training() else _normalize
+      y, mean, variance = normalize(wide, scale, bias, axis_name)
       if not self.is_initializing():
         running_mean.value = _average(running_mean.value, mean)
         running_variance.value = _average(running_variance.value, variance * (count / (count - 1)))
@@ -122,10 +119,8 @@ class BatchNorm(nn.Module):
 Moments = tuple[jax.Array, jax.Array, jax.Array]  # y, mean and variance (divisor n) of each channel
 
 
-# The gradient is written out because the sums that JAX derives are slow on a CPU.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None) -> Moments:
-  """Normalises x by its own mean and variance, which are returned too; no gradient flows to them."""
+  """Normalises x by its own mean and variance, which are returned too."""
   return _normalize_forward(x, scale, bias, axis_name)[0]
 
 
@@ -153,7 +148,9 @@ def _normalize_backward(
   return x_gradient, scale_gradient, bias_gradient
 
 
-_normalize.defvjp(_normalize_forward, _normalize_backward)
+# The gradient that JAX derives reads x once more, and its sums are slow on a CPU.
+_normalize_in_training = jax.custom_vjp(_normalize, nondiff_argnums=(3,))
+_normalize_in_training.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _channel_mean(x: jax.Array, axis_name: str | None) -> jax.Array:

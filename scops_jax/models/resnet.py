@@ -6,13 +6,13 @@ Modules are named as the entries of the published PyTorch files: conv1, bn1, the
 Alignment: with symmetric padding cell i of stride s is centred on input pixel s i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from scops_jax.models.base import Reference, normalize_features
+from scops_jax.models.base import Reference, normalize_features, take_layers
 from scops_jax.models.layers import STATISTICS, BatchNorm, Conv, max_pool
 
 BLOCK_COUNTS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3)}  # of the four stages, by the depth's name
@@ -121,14 +121,15 @@ class ResNetReference(Reference):
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
     """Maps normalised images `[B, H, W, 3]` to a map `[B, h, w, C]` ≥ 0 for each layer."""
-    maps: dict[str, jax.Array] = {}
-    x = stem(images, channels=self.stage_channels[0])
-    for stage in range(max(REFERENCE_LAYERS.index(layer) for layer in self.layers) + 1):
-      for block in range(self.block_counts[stage]):
-        first = block == 0
-        stride = 2 if first and stage > 0 else 1
-        name = f"layer{stage + 1}_{block}"
-        x = Bottleneck(self.stage_channels[stage], stride=stride, projects=first, name=name)(x)
-      maps[f"layer{stage + 1}"] = x
-    found = [maps[layer] for layer in self.layers]
+
+    def maps() -> Iterator[tuple[str, jax.Array]]:
+      x = stem(images, channels=self.stage_channels[0])
+      for stage, (count, channels) in enumerate(zip(self.block_counts, self.stage_channels, strict=True)):
+        for block in range(count):
+          first = block == 0
+          stride = 2 if first and stage > 0 else 1
+          x = Bottleneck(channels, stride=stride, projects=first, name=f"layer{stage + 1}_{block}")(x)
+        yield f"layer{stage + 1}", x
+
+    found = take_layers(maps(), self.layers)
     return tuple(normalize_features(x) if self.l2_normalize else x for x in found)

@@ -7,13 +7,13 @@ Resizing with aligned corners, as in the release, therefore stretches the map by
 borders.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scops_jax.models.base import Reference, normalize_features
+from scops_jax.models.base import Reference, normalize_features, take_layers
 from scops_jax.models.layers import Conv, max_pool
 
 VGG16, VGG19 = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)  # convolutions of the five blocks
@@ -40,22 +40,22 @@ class VggReference(Reference):
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
     """Maps normalised images `[B, H, W, 3]` to a map `[B, ⌊H / s⌋, ⌊W / s⌋, C]` ≥ 0 for each layer."""
-    maps: dict[str, jax.Array] = {}
-    x = images
-    index = 0
-    for block, count in enumerate(self.convolutions, 1):
-      for i in range(1, count + 1):
-        bias_init = nn.initializers.zeros
-        x = nn.relu(Conv(_CHANNELS[block - 1], 3, bias_init=bias_init, name=f"features_{index}")(x))
-        layer = f"relu{block}_{i}"
-        if layer in self.layers:
-          maps[layer] = x = normalize_features(x) if self.l2_normalize else x
-          if len(maps) == len(set(self.layers)):
-            return tuple(maps[name] for name in self.layers)
-        index += 2  # past the convolution and its relu
-      x = max_pool(x, kernel_size=2, stride=2)
-      index += 1
-    raise ValueError(f"layers {self.layers} are not all among {reference_layers(self.convolutions)}")
+
+    def maps() -> Iterator[tuple[str, jax.Array]]:
+      x, index = images, 0
+      for block, count in enumerate(self.convolutions, 1):
+        for i in range(1, count + 1):
+          bias_init = nn.initializers.zeros
+          x = nn.relu(Conv(_CHANNELS[block - 1], 3, bias_init=bias_init, name=f"features_{index}")(x))
+          layer = f"relu{block}_{i}"
+          if self.l2_normalize and layer in self.layers:
+            x = normalize_features(x)
+          yield layer, x
+          index += 2  # past the convolution and its relu
+        x = max_pool(x, kernel_size=2, stride=2)
+        index += 1
+
+    return take_layers(maps(), self.layers)
 
 
 def normalize(images: jax.Array) -> jax.Array:

@@ -24,7 +24,6 @@ from scops_jax.train_step import (
   TrainState,
   factorized_features,
   predict_step,
-  refined_predict_step,
   train_step,
 )
 
@@ -74,8 +73,8 @@ def compile_steps(
   evaluated = functools.partial(_evaluated, replicated=replicated, sharded=sharded)
   return CompiledSteps(
     train=train if jax.default_backend() != "cpu" else _blocking(train),
-    predict=evaluated(functools.partial(_labels_and_centers, predict_step, **bound)),
-    predict_refined=evaluated(functools.partial(_labels_and_centers, refined_predict_step, **bound)),
+    predict=evaluated(functools.partial(_labels_and_centers, **bound)),
+    predict_refined=evaluated(functools.partial(_labels_and_centers, refine=True, **bound)),
     features=evaluated(functools.partial(factorized_features, **bound)),
     shard_batch=shard_batch,
     replicate=replicate,
@@ -85,10 +84,10 @@ def compile_steps(
 
 
 def _labels_and_centers(
-  step: Callable, variables: tuple[Any, Any], images: chex.Array, **bound: Any
+  variables: tuple[Any, Any], images: chex.Array, **options: Any
 ) -> dict[str, chex.Array]:
   """Replaces the probabilities by "likeliest_parts" uint8 `[B, H, W]`, 1 .. K, a smaller copy to the host."""
-  maps = step(*variables, images, **bound)
+  maps = predict_step(*variables, images, **options)
   parts = jnp.argmax(maps.pop("probs")[..., 1:], axis=-1).astype(jnp.uint8) + 1
   return {**maps, "likeliest_parts": parts}
 
