@@ -208,6 +208,15 @@ def test_cluster_basis_by_hand():
   np.testing.assert_allclose(found, [[5, 0], [0, 3]], atol=1e-5)
 
 
+def test_cluster_basis_leaves_out_the_rim_of_objects():
+  # Two kinds of features of length 4, and their halves, where the saliency is soft.
+  features = np.array([[4.0, 0.0], [0.0, 4.0], [2.0, 0.0], [0.0, 2.0]]).reshape(1, 1, 4, 2)
+  basis = np.array([[1.0, 0.1], [0.1, 1.0]])
+  np.testing.assert_allclose(factorization.cluster_basis(basis, features), [[3, 0], [0, 3]], atol=1e-5)
+  found = factorization.cluster_basis(basis, features, background=0.7)
+  np.testing.assert_allclose(found, [[4, 0], [0, 4]], atol=1e-5)
+
+
 def test_cluster_basis_keeps_a_cluster_without_positions():
   features = np.array([[4.0, 0.0], [6.0, 0.0]]).reshape(1, 1, 2, 2)
   basis = np.array([[1.0, 0.0], [0.0, 7.0]])

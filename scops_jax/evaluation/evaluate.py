@@ -103,7 +103,9 @@ def fit_dff(
     jax.random.key(config.seed), start, num_parts=config.num_parts, num_iterations=config.nmf.num_iterations
   )
   clustered = config.basis.initializer == "clusters"
-  part_basis = factorization.cluster_basis(basis, start) if clustered else basis
+  # Features of one length tell where the saliency is soft: no part is to be an object's rim.
+  inner = {"background": 0.7} if config.semantic_assigned and config.reference_l2_normalize else {}
+  part_basis = factorization.cluster_basis(basis, start, **inner) if clustered else basis
   del fitted, start
 
   def centers(batches: Iterable[Batch]) -> np.ndarray:

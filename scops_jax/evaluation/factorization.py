@@ -144,7 +144,9 @@ def fit_dff(key: chex.PRNGKey, features: chex.Array, *, num_parts: int, num_iter
   return scaled_basis(fit_nmf(key, rows, num_parts=num_parts, num_iterations=num_iterations))
 
 
-def cluster_basis(basis: chex.Array, features: chex.Array, *, num_iterations: int = 10) -> chex.Array:
+def cluster_basis(
+  basis: chex.Array, features: chex.Array, *, num_iterations: int = 10, background: float = _BACKGROUND
+) -> chex.Array:
   """Refines a factorisation so that each position has one part: an initial basis for SCOPS.
 
   SCOPS explains a feature by R W, where R comes to choose about one part per position. A factor of an NMF
@@ -156,6 +158,9 @@ def cluster_basis(basis: chex.Array, features: chex.Array, *, num_iterations: in
     basis: `[K, C]`, of `fit_dff`.
     features: `[N, h, w, C]`, as for `fit_dff`.
     num_iterations: Assignments; each is followed by new means.
+    background: Positions whose feature is shorter than this fraction of the longest are left out. With
+      features of one length 0.7 leaves out the rim of the object, where the saliency is soft and D·V is
+      short: it would become a cluster of its own.
 
   Returns:
     `[K, C]` float32, the clusters' means, non-negative. A cluster that loses all positions keeps its mean.
@@ -163,7 +168,7 @@ def cluster_basis(basis: chex.Array, features: chex.Array, *, num_iterations: in
   Raises:
     ValueError: As `fit_dff`, or the numbers of channels differ.
   """
-  rows = _foreground(features)
+  rows = _foreground(features, background)
   strongest = jnp.argmax(activations(basis, rows), axis=-1)
   return _cluster(jnp.asarray(basis, jnp.float32), rows, strongest, num_iterations)
 
@@ -186,12 +191,12 @@ def _cluster(w: chex.Array, x: chex.Array, labels: chex.Array, num_iterations: c
   return jax.lax.fori_loop(0, num_iterations, iterate, means(w, labels))
 
 
-def _foreground(features: chex.Array) -> np.ndarray:
+def _foreground(features: chex.Array, background: float = _BACKGROUND) -> np.ndarray:
   """Returns the features `[n, C]` that are not background (see `fit_dff`)."""
   _check(features, rank=4)
   rows = np.asarray(features).reshape(-1, features.shape[-1])
   lengths = np.sqrt(np.einsum("nc,nc->n", rows, rows))
-  rows = rows[lengths > _BACKGROUND * lengths.max()]
+  rows = rows[lengths > background * lengths.max()]
   if not len(rows):
     raise ValueError("every feature is 0: nothing to factorise (is the saliency empty?)")
   return rows
