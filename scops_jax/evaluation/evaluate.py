@@ -22,6 +22,7 @@ from scops_jax.storage.files import replacing
 Batch = Mapping[str, np.ndarray]
 Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
+_RIM = 0.7  # of the longest D·V, below which a position counts as the rim
 # Points are in [-1, 1], so the edge of an image is 2 long.
 _IMAGE_EDGE = 2.0
 _ERRORS = (
@@ -102,10 +103,11 @@ def fit_dff(
   basis = factorization.fit_dff(
     jax.random.key(config.seed), start, num_parts=config.num_parts, num_iterations=config.nmf.num_iterations
   )
-  clustered = config.basis.initializer == "clusters"
-  # Features of one length tell where the saliency is soft: no part is to be an object's rim.
-  inner = {"background": 0.7} if config.semantic_assigned and config.reference_l2_normalize else {}
-  part_basis = factorization.cluster_basis(basis, start, **inner) if clustered else basis
+  part_basis = basis
+  if config.basis.initializer == "clusters":
+    # Where features have one length, D·V is short only at an object's soft rim, which shall be no cluster.
+    rim = _RIM if config.semantic_assigned and config.reference_l2_normalize else factorization.BACKGROUND
+    part_basis = factorization.cluster_basis(basis, start, background=rim)
   del fitted, start
 
   def centers(batches: Iterable[Batch]) -> np.ndarray:

@@ -18,7 +18,7 @@ _TINY = 1e-12  # keeps 0 / 0 finite; far below any feature's square
 _INNER_UPDATES = 3  # of a factor per product with the features
 _PERCENTILE = 99  # of a factor's activations that becomes 1
 _ACTIVE = 0.01  # activations below this fraction of a factor's largest count as none
-_BACKGROUND = 0.03  # positions whose feature is shorter than this fraction of the longest are left out
+BACKGROUND = 0.03  # positions whose feature is shorter than this fraction of the longest are left out
 
 
 class NMF(NamedTuple):
@@ -145,7 +145,7 @@ def fit_dff(key: chex.PRNGKey, features: chex.Array, *, num_parts: int, num_iter
 
 
 def cluster_basis(
-  basis: chex.Array, features: chex.Array, *, num_iterations: int = 10, background: float = _BACKGROUND
+  basis: chex.Array, features: chex.Array, *, num_iterations: int = 10, background: float = BACKGROUND
 ) -> chex.Array:
   """Refines a factorisation so that each position has one part: an initial basis for SCOPS.
 
@@ -191,7 +191,7 @@ def _cluster(w: chex.Array, x: chex.Array, labels: chex.Array, num_iterations: c
   return jax.lax.fori_loop(0, num_iterations, iterate, means(w, labels))
 
 
-def _foreground(features: chex.Array, background: float = _BACKGROUND) -> np.ndarray:
+def _foreground(features: chex.Array, background: float = BACKGROUND) -> np.ndarray:
   """Returns the features `[n, C]` that are not background (see `fit_dff`)."""
   _check(features, rank=4)
   rows = np.asarray(features).reshape(-1, features.shape[-1])
