@@ -1,6 +1,7 @@
 """The command line of every `python -m scops_jax.…`: --config with its overrides, and one-line errors.
 
-A user's mistake ends with one line on standard error and exit code 1; only a defect shows a traceback.
+A user's mistake ends with one line on standard error and exit code 1, Ctrl-C with one line and 130; only a
+defect shows a traceback.
 """
 
 import difflib
@@ -11,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from scops_jax.config import default_config
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
 _OVERRIDE = "--config."
 
@@ -35,7 +36,10 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
     try:
       command(*arguments)
     except UserError as error:
-      sys.exit(f"error: {error}")
+      sys.exit(f"error: {printable(str(error))}")
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      sys.exit(130)  # as a shell reports SIGINT
 
   app.run(main, flags_parser=_parse)
 
