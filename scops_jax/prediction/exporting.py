@@ -62,8 +62,8 @@ labels, probs, centers = program.call(images)
 - probs: float32 `[B, {size}, {size}, {channels}]`, softmax, channel 0 = background. To label an image,
   resize each channel to the image's size with Pillow's BILINEAR and take the likeliest.
 - centers: float32 `[B, {num_parts}, 2]`, the centre of mass (x, y) of each part's map; -1 and 1 are the
-  centres of the outer pixels of the {size} × {size} square. In an image W pixels wide, where an integer is a
-  pixel's centre, x lies at ((x + 1) / 2 · {last} + 1/2) · W / {size} - 1/2; the same holds for y and the height.
+  centres of the outer pixels of the {size} × {size} square. In an image W pixels wide, an integer being a
+  pixel's centre, x lies at ((x + 1) / 2 · {last} + 1/2) · W / {size} - 1/2; y likewise with the height.
 
 `python run.py IMAGE OUT.npz` does this for one image. It turns it upright (EXIF), blends transparent pixels
 with white and scales 16 bits to 8. It writes labels `[H, W]` of the image's size, probs, centers, and pixels
