@@ -15,8 +15,8 @@ from scops_jax.storage.files import replacing
 from scops_jax.weights import torch_pickle
 from scops_jax.weights.conversion import WeightsError
 
-# Limits for files made to take all memory: a safetensors header, and what a zip file (.npz, .pth) inflates to,
-# of which it must keep at least one.
+# Limits for files made to take all memory: of a safetensors header, and of what a zip file (.npz, .pth)
+# inflates to, which may exceed one of the two.
 MAX_HEADER = 16 << 20  # bytes
 MAX_INFLATED = 512 << 20  # bytes
 MAX_INFLATION = 8  # times the file's size

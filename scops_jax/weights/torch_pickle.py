@@ -49,8 +49,8 @@ _STORAGE_DTYPES: dict[str, Any] = {
 }
 _TENSOR = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _WRAPPED = "torch._utils._rebuild_parameter"
-# PyTorch < 0.4 pickled Parameter(data) and its state; the first versions Parameter() without data, which is then
-# the first of five entries of the state.
+# PyTorch < 0.4 pickled Parameter(data) and its state; the first versions Parameter() without data, which is
+# then the first of five entries of the state.
 _PARAMETER = "torch.nn.parameter.Parameter"
 _ORDERED_DICT = "collections.OrderedDict"
 _NAMES = {

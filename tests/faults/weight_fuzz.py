@@ -84,8 +84,9 @@ def fuzz(seed: int, count: int) -> collections.Counter[str]:
         assert all(isinstance(array, np.ndarray) for array in arrays.values())
         outcomes["read"] += 1
       except weights.WeightsError as error:
-        assert str(path) in str(error), (seed, i, str(error))
-        assert str(error).isprintable(), (seed, i, str(error))
+        message = str(error)
+        assert str(path) in message, (seed, i, message)
+        assert message.isprintable(), (seed, i, message)
         outcomes["refused"] += 1
       assert time.monotonic() - began < MAX_SECONDS, (seed, i)
   return outcomes
