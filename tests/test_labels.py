@@ -33,8 +33,8 @@ def test_labels_areas_and_means_are_those_of_the_resized_maps(height, width, mon
 
 
 def test_by_hand():
-  # Two columns with a part of 0.9 and 0.2. Pixel i of 8 lies at (i + 1/2) / 4 - 1/2: 0 below i = 2 and 1 above
-  # i = 5, (i - 1.5) / 4 between.
+  # Two columns with a part of 0.9 and 0.2. Pixel i of 8 lies at (i + 1/2) / 4 - 1/2, but at
+  # least at 0 and at most at 1.
   probs = np.zeros((2, 2, 2))
   probs[..., 1] = [[0.9, 0.2], [0.9, 0.2]]
   probs[..., 0] = 1 - probs[..., 1]

@@ -7,10 +7,10 @@ Both containers hold a pickled object whose tensors refer to storages by key:
 A pickle is a program. Here the standard library only splits it into instructions (pickletools). `_Machine`
 follows those that build containers, numbers, strings and tensors. It calls nothing that the file names.
 
-Limits for files made to take all memory or time: a pickle has at most MAX_INSTRUCTIONS. Containers are nested at
-most MAX_DEPTH deep, hold at most MAX_INSTRUCTIONS items when shared ones are counted each time, and have strings
-or numbers as keys. A whole name has at most MAX_NAME characters. Tensors may share storages, but have together
-at most MAX_SHARING times their bytes.
+Limits for files made to take all memory or time: a pickle has at most MAX_INSTRUCTIONS. Containers are nested
+at most MAX_DEPTH deep, hold at most MAX_INSTRUCTIONS items when shared ones are counted each time, and have
+strings or numbers as keys. A whole name has at most MAX_NAME characters. Tensors may share storages, but have
+together at most MAX_SHARING times their bytes.
 """
 
 import io
@@ -112,13 +112,11 @@ class _Tensor(NamedTuple):
 _LoadStorage = Callable[[str, np.dtype, int], _Storage]  # arguments: key, dtype, number of elements
 
 _MARK = object()
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {  # instructions that push their argument
+_LITERALS = (  # instructions that push their argument
   *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
   *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
   *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+)
 
 
 class _Machine:
@@ -128,64 +126,61 @@ class _Machine:
     self._load_storage = load_storage
     self._stack: list[Any] = []
     self._memo: dict[int, Any] = {}
+    push, pop = self._stack.append, self._pop
+    self._instructions: dict[str, Callable[[Any], Any]] = {
+      **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda _: None),
+      **dict.fromkeys(_LITERALS, push),
+      **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), self._memoize),
+      **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda index: push(self._memo[int(index)])),
+      "NONE": lambda _: push(None),
+      "NEWTRUE": lambda _: push(True),
+      "NEWFALSE": lambda _: push(False),
+      "POP": lambda _: pop(1),
+      "MARK": lambda _: push(_MARK),
+      "EMPTY_DICT": lambda _: push({}),
+      "EMPTY_LIST": lambda _: push([]),
+      "EMPTY_TUPLE": lambda _: push(()),
+      "TUPLE1": lambda _: push(tuple(pop(1))),
+      "TUPLE2": lambda _: push(tuple(pop(2))),
+      "TUPLE3": lambda _: push(tuple(pop(3))),
+      "TUPLE": lambda _: push(tuple(self._pop_to_mark())),
+      "LIST": lambda _: push(self._pop_to_mark()),
+      "DICT": lambda _: push(_dict(self._pop_to_mark())),
+      "APPEND": lambda _: self._extend(pop(1)),
+      "APPENDS": lambda _: self._extend(self._pop_to_mark()),
+      "SETITEM": lambda _: self._update(pop(2)),
+      "SETITEMS": lambda _: self._update(self._pop_to_mark()),
+      "GLOBAL": lambda name: push(_Name(name.replace(" ", "."))),
+      "STACK_GLOBAL": lambda _: push(_Name(".".join(_checked(part, str) for part in pop(2)))),
+      "REDUCE": lambda _: push(_call(*pop(2))),
+      "NEWOBJ": lambda _: push(_call(*pop(2))),
+      "BUILD": lambda _: self._build(pop(1)[0]),
+      "BINPERSID": lambda _: push(self._storage(*pop(1))),
+    }
 
   def run(self, file: IO[bytes]) -> Any:
     """Returns the object of the pickle that starts here; leaves the file at its end."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
       if count >= MAX_INSTRUCTIONS:
         raise ValueError(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
-      self._step(opcode.name, argument)
+      if opcode.name not in self._instructions:
+        raise pickle.UnpicklingError(f"it has the instruction {opcode.name}, which no file of tensors needs")
+      self._instructions[opcode.name](argument)
     return self._stack.pop()
 
-  def _step(self, name: str, argument: Any) -> None:
-    stack = self._stack
-    if name in ("PROTO", "FRAME", "STOP"):
-      return
-    if name in _LITERALS:
-      stack.append(argument)
-    elif name in _CONSTANTS:
-      stack.append(_CONSTANTS[name])
-    elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-      self._memo[len(self._memo) if argument is None else int(argument)] = stack[-1]
-    elif name in ("GET", "BINGET", "LONG_BINGET"):
-      stack.append(self._memo[int(argument)])
-    elif name == "POP":
-      stack.pop()
-    elif name == "MARK":
-      stack.append(_MARK)
-    elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
-      stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
-    elif name in _TUPLES:
-      stack.append(tuple(self._pop(_TUPLES[name])))
-    elif name == "TUPLE":
-      stack.append(tuple(self._pop_to_mark()))
-    elif name == "LIST":
-      stack.append(self._pop_to_mark())
-    elif name == "DICT":
-      stack.append(_dict(self._pop_to_mark()))
-    elif name in ("APPEND", "APPENDS"):
-      items = self._pop_to_mark() if name == "APPENDS" else self._pop(1)
-      _checked(stack[-1], list).extend(items)
-    elif name in ("SETITEM", "SETITEMS"):
-      items = self._pop_to_mark() if name == "SETITEMS" else self._pop(2)
-      _checked(stack[-1], dict).update(_dict(items))
-    elif name == "GLOBAL":
-      stack.append(_Name(argument.replace(" ", ".")))
-    elif name == "STACK_GLOBAL":
-      stack.append(_Name(".".join(_checked(part, str) for part in self._pop(2))))
-    elif name in ("REDUCE", "NEWOBJ"):
-      function, arguments = self._pop(2)
-      stack.append(_call(_checked(function, _Name).name, _checked(arguments, tuple)))
-    elif name == "BUILD":
-      (state,) = self._pop(1)
-      if isinstance(stack[-1], _Parameter) and isinstance(state, tuple) and len(state) == 5:
-        stack[-1].data = state[0]
-    elif name == "BINPERSID":
-      stack.append(self._storage(*self._pop(1)))
-    else:
-      raise pickle.UnpicklingError(
-        f"it contains the instruction {name}; only tensors in dicts and lists are read"
-      )
+  def _memoize(self, index: Any) -> None:
+    self._memo[len(self._memo) if index is None else int(index)] = self._stack[-1]
+
+  def _extend(self, items: list[Any]) -> None:
+    _checked(self._stack[-1], list).extend(items)
+
+  def _update(self, items: list[Any]) -> None:
+    _checked(self._stack[-1], dict).update(_dict(items))
+
+  def _build(self, state: Any) -> None:
+    """Gives a parameter its state; that of dicts is metadata."""
+    if isinstance(self._stack[-1], _Parameter) and isinstance(state, tuple) and len(state) == 5:
+      self._stack[-1].data = state[0]
 
   def _pop(self, count: int) -> list[Any]:
     if len(self._stack) < count:
@@ -212,8 +207,9 @@ class _Machine:
     return self._load_storage(str(key), np.dtype(dtype), size)
 
 
-def _call(name: str, arguments: tuple[Any, ...]) -> Any:
+def _call(function: Any, arguments: Any) -> Any:
   """Returns what a function that PyTorch's files call makes of its arguments."""
+  name, arguments = _checked(function, _Name).name, _checked(arguments, tuple)
   if name in _TENSOR:
     storage, offset, shape, strides = arguments[:4]  # the others are requires_grad and hooks
     numbers = (offset, *_checked(shape, tuple), *_checked(strides, tuple))
@@ -250,7 +246,7 @@ def _array(content: bytes | bytearray, dtype: np.dtype, size: int) -> np.ndarray
   return np.frombuffer(bytearray(content), dtype)  # writable
 
 
-def _load_zip(archive: zipfile.ZipFile, storages: dict[str, _Storage]) -> Any:
+def _load_zip(archive: Any, storages: dict[str, _Storage]) -> Any:
   pickle_name = next(name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"])
   root = pickle_name.removesuffix("data.pkl")
   if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
@@ -264,7 +260,7 @@ def _load_zip(archive: zipfile.ZipFile, storages: dict[str, _Storage]) -> Any:
   return _Machine(load_storage).run(io.BytesIO(archive.read(pickle_name)))
 
 
-def _load_legacy(file: IO[bytes], storages: dict[str, _Storage]) -> Any:
+def _load_legacy(file: Any, storages: dict[str, _Storage]) -> Any:
   if [_Machine().run(file) for _ in range(2)] != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
     raise ValueError("it is a pickle, but not one of PyTorch's")
   if _checked(_Machine().run(file), dict).get("little_endian") is not True:
@@ -322,10 +318,8 @@ def read_tensors(file: IO[bytes] | zipfile.ZipFile) -> dict[str, np.ndarray]:
       other exceptions.
   """
   storages: dict[str, _Storage] = {}
-  if isinstance(file, zipfile.ZipFile):
-    loaded = _load_zip(file, storages)
-  else:
-    loaded = _load_legacy(file, storages)
+  load = _load_zip if isinstance(file, zipfile.ZipFile) else _load_legacy
+  loaded = load(file, storages)
   tensors = {name: tensor.to_numpy() for name, tensor in _flatten(loaded, "", 0, itertools.count())}
   stored = sum(storage.data.nbytes for storage in storages.values() if storage.data is not None)
   if sum(tensor.nbytes for tensor in tensors.values()) > MAX_SHARING * stored:

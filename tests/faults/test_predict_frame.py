@@ -37,7 +37,7 @@ def draw(size, box):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_part_is_reported_where_it_was_drawn(size, tmp_path):
-  width, height = size
+  height = size[1]
   x0, x1 = 12, 27  # 16 columns about 19.5
   y0, y1 = height // 2, height // 2 + (99 if height > 300 else 9)
   draw(size, (x0, y0, x1, y1)).save(tmp_path / "a.png")

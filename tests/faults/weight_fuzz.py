@@ -66,7 +66,7 @@ def fuzz(seed: int, count: int) -> collections.Counter[str]:
   """Reads `count` damaged files; returns how many were read and how many refused.
 
   Raises:
-    AssertionError: an error does not name its file, has several lines or control characters, or took too long.
+    AssertionError: an error does not name its file or has control characters, or it took too long.
     Exception: what load_state_dict raised instead of WeightsError.
   """
   outcomes: collections.Counter[str] = collections.Counter()
