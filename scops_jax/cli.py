@@ -15,7 +15,7 @@ from types import FrameType
 from absl import app, flags, logging
 
 from scops_jax.config import default_config, flat_values
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
 _OVERRIDE, _FILE = "--config.", "--config="
 
@@ -42,7 +42,7 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
     try:
       command(*arguments)
     except UserError as error:
-      sys.exit(f"error: {error}")
+      sys.exit(f"error: {printable(str(error), None)}")
 
   app.run(main, flags_parser=_parse)
 

@@ -1,6 +1,11 @@
 """Coordinates in [-1, 1], soft part centres and bilinear resizing, all in one align-corners frame.
 
 -1 is the centre of an axis's first pixel and +1 the centre of its last; points are (x, y), x along the width.
+
+This is the frame of the network's square of S × S pixels, which an original of W × H pixels is resized to.
+Resizing, as Pillow does it, keeps the outer edges of the pixels: pixel x of the original lies at x' in the
+square, (x + 1/2) / W = (x' + 1/2) / S. `points_from_pixels` and `pixels_from_points` convert between the
+original's pixels and points; whatever is read in pixels or reported in pixels goes through them.
 """
 
 import functools
@@ -58,6 +63,31 @@ def coordinate_grid(height: int, width: int) -> jax.Array:
   if height < 1 or width < 1:
     raise ValueError(f"height and width must be at least 1, got {height} and {width}.")
   return jnp.stack(jnp.meshgrid(axis_coordinates(width), axis_coordinates(height)), axis=-1)
+
+
+def points_from_pixels(
+  pixels: np.ndarray, *, width: int, height: int, square: int, dtype: np.typing.DTypeLike = np.float64
+) -> np.ndarray:
+  """Returns where pixels of an original lie in the network's frame: 2 x' / (S - 1) - 1.
+
+  Args:
+    pixels: [..., 2] (x, y) in the original; an integer is a pixel's centre, (0, 0) that of the top left one.
+    width: W, of the original, pixels.
+    height: H, of the original, pixels.
+    square: S, side of the network's square, pixels, at least 2.
+    dtype: of the result and of the computation.
+
+  Returns:
+    [..., 2]. In an original larger than the square the outer pixels' centres lie slightly beyond -1 and 1.
+  """
+  scale = square / np.asarray([width, height], dtype)
+  return 2 * (np.asarray(pixels, dtype) * scale + (scale - 1) / 2) / np.asarray(square - 1, dtype) - 1
+
+
+def pixels_from_points(points: np.ndarray, *, width: int, height: int, square: int) -> np.ndarray:
+  """Returns which pixels of an original points [..., 2] are: the inverse of `points_from_pixels`, float64."""
+  scale = square / np.asarray([width, height], np.float64)
+  return ((np.asarray(points, np.float64) + 1) / 2 * (square - 1) - (scale - 1) / 2) / scale
 
 
 def check_part_maps(name: str, maps: chex.Array) -> None:

@@ -14,7 +14,8 @@ and y, but an empty mean_probability. Subfolders of FOLDER are kept. Where two i
 suffix, STEM is the full name.
 
 A file that can't be read is reported, listed in failed.txt and left out; the exit code is 0 if at least one
-image could be read. Run again, an interrupted call labels only what is missing or has changed since.
+image could be read. Run again, an interrupted call labels only what is missing, damaged or has changed since.
+OUT is predict's own: a folder that holds files of these names, but was not written by predict, is refused.
 --export=DIR writes the network as a program that needs only jax and flatbuffers, with or without --images.
 """
 

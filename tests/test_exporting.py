@@ -6,8 +6,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from scops_jax.data.image_files import read_image, resize_image
+from scops_jax.geometry import pixels_from_points
 from scops_jax.prediction.exporting import PLATFORMS, PROGRAM, export_program
 from scops_jax.prediction.predictor import Predictor, predict_parts
 from tests import tiny_run
@@ -23,29 +25,52 @@ def exported(segmenter, tmp_path_factory):
   return export_program(segmenter, tmp_path_factory.mktemp("export") / "new" / "folder")
 
 
-def test_the_script_alone_gives_the_predictors_numbers(segmenter, exported, tmp_path):
-  pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
-  Image.fromarray(pixels).save(tmp_path / "image.png")
+def write_pictures(folder):
+  """Writes an image in every form that needs converting."""
+  rng = np.random.default_rng(0)
+  blocks = np.kron(rng.integers(0, 256, (10, 12, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+  grey = np.kron(rng.integers(0, 65536, (9, 9)), np.ones((5, 5))).astype(np.uint16)
+  turned = Image.Exif()
+  turned[ExifTags.Base.Orientation] = 6
+  Image.fromarray(blocks).save(folder / "rgb.png")
+  Image.fromarray(blocks).save(folder / "turned.jpg", exif=turned)
+  Image.fromarray(grey).save(folder / "grey16.png")
+  Image.fromarray((grey >> 8).astype(np.uint8)).save(folder / "grey.png")
+  Image.fromarray(np.dstack([blocks, blocks[..., 1]])).save(folder / "rgba.png")
+  return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_script_alone_labels_as_the_predictor_does(segmenter, exported, tmp_path):
+  (tmp_path / "in").mkdir()
+  names = write_pictures(tmp_path / "in")
   # Hides the package from the script, wherever it is installed.
-  hide = (
-    "import sys, runpy; sys.modules['scops_jax'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+  code = (
+    "import sys, runpy\nsys.modules['scops_jax'] = None\nscript, *names = sys.argv[1:]\n"
+    "for name in names:\n  sys.argv = [script, f'in/{name}', f'{name}.npz']\n"
+    "  runpy.run_path(script, run_name='__main__')"
   )
-  script = exported.with_name("run.py")
-  command = [sys.executable, "-I", "-c", hide, str(script), "image.png", "out.npz"]
+  command = [sys.executable, "-I", "-c", code, str(exported.with_name("run.py")), *names]
   subprocess.run(command, check=True, cwd=tmp_path)
 
-  small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
-  expected = Predictor(segmenter)(small[None])
-  assert len(np.unique(expected.labels)) > 1
+  predict = Predictor(segmenter)
   # On a CPU the predictor has convolutions of its own, where the script uses XLA's: they round differently.
   weights = segmenter.params, segmenter.batch_stats
-  same = jax.jit(lambda images: predict_parts(segmenter, images, weights))(small[None])
-  with np.load(tmp_path / "out.npz") as found:
-    np.testing.assert_allclose(found["probs"], same.probs[0], atol=1e-5)
-    np.testing.assert_allclose(found["centers"], same.centers[0], atol=1e-5)
-    np.testing.assert_allclose(found["probs"], expected.probs[0], atol=1e-4)
-    np.testing.assert_allclose(found["centers"], expected.centers[0], atol=1e-4)
-    assert (found["labels"] == expected.labels[0]).mean() > 0.999
+  same = jax.jit(lambda images: predict_parts(segmenter, images, weights))
+  for name in names:
+    image = read_image(tmp_path / "in" / name).image
+    square = resize_image(image, 32)[None]
+    expected, at_square, exact = predict(np.asarray(image)[None]), predict(square), same(square)
+    assert len(np.unique(expected.labels)) > 1
+    with np.load(tmp_path / f"{name}.npz") as found:
+      np.testing.assert_allclose(found["probs"], exact.probs[0], atol=1e-5)
+      np.testing.assert_allclose(found["centers"], exact.centers[0], atol=1e-5)
+      np.testing.assert_allclose(found["probs"], at_square.probs[0], atol=1e-4)
+      np.testing.assert_allclose(found["centers"], at_square.centers[0], atol=1e-4)
+      assert found["labels"].dtype == np.uint8
+      assert (found["labels"] == expected.labels[0]).mean() > 0.999, name
+      width, height = image.size
+      places = pixels_from_points(found["centers"], width=width, height=height, square=32)
+      np.testing.assert_allclose(found["pixels"], places, atol=1e-9)
 
 
 def test_one_file_serves_every_batch_size_and_platform(exported):

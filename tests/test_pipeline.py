@@ -143,12 +143,14 @@ def test_evaluation_hosts_have_equally_many_batches():
   assert not hosts[2][1]["valid"].any()
 
 
-def test_landmarks_are_align_corners_in_the_stored_image():
+def test_landmarks_are_resized_as_the_image_is():
   (batch,) = evaluation_batches(Source(count=2, shape=(20, 30)), batch_size=2, image_size=12)
-  np.testing.assert_allclose(batch["landmarks"][0], [[-1, -1], [1, 1], [0, -1]], atol=1e-6)
+  # Column 0 of 30 lies at (0 + 1/2) 12 / 30 - 1/2 = -0.3 of 12, row 0 of 20 at -0.2; 5.5 is the middle.
+  x, y = 5.8 / 5.5, 5.7 / 5.5
+  np.testing.assert_allclose(batch["landmarks"][0], [[-x, -y], [x, y], [0, -y]], atol=1e-6)
   assert batch["landmarks"].dtype == np.float32
   np.testing.assert_array_equal(batch["visible"], [[True, False, True]] * 2)
-  np.testing.assert_allclose(batch["box"], [[-1, -0.5, 0, 1]] * 2, atol=1e-6)
+  np.testing.assert_allclose(batch["box"], [[-x, -y / 2, 0, y]] * 2, atol=1e-6)
   assert batch["box"].dtype == np.float32
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from scops_jax.data.image_files import find_images, resize_pixels
 from scops_jax.errors import UserError
+from scops_jax.geometry import pixels_from_points
 from scops_jax.prediction import files, predictor, processes, stream
 from scops_jax.prediction.folder import PredictionFolder, image_files
 from scops_jax.prediction.labels import label_pixels
@@ -89,7 +90,8 @@ def test_the_files_and_the_table_hold_what_the_network_says(segmenter, photos, t
     pixels = np.asarray(Image.open(photos / name).convert("RGB"))
     height, width = pixels.shape[:2]
     small = predict_parts(resize_pixels(pixels, 16)[None])
-    found = label_pixels(small.probs[0], small.labels[0], height=height, width=width)
+    found = label_pixels(small.probs[0], height=height, width=width)
+    places = pixels_from_points(small.centers[0], width=width, height=height, square=16)
     with Image.open(out / "labels" / f"{stem}.png") as picture:
       assert picture.mode == "P"
       assert picture.getpalette()[:6] == [0, 0, 0, *part_colors(1)[0]]
@@ -104,9 +106,7 @@ def test_the_files_and_the_table_hold_what_the_network_says(segmenter, photos, t
       difference = np.abs(np.asarray(picture).astype(int) - pixels)[background]
       assert background.sum() < 20 or difference.mean() < 40
     for k, row in enumerate(rows[3 * i : 3 * i + 3], 1):
-      x, y = small.centers[0, k - 1]
-      assert float(row["x"]) == pytest.approx((x + 1) / 2 * (width - 1), abs=1e-3)
-      assert float(row["y"]) == pytest.approx((y + 1) / 2 * (height - 1), abs=1e-3)
+      assert (float(row["x"]), float(row["y"])) == pytest.approx(tuple(places[k - 1]), abs=1e-3)
       assert int(row["area"]) == (found.labels == k).sum()
       if int(row["area"]):
         assert float(row["mean_probability"]) == pytest.approx(found.mean_probs[k], abs=1e-4)
@@ -142,7 +142,7 @@ def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
   again = []
 
   def note(predicted, *, out):
-    again.append(predicted[0].file.stem)
+    again.append(predicted.loaded.file.stem)
     return write(predicted, out=out)
 
   monkeypatch.setattr(stream, "write_image", note)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +15,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scops_jax.data.image_files import decode_image, encode_png
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
 EMPTY = 0.005  # share of an image; a mask that covers less is of no use
-_UNPRINTABLE = r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 _CHUNK = 64  # examples held in memory while they are read by threads
 
 
@@ -219,12 +217,6 @@ class CollectionBuilder(  # type: ignore[call-arg]
       skipped=list(self.skipped),
       digest=self._digest.hexdigest()[:16],
     )
-
-
-def printable(text: str, length: int = 200) -> str:
-  """The beginning of a text; control characters, and a file name's bytes that are not UTF-8, are escaped."""
-  shown = text if len(text) <= length else f"{text[:length]}…"
-  return re.sub(_UNPRINTABLE, lambda match: match[0].encode("unicode_escape").decode(), shown)
 
 
 def describe(counts: dict[str, int]) -> str:

@@ -55,7 +55,7 @@ def read_image(path: str | pathlib.Path) -> Picture:
   try:
     with open_image(path, str(path)) as picture:
       picture.load()
-      return _decode(picture)
+      return decode_picture(picture)
   except ValueError as error:
     raise UserError(f"{error}: repair or remove the file") from error
 
@@ -164,7 +164,8 @@ def pad_batch(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
   return np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
 
 
-def _decode(picture: Image.Image) -> Picture:
+def decode_picture(picture: Image.Image) -> Picture:
+  """Converts an opened image as `read_image` says."""
   # Damaged metadata is no reason to refuse the pixels; Pillow raises many kinds of errors for it.
   with contextlib.suppress(Exception):
     ImageOps.exif_transpose(picture, in_place=True)
@@ -191,3 +192,7 @@ def _decode_16_bits(picture: Image.Image) -> Picture:
     alpha = np.where(opaque, 255, 0).astype(np.uint8)
     grey = np.where(opaque, grey, 255).astype(np.uint8)
   return Picture(Image.fromarray(grey).convert("RGB"), alpha)
+
+
+# All that reading a picture's pixels takes; exported programs come with a copy.
+DECODING = (Picture, _decode_16_bits, decode_picture)

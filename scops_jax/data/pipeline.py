@@ -16,6 +16,7 @@ from PIL import Image
 
 from scops_jax.data.collection import ExampleSource
 from scops_jax.data.image_files import resize_pixels
+from scops_jax.geometry import points_from_pixels
 
 
 class Kept(NamedTuple):
@@ -136,9 +137,10 @@ def evaluation_batches(
 
   Yields:
     {"image": [B, S, S, 3] uint8, "saliency": [B, S, S] uint8, "landmarks": [B, L, 2] float32 (x, y) where -1
-    and 1 are the centres of the first and last pixel, "visible": [B, L] bool, "box": [B, 4] float32 (x0, y0,
-    x1, y1) in the same coordinates, "parts": [B, S, S] uint8}, or the fields asked for, and {"valid": [B]
-    bool, "index": [B] int64}; with `kept` also {"features": a tuple of [B, h, w, C]}.
+    and 1 are the centres of the square's first and last pixel (see geometry.py), "visible": [B, L] bool,
+    "box": [B, 4] float32 (x0, y0, x1, y1) in the same coordinates, "parts": [B, S, S] uint8}, or the fields
+    asked for, and {"valid": [B] bool, "index": [B] int64}; with `kept` also {"features": a tuple of
+    [B, h, w, C]}.
   """
   count = len(source)
   shard = _Shard(batch_size, process_index, process_count)
@@ -193,11 +195,12 @@ class _Load:
     example = self.source.read(index, fields)
     if "image" in example:
       height, width = example["image"].shape[:2]
-      last = np.asarray([width - 1, height - 1], np.float32)
-      if "landmarks" in example:
-        example["landmarks"] = 2 * example["landmarks"] / last - 1
-      if "box" in example:
-        example["box"] = 2 * example["box"] / np.tile(last, 2) - 1
+      for field in {"landmarks", "box"}.intersection(example):
+        pixels = example[field].reshape(-1, 2)  # a box is two points
+        points = points_from_pixels(
+          pixels, width=width, height=height, square=self.image_size, dtype=np.float32
+        )
+        example[field] = points.reshape(example[field].shape)
     for field, filter_ in (
       ("image", Image.Resampling.BILINEAR),
       ("saliency", Image.Resampling.BILINEAR),

@@ -10,9 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from scops_jax.data.builder import printable
 from scops_jax.data.image_files import decode_image, open_image, resize_pixels
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
 _MAX_BYTES = 1 << 28  # of a file
 _MAX_NUMBER = 1e6  # of a coordinate in pixels

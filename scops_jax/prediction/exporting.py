@@ -1,11 +1,13 @@
 """Exports a run's network as one file that only JAX is needed to run: StableHLO with the weights inside."""
 
+import inspect
 import pathlib
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from scops_jax.data import image_files
 from scops_jax.kernels.platforms import every_platform
 from scops_jax.prediction.predictor import predict_parts
 from scops_jax.prediction.restore import Segmenter
@@ -15,17 +17,33 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM = "parts.stablehlo"
 
 _SCRIPT = '''\
-"""Finds the parts of an image: python run.py IMAGE OUT.npz. Needs jax, flatbuffers and Pillow."""
+"""Finds the parts of an image: python run.py IMAGE OUT.npz. Needs jax, flatbuffers, NumPy and Pillow."""
+import contextlib
 import pathlib
 import sys
+from typing import NamedTuple
+
 import jax.export
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
+{decoding}
 program = jax.export.deserialize((pathlib.Path(__file__).parent / "{program}").read_bytes())
-image = Image.open(sys.argv[1]).convert("RGB").resize(({size}, {size}), Image.Resampling.BILINEAR)
-labels, probs, centers = program.call(np.asarray(image)[None])
-np.savez(sys.argv[2], labels=labels[0], probs=probs[0], centers=centers[0])
+picture = Image.open(sys.argv[1])
+picture.load()
+image = decode_picture(picture).image
+square = image.resize(({size}, {size}), Image.Resampling.BILINEAR)
+_, probs, centers = program.call(np.asarray(square)[None])
+probs = np.asarray(probs[0])
+maps = [
+  Image.fromarray(np.ascontiguousarray(probs[..., k])).resize(image.size, Image.Resampling.BILINEAR)
+  for k in range({channels})
+]
+labels = np.argmax([np.asarray(m) for m in maps], axis=0).astype(np.uint8)
+points = (np.asarray(centers[0], np.float64) + 1) / 2 * {last}
+pixels = (points + 0.5) * image.size / {size} - 0.5
+np.savez(sys.argv[2], labels=labels, probs=probs, centers=centers[0], pixels=pixels)
 '''
 
 _README = """\
@@ -41,12 +59,15 @@ labels, probs, centers = program.call(images)
 
 - images: uint8 `[B, {size}, {size}, 3]`, RGB, any B. Resize yours to {size} × {size} with Pillow's BILINEAR.
 - labels: uint8 `[B, {size}, {size}]`, the likeliest channel, 0 = background.
-- probs: float32 `[B, {size}, {size}, {channels}]`, softmax, channel 0 = background.
+- probs: float32 `[B, {size}, {size}, {channels}]`, softmax, channel 0 = background. To label an image,
+  resize each channel to the image's size with Pillow's BILINEAR and take the likeliest.
 - centers: float32 `[B, {num_parts}, 2]`, the centre of mass (x, y) of each part's map; -1 and 1 are the
-  centres of the outer pixels, so that in an image of W × H pixels it is ((x + 1) / 2 · (W - 1),
-  (y + 1) / 2 · (H - 1)).
+  centres of the outer pixels of the {size} × {size} square. In an image W pixels wide, an integer being a
+  pixel's centre, x lies at ((x + 1) / 2 · {last} + 1/2) · W / {size} - 1/2; y likewise with the height.
 
-`python run.py IMAGE OUT.npz` does this for one image.
+`python run.py IMAGE OUT.npz` does this for one image. It turns it upright (EXIF), blends transparent pixels
+with white and scales 16 bits to 8. It writes labels `[H, W]` of the image's size, probs, centers, and pixels
+`[{num_parts}, 2]`, the centres in pixels of the image.
 """
 
 
@@ -84,6 +105,8 @@ def export_program(segmenter: Segmenter, directory: str | pathlib.Path) -> pathl
     "channels": config.num_parts + 1,
     "step": segmenter.step,
     "size": size,
+    "last": size - 1,
+    "decoding": "\n\n".join(inspect.getsource(item) for item in image_files.DECODING),
     "version": jax.__version__,
   }
   path = pathlib.Path(directory) / PROGRAM

@@ -1,8 +1,10 @@
 """One image of `python -m scops_jax.predict`: reads its file for the network and writes the results."""
 
+import io
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ from PIL import Image
 
 from scops_jax.data.image_files import pad_batch, read_image, resize_image
 from scops_jax.errors import UserError
+from scops_jax.geometry import pixels_from_points
 from scops_jax.prediction.labels import label_pixels
 from scops_jax.report.palette import part_colors
 from scops_jax.storage.files import replacing
@@ -50,10 +53,10 @@ class LoadedImage(NamedTuple):
   image: Image.Image | None  # RGB; None: too large to keep
 
 
-class ImageMaps(NamedTuple):
-  """The network's output for one image."""
+class PredictedImage(NamedTuple):
+  """An image with the network's output for it."""
 
-  labels: NDArray[np.uint8]  # [S, S]
+  loaded: LoadedImage
   probs: NDArray[np.float32]  # [S, S, K+1]
   centers: NDArray[np.float32]  # [K, 2] in [-1, 1]
 
@@ -63,6 +66,7 @@ class DoneImage(NamedTuple):
 
   stem: str
   source: dict[str, Any]  # the file's version
+  checksums: dict[str, int]  # CRC-32 of each output file, by kind
   rows: list[list[Any]]  # its rows of parts.csv, without the image's name
 
 
@@ -96,53 +100,61 @@ def load_image(file: ImageFile, *, image_size: int) -> LoadedImage | UserError:
   return LoadedImage(file, source, resize_image(image, image_size), kept)
 
 
-def stack_pixels(images: Sequence[LoadedImage], size: int) -> NDArray[np.uint8]:
-  """Returns a batch `[size, S, S, 3]`, filled up with copies of the last image."""
-  return pad_batch(np.stack([image.network_pixels for image in images]), size)
+def predict_batch(
+  predict: Callable[[NDArray[np.uint8]], Any], batch: Sequence[LoadedImage | UserError], *, size: int
+) -> Iterator[PredictedImage | UserError]:
+  """Yields the images of a batch with their maps, and its errors.
+
+  Args:
+    predict: maps `[size, S, S, 3]` to labels, probs and centers.
+    batch: at most `size` images; the network's batch is filled up with copies of the last one.
+    size: images per call of the network.
+  """
+  images = [image for image in batch if isinstance(image, LoadedImage)]
+  yield from (error for error in batch if isinstance(error, UserError))
+  if images:
+    pixels = pad_batch(np.stack([image.network_pixels for image in images]), size)
+    _, probs, centers = jax.device_get(predict(pixels))
+    yield from (PredictedImage(image, probs[i], centers[i]) for i, image in enumerate(images))
 
 
-def pair_maps(images: Sequence[LoadedImage], prediction: Any) -> Iterator[tuple[LoadedImage, ImageMaps]]:
-  """Yields the images of a batch with their maps, after waiting for its labels, probs and centers."""
-  labels, probs, centers = jax.device_get(prediction)
-  for i, image in enumerate(images):
-    yield image, ImageMaps(labels[i], probs[i], centers[i])
-
-
-def write_image(predicted: tuple[LoadedImage, ImageMaps], *, out: OutputFiles) -> DoneImage | UserError:
-  """Writes the files of an image; returns the error if the original can't be read a second time.
+def write_image(predicted: PredictedImage | UserError, *, out: OutputFiles) -> DoneImage | UserError:
+  """Writes the files of an image; returns the error if there is one.
 
   Raises:
     OSError: a file can't be written.
   """
-  loaded, maps = predicted
-  try:
-    image = read_image(loaded.file.path).image if loaded.image is None else loaded.image
-  except UserError as error:
-    return error
+  if isinstance(predicted, UserError):
+    return predicted
+  (file, source, _, image), probs, centers = predicted
+  if not (np.isfinite(probs).all() and np.isfinite(centers).all()):
+    return UserError(f"{file.path} can't be labelled: the network's result has NaN or infinite numbers")
+  if image is None:
+    try:
+      image = read_image(file.path).image
+    except UserError as error:
+      return error
   width, height = image.size
-  found = label_pixels(maps.probs, maps.labels, height=height, width=width)
-  files = out.of(loaded.file.stem)
+  found = label_pixels(probs, height=height, width=width)
   labels = Image.fromarray(found.labels)
   labels.putpalette(_PALETTE)
-  with replacing(files["labels"]) as temporary:
-    labels.save(temporary, format="PNG", compress_level=_PNG_LEVEL)
-  with replacing(files["overlays"]) as temporary:
-    _overlay(image, labels).save(temporary, format="JPEG", quality=_JPEG_QUALITY)
-  if out.probabilities:
-    with replacing(files["probabilities"]) as temporary, temporary.open("wb") as file:
-      np.savez_compressed(file, probs=maps.probs.astype(np.float16), centers=maps.centers)
-  last = np.array([width - 1, height - 1])
-  points = (maps.centers.astype(np.float64) + 1) / 2 * last
-  rows = [
-    [k, round(float(x), 3), round(float(y), 3), int(found.areas[k]), _rounded(found.mean_probs[k])]
-    for k, (x, y) in enumerate(points, 1)
-  ]
-  return DoneImage(loaded.file.stem, loaded.source, rows)
-
-
-def _overlay(image: Image.Image, labels: Image.Image) -> Image.Image:
   mask = Image.frombytes("L", labels.size, labels.tobytes().translate(_OPACITIES))
-  return Image.composite(labels.convert("RGB"), image, mask)
+  overlay = Image.composite(labels.convert("RGB"), image, mask)
+  contents = {kind: io.BytesIO() for kind in out.of(file.stem)}
+  labels.save(contents["labels"], format="PNG", compress_level=_PNG_LEVEL)
+  overlay.save(contents["overlays"], format="JPEG", quality=_JPEG_QUALITY)
+  if out.probabilities:
+    np.savez_compressed(contents["probabilities"], probs=probs.astype(np.float16), centers=centers)
+  for kind, path in out.of(file.stem).items():
+    with replacing(path) as temporary:
+      temporary.write_bytes(contents[kind].getbuffer())
+  checksums = {kind: zlib.crc32(content.getbuffer()) for kind, content in contents.items()}
+  places = pixels_from_points(centers, width=width, height=height, square=probs.shape[0])
+  rows = [
+    [k, round(x, 3), round(y, 3), int(found.areas[k]), _rounded(found.mean_probs[k])]
+    for k, (x, y) in enumerate(places.tolist(), 1)
+  ]
+  return DoneImage(file.stem, source, checksums, rows)
 
 
 def _rounded(value: float) -> float | None:

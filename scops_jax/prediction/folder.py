@@ -1,7 +1,9 @@
 """The folder that `python -m scops_jax.predict` writes: each image's files, a journal, the table of parts.
 
-An image is added to the journal (progress.jsonl) once all its files are written, so that an interrupted
-call, run again, labels only what is missing. At the end the table (parts.csv) is made from the journal.
+An image is added to the journal (progress.jsonl) once all its files are written, with their checksums. So an
+interrupted call, run again, labels only what is missing or damaged. At the end the table (parts.csv) is made
+from the journal. A folder is predict's own if its settings.json or journal says so; in any other folder files
+of the names that predict writes are somebody else's, and are not overwritten.
 """
 
 import csv
@@ -9,6 +11,8 @@ import fcntl
 import json
 import os
 import pathlib
+import sys
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
@@ -18,6 +22,7 @@ from scops_jax.prediction.files import DoneImage, ImageFile, OutputFiles
 from scops_jax.storage.files import replacing
 
 _COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
+_NAMES = ("settings.json", "progress.jsonl", "parts.csv", "failed.txt", "labels", "overlays", "probabilities")
 
 
 class PredictionFolder:
@@ -32,9 +37,10 @@ class PredictionFolder:
       probabilities: whether soft maps are written.
 
     Raises:
-      UserError: it can't be written, is in use, or holds predictions with other settings.
+      UserError: it can't be written, is in use, holds predictions with other settings, or files of others.
     """
     self.files = OutputFiles(path, probabilities)
+    self._offsets: dict[str, int] = {}  # of the journal's line of each finished image, by stem
     try:
       path.mkdir(parents=True, exist_ok=True)
       self._journal = (path / "progress.jsonl").open("a+b")
@@ -42,8 +48,7 @@ class PredictionFolder:
       raise UserError(f"--out={path} can't be written ({error.strerror}): give a writable folder") from error
     try:
       fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      self._check_settings(settings)
-      self._records = self._read_journal()
+      self._open(settings)
     except BlockingIOError as error:
       self.close()
       raise UserError(f"--out={path} is being written by another call: wait for it") from error
@@ -51,49 +56,81 @@ class PredictionFolder:
       self.close()
       raise
 
-  def _check_settings(self, settings: Mapping[str, Any]) -> None:
-    saved = self.files.path / "settings.json"
-    if not saved.exists():
-      with replacing(saved) as temporary:
+  def _open(self, settings: Mapping[str, Any]) -> None:
+    path = self.files.path
+    before = _read_settings(path / "settings.json", settings)
+    end, damaged = self._read_journal()
+    if before is None:
+      if not self._offsets:
+        self._check_empty()
+      else:
+        _note(f"{path / 'settings.json'} is missing or damaged: it is written again, all images are labelled")
+      self._offsets.clear()
+      end, damaged = 0, False
+      with replacing(path / "settings.json") as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-      return
-    before = json.loads(saved.read_text(encoding="utf-8"))
-    keys = [key for key in settings if before.get(key) != settings[key]]
-    if keys:
-      shown = ", ".join(f"{key} (was {before.get(key)}, now {settings[key]})" for key in keys)
-      raise UserError(f"--out={self.files.path} holds predictions of another {shown}: give another --out")
+    elif keys := [key for key in settings if before[key] != settings[key]]:
+      shown = ", ".join(f"{key} (was {before[key]}, now {settings[key]})" for key in keys)
+      raise UserError(f"--out={path} holds predictions of another {shown}: give another --out")
+    if damaged:
+      _note(f"{path / 'progress.jsonl'} is damaged: images after the damage are labelled again")
+    self._journal.truncate(end)
 
-  def _read_journal(self) -> dict[str, tuple[dict[str, Any], int]]:
-    """Returns each stem's source and the offset of its last line; cuts the file at the first damaged line."""
-    records: dict[str, tuple[dict[str, Any], int]] = {}
+  def _check_empty(self) -> None:
+    """Raises UserError if a file that is not predict's has a name that predict writes."""
+    path = self.files.path
+    foreign = [name for name in _NAMES if _has_content(path / name)]
+    if foreign:
+      if "progress.jsonl" not in foreign:
+        (path / "progress.jsonl").unlink()  # made just now, to lock the folder
+      raise UserError(
+        f"--out={path} holds {', '.join(foreign)}, which predict did not write and would replace: give "
+        "another --out, or move them away"
+      )
+
+  def _read_journal(self) -> tuple[int, bool]:
+    """Returns where its intact lines end, and whether something other than an unfinished line follows."""
     self._journal.seek(0)
     position = 0
     for line in self._journal:
-      try:
-        record = json.loads(line)
-        complete = line.endswith(b"\n")
-      except ValueError:
-        complete = False
-      if not complete:
-        break
-      records[record["stem"]] = record["source"], position
+      record = _parse(line)
+      if record is None:
+        return position, line.endswith(b"\n")
+      self._offsets[record["stem"]] = position
       position += len(line)
-    self._journal.truncate(position)
-    return records
+    return position, False
 
-  def is_done(self, file: ImageFile) -> bool:
-    """Returns whether all output files of this image, in its present version, exist."""
-    source, _ = self._records.get(file.stem, (None, 0))
+  def unfinished(self, files: Sequence[ImageFile]) -> list[ImageFile]:
+    """Returns the images that are not done in their present version, or whose output files are damaged."""
+    todo = [file for file in files if not self._is_done(file)]
+    for file in todo:
+      self._offsets.pop(file.stem, None)
+    return todo
+
+  def _is_done(self, file: ImageFile) -> bool:
+    record = self._record(file.stem)
+    if record is None:
+      return False
     try:
-      unchanged = source == file.version()
+      return record["source"] == file.version() and all(
+        record["checksums"].get(kind) == zlib.crc32(path.read_bytes())
+        for kind, path in self.files.of(file.stem).items()
+      )
     except OSError:
       return False
-    return unchanged and all(written.exists() for written in self.files.of(file.stem).values())
+
+  def _record(self, stem: str) -> dict[str, Any] | None:
+    if stem not in self._offsets:
+      return None
+    self._journal.seek(self._offsets[stem])
+    return _parse(self._journal.readline())
 
   def add(self, image: DoneImage) -> None:
     """Records that an image is done."""
-    self._records[image.stem] = image.source, self._journal.seek(0, os.SEEK_END)
-    self._journal.write((json.dumps(image._asdict()) + "\n").encode())
+    text = json.dumps(image._asdict())
+    line = f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'
+    self._offsets[image.stem] = self._journal.seek(0, os.SEEK_END)
+    self._journal.write(line.encode())
     self._journal.flush()
 
   def write_table(self, images: Sequence[ImageFile], failures: Sequence[str]) -> None:
@@ -101,16 +138,15 @@ class PredictionFolder:
 
     Args:
       images: in the table's order; those that are not done are left out.
-      failures: for each image that can't be read, the reason.
+      failures: for each image that can't be labelled, the reason.
     """
     with replacing(self.files.path / "parts.csv") as temporary, _open_text(temporary) as file:
       table = csv.writer(file, lineterminator="\n")
       table.writerow(_COLUMNS)
       for image in images:
-        if self.is_done(image):
-          self._journal.seek(self._records[image.stem][1])
-          rows = json.loads(self._journal.readline())["rows"]
-          table.writerows([image.name, *row] for row in rows)
+        record = self._record(image.stem)
+        if record is not None:
+          table.writerows([image.name, *row] for row in record["rows"])
     failed = self.files.path / "failed.txt"
     if failures:
       with replacing(failed) as temporary, _open_text(temporary) as file:
@@ -136,6 +172,33 @@ def image_files(images: Mapping[str, pathlib.Path]) -> list[ImageFile]:
     if not shared:
       return [ImageFile(name, path, stems[name]) for name, path in images.items()]
     stems.update((name, name) for name in shared)
+
+
+def _read_settings(path: pathlib.Path, expected: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns the settings that predict has written; None if the file is missing or anything else."""
+  try:
+    settings = json.loads(path.read_bytes())
+    return settings if settings.keys() == expected.keys() else None
+  except (OSError, ValueError, AttributeError):
+    return None
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+  """Returns a line of the journal as a dict of DoneImage's fields; None if it is damaged or unfinished."""
+  try:
+    record = json.loads(line)
+    intact = line.endswith(b"\n") and record.pop("crc") == zlib.crc32(json.dumps(record).encode())
+    return record if intact else None
+  except (ValueError, AttributeError, KeyError, TypeError):
+    return None
+
+
+def _has_content(path: pathlib.Path) -> bool:
+  return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
+
+
+def _note(text: str) -> None:
+  print(text, file=sys.stderr)
 
 
 def _open_text(path: pathlib.Path) -> TextIO:

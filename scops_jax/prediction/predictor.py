@@ -15,6 +15,7 @@ from scops_jax import geometry
 from scops_jax.data.image_files import pad_batch, resize_pixels
 from scops_jax.dense_crf import dense_crf
 from scops_jax.kernels.compilation import jit
+from scops_jax.prediction.labels import resize_maps
 from scops_jax.prediction.restore import Segmenter, load_segmenter
 from scops_jax.train_step import predict_step
 
@@ -24,7 +25,7 @@ class PartPrediction(NamedTuple):
 
   labels: chex.Array  # uint8 [B, H, W], the likeliest channel
   probs: chex.Array  # float32 [B, H, W, K+1], sums to 1 over the channels
-  centers: chex.Array  # float32 [B, K, 2], soft part centres (x, y); ±1 are the centres of the outer pixels
+  centers: chex.Array  # float32 [B, K, 2], soft part centres (x, y) in the network's square, see geometry.py
 
 
 def load_predictor(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> "Predictor":
@@ -46,9 +47,10 @@ def load_predictor(workdir: str | pathlib.Path, *, batch_size: int | None = None
 class Predictor:
   """Finds the parts in images of any size.
 
-  The network sees each image resized to image_size², as in training. Its soft maps are resized to the image
-  (bilinear, aligned corners) before the likeliest channel is taken; the centres are those of the maps before
-  that. Small batches are padded to a power of two, so that few programs are compiled.
+  The network sees each image resized to image_size², as in training. Its soft maps are resized to the image,
+  as Pillow does it, before the likeliest channel is taken. The centres are those of the maps before that, in
+  the square's frame: `geometry.pixels_from_points` gives pixels of the image. Small batches are padded to a
+  power of two, so that few programs are compiled.
   """
 
   def __init__(self, segmenter: Segmenter, *, batch_size: int | None = None) -> None:
@@ -83,11 +85,12 @@ class Predictor:
   def _predict_batch(self, images: NDArray[np.uint8], size: int) -> PartPrediction:
     height, width = images.shape[1:3]
     pixels = np.stack([resize_pixels(image, self.image_size) for image in images])
-    maps = self._predict(pad_batch(pixels, size))
+    arrays = jax.device_get(self._predict(pad_batch(pixels, size)))
+    maps = PartPrediction(*(array[: len(images)] for array in arrays))
     if (height, width) != pixels.shape[1:3]:
-      probs = _resize(maps.probs, height, width)
-      maps = maps._replace(probs=probs, labels=_likeliest(probs))
-    return PartPrediction(*(array[: len(images)] for array in jax.device_get(maps)))
+      probs = np.stack([resize_maps(image, height, width) for image in maps.probs])
+      maps = maps._replace(probs=probs, labels=probs.argmax(axis=-1).astype(np.uint8))
+    return maps
 
 
 def fast_batch_size() -> int:
@@ -133,11 +136,6 @@ def predict_parts(
   if not options["num_iterations"]:  # 0 turns the CRF off in evaluations; here, take dense_crf's default
     del options["num_iterations"]
   probs = dense_crf(maps["probs"], images, **options)
-  return PartPrediction(_likeliest(probs), probs, geometry.part_centers(probs, epsilon=0.0))
-
-
-def _likeliest(probs: chex.Array) -> jax.Array:
-  return jnp.argmax(probs, axis=-1).astype(jnp.uint8)
-
-
-_resize = jax.jit(geometry.resize_bilinear, static_argnums=(1, 2))
+  return PartPrediction(
+    jnp.argmax(probs, axis=-1).astype(jnp.uint8), probs, geometry.part_centers(probs, epsilon=0.0)
+  )

@@ -16,7 +16,7 @@ import pickle
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
@@ -32,11 +32,9 @@ from scops_jax.kernels.compilation import jit
 from scops_jax.prediction.files import (
   DoneImage,
   ImageFile,
-  LoadedImage,
   OutputFiles,
   load_image,
-  pair_maps,
-  stack_pixels,
+  predict_batch,
   write_image,
 )
 
@@ -63,7 +61,7 @@ def fast_process_count(num_images: int) -> int:
 
 def predict_in_processes(
   make_job: Callable[[], Job], batches: Iterable[list[ImageFile]], *, count: int
-) -> Iterator[DoneImage | UserError]:
+) -> Generator[DoneImage | UserError, None, None]:
   """Yields each image when its files are written, or the reason why it can't be read.
 
   Args:
@@ -81,8 +79,11 @@ def predict_in_processes(
   with tempfile.TemporaryDirectory() as folder:
     pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(shares,))
     try:
+      # Ctrl-C is this process's to handle; the others inherit that it is blocked.
+      before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
       for _ in range(count):
         pool.submit(int)  # a process starts only when there is something to do
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
       path = pathlib.Path(folder) / "job.pickle"
       path.write_bytes(pickle.dumps(make_job()))
       for outcomes in ahead(pool, functools.partial(_label, path), batches, depth=2 * count):
@@ -122,7 +123,6 @@ def _cores() -> list[int]:
 
 def _start(shares: Any) -> None:
   """Prepares a new process."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interruptions
   threading.Thread(target=_exit_with_parent, daemon=True).start()
   pin_to_cores(shares.get())
 
@@ -145,9 +145,5 @@ def _label(path: pathlib.Path, batch: list[ImageFile]) -> list[DoneImage | UserE
   """Reads, labels and writes the images of a batch, as the job in the file `path` says."""
   job, predict = _open_job(path)
   loaded = [load_image(file, image_size=job.image_size) for file in batch]
-  outcomes: list[DoneImage | UserError] = [image for image in loaded if isinstance(image, UserError)]
-  images = [image for image in loaded if isinstance(image, LoadedImage)]
-  if images:
-    prediction = predict(stack_pixels(images, job.batch_size))
-    outcomes += [write_image(predicted, out=job.out) for predicted in pair_maps(images, prediction)]
-  return outcomes
+  predicted = predict_batch(predict, loaded, size=job.batch_size)
+  return [write_image(image, out=job.out) for image in predicted]

@@ -6,9 +6,9 @@ import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.export
@@ -17,16 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from scops_jax.data.lookahead import ahead, batches
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 from scops_jax.prediction.files import (
   DoneImage,
   ImageFile,
-  ImageMaps,
-  LoadedImage,
   OutputFiles,
   load_image,
-  pair_maps,
-  stack_pixels,
+  predict_batch,
   write_image,
 )
 from scops_jax.prediction.folder import PredictionFolder, image_files
@@ -40,8 +37,6 @@ from scops_jax.prediction.processes import Job, fast_process_count, predict_in_p
 from scops_jax.prediction.restore import Segmenter
 
 _MAX_THREADS = 16
-
-T = TypeVar("T")
 
 
 def predict_images(
@@ -71,7 +66,7 @@ def predict_images(
       yet. If there are several, each imports the main program: it needs `if __name__ == "__main__"`.
 
   Returns:
-    For each image that could not be read, the reason.
+    For each image that could not be labelled, the reason.
 
   Raises:
     UserError: `out` can't be written or holds predictions with other settings, no image can be read, or
@@ -87,25 +82,23 @@ def predict_images(
   try:
     with contextlib.closing(PredictionFolder(out, settings=settings, probabilities=probabilities)) as folder:
       files = image_files(images)
-      todo = [file for file in files if not folder.is_done(file)]
+      todo = folder.unfinished(files)
       size = padded_batch_size(len(images), batch_size or fast_batch_size())
       num_batches = -(-len(todo) // size)
       count = min(processes or fast_process_count(len(todo)), max(1, num_batches))
       with tqdm(total=len(files), initial=len(files) - len(todo), unit="image", desc="predict") as bar:
-
-        def fail(error: UserError) -> None:
-          failures.append(str(error))
-          tqdm.write(f"left out: {error}", file=sys.stderr)
-          bar.update()
-
         if count == 1:
-          stream = _in_threads(segmenter, todo, folder.files, crf=crf, batch_size=size, fail=fail)
+          stream = _in_threads(segmenter, todo, folder.files, crf=crf, batch_size=size)
         else:
           job = functools.partial(make_job, segmenter, folder.files, crf=crf, batch_size=size)
-          stream = _succeeded(predict_in_processes(job, batches(todo, size), count=count), fail)
+          stream = predict_in_processes(job, batches(todo, size), count=count)
         with contextlib.closing(stream):  # before the folder is closed
-          for image in stream:
-            folder.add(image)
+          for outcome in stream:
+            if isinstance(outcome, UserError):
+              failures.append(str(outcome))
+              tqdm.write(f"left out: {printable(str(outcome), None)}", file=sys.stderr)
+            else:
+              folder.add(outcome)
             bar.update()
       folder.write_table(files, failures)
   except OSError as error:
@@ -131,7 +124,7 @@ def make_job(segmenter: Segmenter, out: OutputFiles, *, crf: bool, batch_size: i
 
 def _summarize(total: int, todo: int, failures: list[str], out: pathlib.Path) -> None:
   if len(failures) == total:
-    raise UserError(f"none of {total} images can be read: {out / 'failed.txt'} gives the reasons")
+    raise UserError(f"none of {total} images can be labelled: {out / 'failed.txt'} gives the reasons")
   before = f" ({total - todo} of them before)" if todo < total else ""
   left_out = f"; {len(failures)} can't be read, see {out / 'failed.txt'}" if failures else ""
   print(f"{total - len(failures)} images done{before}{left_out}: {out / 'parts.csv'}")
@@ -146,46 +139,15 @@ def _digest(segmenter: Segmenter) -> str:
 
 
 def _in_threads(
-  segmenter: Segmenter,
-  todo: Sequence[ImageFile],
-  out: OutputFiles,
-  *,
-  crf: bool,
-  batch_size: int,
-  fail: Callable[[UserError], None],
-) -> Generator[DoneImage, None, None]:
+  segmenter: Segmenter, todo: Sequence[ImageFile], out: OutputFiles, *, crf: bool, batch_size: int
+) -> Generator[DoneImage | UserError, None, None]:
   predict = compile_segmenter(segmenter, crf=crf)
+  load = functools.partial(load_image, image_size=segmenter.config.image_size)
+  write = functools.partial(write_image, out=out)
   pool = ThreadPoolExecutor(min(_MAX_THREADS, max(2, os.cpu_count() or 1)))
   try:
-    load = functools.partial(load_image, image_size=segmenter.config.image_size)
-    loaded = _succeeded(ahead(pool, load, todo, depth=2 * batch_size), fail)
-    predicted = _predict(predict, batches(loaded, batch_size), batch_size)
-    write = functools.partial(write_image, out=out)
-    yield from _succeeded(ahead(pool, write, predicted, depth=2 * batch_size), fail)
+    loaded = batches(ahead(pool, load, todo, depth=2 * batch_size), batch_size)
+    predicted = (image for batch in loaded for image in predict_batch(predict, batch, size=batch_size))
+    yield from ahead(pool, write, predicted, depth=2 * batch_size)
   finally:
     pool.shutdown(cancel_futures=True)
-
-
-def _succeeded(
-  results: Iterable[T | UserError], fail: Callable[[UserError], None]
-) -> Generator[T, None, None]:
-  """Yields the results that are not errors and calls `fail` with the others."""
-  for result in results:
-    if isinstance(result, UserError):
-      fail(result)
-    else:
-      yield result
-
-
-def _predict(
-  predict: Callable[[Any], Any], loaded: Iterable[list[LoadedImage]], size: int
-) -> Iterator[tuple[LoadedImage, ImageMaps]]:
-  """Yields the images with their maps; the device computes a batch while the previous one is yielded."""
-  running = None
-  for batch in loaded:
-    started = batch, predict(stack_pixels(batch, size))
-    if running is not None:
-      yield from pair_maps(*running)
-    running = started
-  if running is not None:
-    yield from pair_maps(*running)

@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from scops_jax import cli, weights
+from scops_jax.errors import printable
 from scops_jax.prediction import restore
 from scops_jax.weights import formats, inspection, names, published
 
@@ -42,7 +43,7 @@ def main(argument: str) -> None:
     print(f"{source}: {model_name} after {segmenter.step} steps")
   else:
     state_dict = weights.load_state_dict(source)
-    print(f"{source}\nSHA-256 {published.sha256(source)}")
+    print(f"{printable(str(source))}\nSHA-256 {published.sha256(source)}")
   fits = inspection.find_fits(state_dict, model_name=model_name, num_parts=_NUM_PARTS.value)
   print(inspection.describe(state_dict, fits, details=model_name is not None))
   if _TO.value is not None or _OUT.value is not None:

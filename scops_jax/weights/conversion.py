@@ -8,7 +8,7 @@ import flax
 import jax.numpy as jnp
 import numpy as np
 
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 from scops_jax.weights import dino_files, names
 
 
@@ -23,7 +23,7 @@ class Match(NamedTuple):
   misshaped: list[str]  # messages: entries whose shape differs from their variable's
   unknown: list[str]  # entries that the network does not have
   unused: list[str]  # entries without the common prefix, or of layers that these variables leave out
-  missing: list[names.Path]  # variables without an entry
+  missing: dict[names.Path, str]  # variables without an entry, and the name that it would have
   random_head: list[names.Path]  # the head's variables, if the state dict has no entry for any of them
 
   @property
@@ -34,9 +34,9 @@ class Match(NamedTuple):
   def problems(self) -> list[str]:
     """Returns a message for each entry and each variable that does not fit."""
     return [
-      *(f"{key}: not an entry of this network" for key in self.unknown),
+      *(f"{printable(key)}: not an entry of this network" for key in self.unknown),
       *self.misshaped,
-      *(f"{'/'.join(path)}: no entry for it" for path in self.missing),
+      *(f"{name}: not in the file (our {'/'.join(path)})" for path, name in self.missing.items()),
     ]
 
 
@@ -57,7 +57,7 @@ def match_state_dict(
   flat = flax.traverse_util.flatten_dict(variables)
   paths = _paths(flat, model_name)
   prefix = _prefix(state_dict, paths)
-  match = Match({}, [], [], [], [], [])
+  match = Match({}, [], [], [], {}, [])
   misshaped = set()
   for key, array in state_dict.items():
     name = key.removeprefix(prefix)
@@ -73,11 +73,17 @@ def match_state_dict(
         match.filled[path] = value
       else:
         misshaped.add(path)
-        match.misshaped.append(f"{key}: shape {array.shape}, expected {_torch_shape(flat[path].shape)}")
+        match.misshaped.append(
+          f"{printable(key)}: shape {array.shape}, expected {_torch_shape(flat[path].shape)}"
+        )
   has_head = any(_is_head(path) for name, path in paths.items() if prefix + name in state_dict)
+  torch_names = {path: name for name, path in paths.items() if path is not None}
   for path in flat:
     if path not in match.filled and path not in misshaped:
-      (match.random_head if _is_head(path) and not has_head else match.missing).append(path)
+      if _is_head(path) and not has_head:
+        match.random_head.append(path)
+      else:
+        match.missing[path] = printable(prefix) + torch_names[path]
   return match
 
 
@@ -216,7 +222,7 @@ def _check(
     example, expected = next(iter(state_dict), "nothing"), next(iter(names.table(model_name)))
     raise WeightsError(
       f"the weights are not for {model_name}: none of their {len(state_dict)} entries fits "
-      f"(found {example}, ..., expected {expected}, ...)"
+      f"(found {printable(example)}, ..., expected {expected}, ...)"
     )
   theirs, ours = head_num_parts(state_dict, model_name=model_name), _num_parts(variables, model_name)
   if None not in (theirs, ours) and theirs != ours:

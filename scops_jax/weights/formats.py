@@ -1,6 +1,8 @@
 """Reads and writes files of named arrays, without PyTorch."""
 
+import math
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +10,16 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from scops_jax.errors import printable
 from scops_jax.storage.files import replacing
 from scops_jax.weights import torch_pickle
 from scops_jax.weights.conversion import WeightsError
+
+# Limits for files made to take all memory: of a safetensors header, and of what a zip file (.npz, .pth)
+# inflates to, which may exceed one of the two.
+MAX_HEADER = 16 << 20  # bytes
+MAX_INFLATED = 512 << 20  # bytes
+MAX_INFLATION = 8  # times the file's size
 
 SUFFIXES = {"safetensors": ".safetensors", "npz": ".npz"}  # of the formats that are written
 
@@ -20,10 +29,11 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
   The format is recognised by the content, not the name: PyTorch's zip format (>= 1.6) or its earlier pickle
   format, safetensors, or NumPy's .npz. Nested containers give dotted names ("state_dict.conv.weight"); a file
-  of one bare tensor gives the name "".
+  of one bare tensor gives the name "". PyTorch's tensors that share a storage share memory here too.
 
   Raises:
-    WeightsError: the file is missing, damaged or of another format, or its pickle asks for more than tensors.
+    WeightsError: the file is missing, damaged, of another format or beyond the limits above and those of
+      torch_pickle, or its pickle asks for more than tensors.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -31,7 +41,7 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   try:
     arrays = _read(path)
   except Exception as error:  # a damaged pickle can raise anything
-    detail = " ".join(str(error).split()) or type(error).__name__
+    detail = printable(" ".join(str(error).split()), None) or type(error).__name__
     raise WeightsError(
       f"weight file {path}: not a readable PyTorch (.pth), .safetensors or .npz file of tensors ({detail})"
     ) from error
@@ -95,19 +105,37 @@ def save_state_dict(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   with path.open("rb") as file:
     start = file.read(9)
+    size = file.seek(0, 2)
     file.seek(0)
     # safetensors begins with the size of a JSON object; its bytes may equal the magic bytes tested below.
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
+    header = int.from_bytes(start[:8], "little")
+    if start[8:] == b"{" and header <= size - 8:
+      if header > MAX_HEADER:
+        raise ValueError(f"its header has {header} bytes, more than {MAX_HEADER}")
       return safetensors.numpy.load_file(path, backend="pread")
     if start.startswith(b"\x80"):
-      return torch_pickle.read_tensors(file, zipped=False)
+      return torch_pickle.read_tensors(file)
     if not start.startswith(b"PK"):
       raise ValueError("its first bytes belong to none of these formats")
-    if torch_pickle.is_torch_zip(file):
-      return torch_pickle.read_tensors(file, zipped=True)
-    with np.load(file, allow_pickle=False) as arrays:
-      members = dict(arrays)
-  for name, value in members.items():
-    if not isinstance(value, np.ndarray):  # NumPy returns the members of any zip file as bytes
-      raise ValueError(f"its member {name} is not an array")
-  return members
+    with zipfile.ZipFile(file) as archive:
+      members = archive.infolist()
+      if sum(member.file_size for member in members) > max(MAX_INFLATED, MAX_INFLATION * size):
+        raise ValueError(f"it inflates to more than {MAX_INFLATED} bytes and {MAX_INFLATION} times its size")
+      if torch_pickle.is_torch_zip(archive):
+        return torch_pickle.read_tensors(archive)
+      return {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members}
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+  """Returns an array of a .npz file; its header must agree with its size."""
+  with archive.open(member) as file:
+    if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+      raise ValueError(f"its member {member.filename} is not an array")
+    file.seek(0)
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = read_header[version](file)
+    if dtype.kind not in "biufcSU" or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+      raise ValueError(f"its member {member.filename} is not an array of {shape} {dtype}")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)

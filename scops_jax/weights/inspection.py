@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scops_jax import models
+from scops_jax.errors import printable
 from scops_jax.models.dino import ARCHITECTURES
 from scops_jax.weights import dino_files, names
 from scops_jax.weights.conversion import (
@@ -94,7 +95,8 @@ def describe(state_dict: Mapping[str, np.ndarray], fits: list[Fit], *, details: 
     details: whether to list what does not fit.
   """
   rows = [
-    (name or "(bare tensor)", str(a.dtype), "×".join(map(str, a.shape))) for name, a in state_dict.items()
+    (printable(name) or "(bare tensor)", str(a.dtype), "×".join(map(str, a.shape)))
+    for name, a in state_dict.items()
   ]
   widths = [max(len(row[i]) for row in rows) for i in range(2)]
   lines = [f"  {name:<{widths[0]}}  {dtype:<{widths[1]}}  {shape}" for name, dtype, shape in rows]

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from PIL import Image
 
-from scops_jax.data.builder import EMPTY, CollectionBuilder, Example, printable
+from scops_jax.data.builder import EMPTY, CollectionBuilder, Example
 from scops_jax.data.folder.layout import folder_digest, map_name, read_layout
 from scops_jax.data.image_files import (
   SUFFIXES,
@@ -35,7 +35,7 @@ from scops_jax.data.image_files import (
   resize_pixels,
 )
 from scops_jax.data.source_files import mask_box, read_bytes
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
 _JPEG_QUALITY = 95
 _PNG_SIGNATURE = b"\x89PNG"

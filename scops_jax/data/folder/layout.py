@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from scops_jax.data.builder import printable
 from scops_jax.data.image_files import find_images, open_image
 from scops_jax.data.source_files import (
   Line,
@@ -19,7 +18,7 @@ from scops_jax.data.source_files import (
   name_number,
   read_split_lists,
 )
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
 _COLUMNS = ("image", "landmark", "x", "y", "visible")
 _MAX_BYTES = 1 << 28  # of landmarks.csv

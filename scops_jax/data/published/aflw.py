@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scops_jax.data import source_files as files
 from scops_jax.data.builder import Example, FilteredError
 from scops_jax.data.published.base import PublishedCollection
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
 _MIN_BOX = 0.3  # of the image's area
 _DATABASES = ("data/aflw.sqlite", "aflw.sqlite")
@@ -221,7 +221,7 @@ def _area(face: Face) -> float:
 
 def _numbers(values: tuple[Any, ...], name: str, what: str) -> NDArray[np.float64]:
   if not all(isinstance(value, int | float) and abs(value) <= _MAX_NUMBER for value in values):
-    raise ValueError(f"{name}: {what} should be numbers, the database has {files.printable(str(values))}")
+    raise ValueError(f"{name}: {what} should be numbers, the database has {printable(str(values))}")
   return np.asarray(values, np.float64)
 
 
