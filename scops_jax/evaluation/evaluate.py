@@ -70,7 +70,7 @@ class Dff(NamedTuple):
     except FileNotFoundError as error:
       raise UserError(f"{path} is missing") from error
     except Exception as error:  # a damaged zip file raises errors of ten types
-      raise UserError(f"{path} is damaged ({error})") from error
+      raise UserError(f"{path} is damaged ({type(error).__name__})") from error
 
 
 def fit_dff(
