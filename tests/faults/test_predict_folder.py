@@ -150,7 +150,7 @@ def predict(photos, out, moment, signum, processes):
     def call(*arguments):
       nonlocal left
       left -= 1
-      if left < 0:
+      if left == -1:
         os.kill(os.getpid(), signum)
       return function(*arguments)
     return call
