@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,15 @@ def _check_space(collection: Collection, path: Path, record_bytes: int) -> None:
     )
 
 
+@contextmanager
+def _array_record_errors() -> Iterator[None]:
+  """Array_record reports a full disk by RuntimeError."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(f"{error}") from error
+
+
 def _write(path: Path, collection: Collection, features: Features, config: ConfigDict) -> None:
   batches = evaluation_batches(
     collection.train,
@@ -174,10 +184,12 @@ def _write(path: Path, collection: Collection, features: Features, config: Confi
     for batch in batches:
       maps = [np.asarray(values.astype(_DTYPE)) for values in features(batch["image"])]
       count = int(batch["valid"].sum())
-      for i in range(count):
-        writer.write(b"".join(values[i].tobytes() for values in (*maps, batch["image"])))
+      with _array_record_errors():
+        for i in range(count):
+          writer.write(b"".join(values[i].tobytes() for values in (*maps, batch["image"])))
       progress.update(count)
-    writer.close()
+    with _array_record_errors():
+      writer.close()
     digest = _digest(temporary)
   with replacing(_digest_path(path)) as temporary:
     temporary.write_bytes(digest + b"\n")

@@ -63,7 +63,10 @@ class StepMetrics:
   def _message(self, step: int, scalars: dict[str, float]) -> str:
     terms = {name: value for name, value in scalars.items() if not math.isfinite(value)}
     causes = [name for name in terms if name not in ("loss", "gradient_norm")] or list(terms)
-    what = ", ".join(f"{name} is {terms[name]}" for name in causes) or "the new parameters are not finite"
+    what = (
+      ", ".join(f"{name} is {terms[name]}" for name in causes)
+      or "its gradient or new parameters are not finite"
+    )
     names = self._image_names(step)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     shown = ", ".join(names[:_SHOWN]) + more

@@ -173,7 +173,7 @@ def test_a_run_that_skips_every_step_stops():
   [
     (metrics(float("nan"), balance=float("nan")), "balance is nan"),
     ({"loss": 1.0, "gradient_norm": float("inf")}, "gradient_norm is inf"),
-    (metrics(finite=False), "the new parameters are not finite"),
+    (metrics(finite=False), "its gradient or new parameters are not finite"),
   ],
 )
 def test_the_cause_is_named_and_the_advice_fits(values, said):

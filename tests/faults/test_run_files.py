@@ -9,6 +9,7 @@ import pytest
 from scops_jax import train
 from scops_jax.errors import UserError
 from scops_jax.prediction.restore import load_segmenter
+from scops_jax.runs import feature_cache
 from scops_jax.runs.metrics import read_metrics
 from scops_jax.train import evaluate_run, train_and_evaluate
 from tests.faults.conftest import outcome
@@ -150,3 +151,16 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
   (small_disk / "filler").unlink()
   train_and_evaluate(config, on_disk)
   assert outcome(on_disk) == outcome(finished[1])
+
+
+def test_a_disk_that_fills_while_features_are_kept_is_named_and_nothing_stays(
+  config, small_disk, tmp_path, monkeypatch
+):
+  config.data.cache_dir = str(shutil.copytree(config.data.cache_dir, small_disk / "cache"))
+  (folder,) = (small_disk / "cache").rglob("reference_features")
+  shutil.rmtree(folder)
+  monkeypatch.setattr(feature_cache, "_check_space", lambda *_: fill(small_disk))
+  with pytest.raises(UserError, match=r"features can't be written to .*reference_features"):
+    train_and_evaluate(config, tmp_path / "run")
+  assert not folder.exists() or not list(folder.iterdir())
+  assert not (tmp_path / "run").exists()
