@@ -11,6 +11,7 @@ import chex
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import path_aware_map
 from ml_collections import ConfigDict
@@ -29,6 +30,25 @@ class Networks(NamedTuple):
   segmenter: models.Segmenter
   reference: models.Reference
   basis: PartBasis
+
+
+_INITIAL_STREAMS = ("segmenter", "reference", "basis", "nmf")
+
+
+def stream_key(seed: int, stream: str, step: chex.Numeric = 0) -> chex.PRNGKey:
+  """Returns the key of one of a run's random streams; no two of them share a key.
+
+  Args:
+    seed: config.seed.
+    stream: "steps" for the draws of training steps; "segmenter", "reference" or "basis" for the variables
+      that these networks start from; "nmf" for the start of the factorisation.
+    step: the number of updates done, of "steps".
+  """
+  key = jax.random.key(seed)
+  if stream == "steps":
+    return jax.random.fold_in(key, step)
+  # Counted down from the last uint32, which no step reaches.
+  return jax.random.fold_in(key, np.uint32(2**32 - 1 - _INITIAL_STREAMS.index(stream)))
 
 
 @flax.struct.dataclass
@@ -298,7 +318,7 @@ def train_step(
     "finite", bool, whether the update was kept. Where it was not, the terms that are not finite name the
     cause; if all are finite, the gradient or the new parameters were not.
   """
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step), config.batch_size)
+  keys = jax.random.split(stream_key(config.seed, "steps", state.step), config.batch_size)
   if axis_name is not None:
     local = batch["image"].shape[0]
     keys = jax.lax.dynamic_slice_in_dim(keys, jax.lax.axis_index(axis_name) * local, local)

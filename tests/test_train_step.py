@@ -19,6 +19,7 @@ from scops_jax.train_step import (
   predict_step,
   reference_features,
   segment_pair,
+  stream_key,
   train_step,
   trainable_parameters,
 )
@@ -115,6 +116,14 @@ def test_the_seed_and_the_step_determine_the_draws():
   assert all(same)
   kernels = [s.params["segmenter"]["trunk"]["kernel"] for s in (first, other)]
   assert not np.array_equal(*kernels)
+
+
+def test_streams_share_no_key():
+  keys = [stream_key(3, "steps", step) for step in (0, 1, 2, 2**31 - 1)]
+  keys += [stream_key(3, stream) for stream in ("segmenter", "reference", "basis", "nmf")]
+  assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+  other = stream_key(4, "basis")
+  assert not np.array_equal(jax.random.key_data(other), jax.random.key_data(stream_key(3, "basis")))
 
 
 def test_a_segmenter_with_batch_statistics_makes_a_pass_over_each_batch():

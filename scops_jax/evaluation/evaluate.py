@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,6 +17,7 @@ from scops_jax.evaluation.landmark_regression import LandmarkErrors, mean_shape_
 from scops_jax.report.figures import pixel_positions
 from scops_jax.report.gallery import Gallery, GalleryBuilder
 from scops_jax.storage.files import replacing
+from scops_jax.train_step import stream_key
 
 Batch = Mapping[str, np.ndarray]
 Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -101,7 +101,10 @@ def fit_dff(
     fitted.append(features(batch)[batch["valid"]])
   start = np.concatenate(fitted)[: config.nmf.num_images]
   basis = factorization.fit_dff(
-    jax.random.key(config.seed), start, num_parts=config.num_parts, num_iterations=config.nmf.num_iterations
+    stream_key(config.seed, "nmf"),
+    start,
+    num_parts=config.num_parts,
+    num_iterations=config.nmf.num_iterations,
   )
   part_basis = basis
   if config.basis.initializer == "clusters":

@@ -21,8 +21,6 @@ from scops_jax.runs.sizes import choose_sizes
 from scops_jax.saliency import maps
 from scops_jax.train_step import Networks, TrainState
 
-# Each draw has a key of its own, so that it does not depend on what else is drawn.
-_SEGMENTER_KEY, _REFERENCE_KEY, _BASIS_KEY = range(3)
 # For programs that run once: optimizing them takes longer than running them.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -67,7 +65,7 @@ def load_reference(networks: Networks, config: ConfigDict) -> Any:
     UserError: the weights can't be found or read, or are those of another network.
   """
   image = jnp.zeros((1, config.reference_image_size, config.reference_image_size, 3))
-  key = _key(config, _REFERENCE_KEY)
+  key = train_step.stream_key(config.seed, "reference")
   if config.reference_weights == "random":
     return _initialize(networks.reference, key, image)
   shapes = jax.eval_shape(networks.reference.init, key, image)  # a file has values for all of them
@@ -79,7 +77,7 @@ def load_reference(networks: Networks, config: ConfigDict) -> Any:
 def init_segmenter(networks: Networks, config: ConfigDict) -> Any:
   """Returns the variables that the segmenter starts from; raises as load_reference does."""
   image = jnp.zeros((1, config.image_size, config.image_size, 3))
-  variables = _initialize(networks.segmenter, _key(config, _SEGMENTER_KEY), image)
+  variables = _initialize(networks.segmenter, train_step.stream_key(config.seed, "segmenter"), image)
   return _load_weights(
     variables, source=config.segmenter_weights, model_name=config.segmenter, key="segmenter_weights"
   )
@@ -115,7 +113,7 @@ def initial_state(
     segmenter_variables: as init_segmenter returns them.
     part_basis: `[K, C]`, where the basis starts if config.basis.initializer asks for a factorisation.
   """
-  basis = networks.basis.init(_key(config, _BASIS_KEY))["params"]
+  basis = networks.basis.init(train_step.stream_key(config.seed, "basis"))["params"]
   if config.basis.initializer != "normal":
     basis = {"raw": jnp.asarray(part_basis)}
   params = {"segmenter": segmenter_variables["params"], "basis": basis}
@@ -178,10 +176,6 @@ def open_features(
   code = (config.signed_features.method, config.signed_features.mean_square)
   settings = code if networks.reference.signed else ()
   return cache_features(collection, features, config, variables=reference_variables, settings=settings)
-
-
-def _key(config: ConfigDict, number: int) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(config.seed), number)
 
 
 def _load_weights(variables: Any, *, source: str, model_name: str, key: str) -> Any:
