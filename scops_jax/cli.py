@@ -43,16 +43,26 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
       command(*arguments)
     except UserError as error:
       sys.exit(f"error: {printable(str(error), None)}")
+    except _EndedBySignal as ended:
+      print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
+      raise
 
   app.run(main, flags_parser=_parse)
+
+
+class _EndedBySignal(SystemExit):
+  """Ends the command with the code that shells give to a process that a signal ended."""
+
+  def __init__(self, number: int) -> None:
+    super().__init__(128 + number)
+    self.name = signal.Signals(number).name
 
 
 def _end(number: int, frame: FrameType | None) -> None:
   """Ends the command as a signal asks; a second signal does so at once."""
   for each in (signal.SIGINT, signal.SIGTERM):
     signal.signal(each, signal.SIG_DFL)
-  print(f"ended by {signal.Signals(number).name}", file=sys.stderr)
-  raise SystemExit(128 + number)
+  raise _EndedBySignal(number)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ def networks() -> tuple[dict[str, Any], dict[str, Any]]:
     return images / 127.5 - 1
 
   segmenter = models._SegmenterEntry(lambda num_parts: tiny.BatchNormSegmenter(), 4, normalize)
-  reference = models._ReferenceEntry(tiny.Reference, ("conv",), normalize)
+  reference = models._ReferenceEntry(tiny.Reference, ("conv",), normalize, ("conv",))
   return {"tiny": segmenter}, {"tiny": reference}
 
 

@@ -140,9 +140,9 @@ def test_a_mistake_is_one_line(change, message, config, tmp_path):
 @pytest.mark.parametrize(
   ("segmenter", "reference", "expected"),
   [
-    ("efficientnet_lite0", "dinov2_vits14_reg", (128, 252)),
-    ("dinov2_vits14_reg", "dinov2_vits14_reg", (126, 252)),
-    ("dinov3_vits16", "dinov3_vits16", (128, 256)),
+    ("efficientnet_lite0", "dinov2_vits14_reg", (128, 378)),
+    ("dinov2_vits14_reg", "dinov2_vits14_reg", (126, 378)),
+    ("dinov3_vits16", "dinov3_vits16", (128, 384)),
   ],
 )
 def test_sizes_that_follow_from_the_images_fit_the_patches(segmenter, reference, expected, config):
