@@ -56,12 +56,13 @@ def get_config() -> ConfigDict:
   config.spatial.scale_high = 1.4
 
   # The features decide what a part is; geometry only keeps it in one place. If the semantic term is no larger
-  # than the others, parts become strips along the body.
+  # than the others, parts become strips along the body. With too little equivariance (200) the left and the
+  # right end of drawn animals become parts, whichever way an animal looks.
   config.semantic_assigned = True
   config.loss.semantic_consistency = 7500.0
   config.loss.concentration = 300.0
-  config.loss.equivariance = 200.0
-  config.loss.landmark_equivariance = 600.0
+  config.loss.equivariance = 800.0
+  config.loss.landmark_equivariance = 2400.0
   config.loss.orthonormality = 0.0
   config.loss.balance = 50.0
   # The features are too coarse for thin limbs, so the background channel learns from the masks.
@@ -73,6 +74,6 @@ def get_config() -> ConfigDict:
   config.optimizer.head_multiplier = 5.0
   config.optimizer.basis_learning_rate = 3e-5  # the rows of normalised features are short
   config.optimizer.weight_decay = 0.0
-  config.optimizer.warmup_steps = 20
+  config.optimizer.warmup_steps = 100  # faster, the first steps throw the parts about
   config.basis.initializer = "clusters"
   return config
