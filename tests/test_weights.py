@@ -10,7 +10,8 @@ import pytest
 
 from scops_jax import models, weights
 from scops_jax.errors import UserError
-from scops_jax.weights import inspection, names, published
+from scops_jax.storage.files import file_digest
+from scops_jax.weights import inspection, names
 
 NAME = "efficientnet_lite0"
 
@@ -158,7 +159,7 @@ def test_resolve(tmp_path):
   content = b"some bytes"
   (tmp_path / "vgg19.pth").write_bytes(content)
   assert weights.resolve(str(tmp_path / "vgg19.pth"), "vgg19", "reference_weights") == tmp_path / "vgg19.pth"
-  digest = published.sha256(tmp_path / "vgg19.pth")
+  digest = file_digest(tmp_path / "vgg19.pth")
   (tmp_path / f"vgg19-{digest[:8]}.pth").write_bytes(content)
   weights.resolve(str(tmp_path / f"vgg19-{digest[:8]}.pth"), "vgg19", "reference_weights")
   (tmp_path / "vgg19-dcbb9e9d.pth").write_bytes(content)

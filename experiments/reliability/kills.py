@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from experiments.reliability.tiny_training import outcome
+from tests.faults.conftest import outcome
 
 
 def start(root: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen[bytes]:

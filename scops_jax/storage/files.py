@@ -45,7 +45,7 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def file_digest(path: str | pathlib.Path) -> str:
-  """The SHA-256 of a file's content."""
+  """Returns the SHA-256 of a file's content in hexadecimal."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

