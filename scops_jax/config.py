@@ -36,9 +36,9 @@ def default_config() -> ConfigDict:
   # does; False takes each device's own and needs "pmap".
   config.sync_batch_norm = True
 
-  # The segmenter's arithmetic: "float32" or "bfloat16" (for GPUs and TPUs; half as fast on a CPU). Its
-  # parameters and the losses stay in float32.
-  config.compute_dtype = "float32"
+  # The segmenter's arithmetic: "float32", "bfloat16" (half as fast on a CPU), or "auto": float32 on a CPU,
+  # bfloat16 elsewhere. Its parameters, batch statistics and the losses stay in float32.
+  config.compute_dtype = "auto"
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or the path of a weight file
   config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
@@ -243,7 +243,7 @@ def _with_tuples(value: Any) -> Any:
 
 _CHOICES = {
   "parallelism": ("jit", "pmap"),
-  "compute_dtype": ("float32", "bfloat16"),
+  "compute_dtype": ("auto", "float32", "bfloat16"),
   "reference_dtype": ("auto", "float32", "bfloat16"),
   "spatial.mode": ("similarity", "projective", "thin_plate"),
   "spatial.padding": ("zeros", "border"),
