@@ -147,7 +147,7 @@ def network_features(
   """
   side = config.reference_image_size
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
-  inputs = models.normalize(config.reference, enlarged).astype(_dtype(config.reference_dtype))
+  inputs = models.normalize(config.reference, enlarged).astype(resolve_dtype(config.reference_dtype))
   variables = {name: collection for name, collection in variables.items() if name != "code"}
   maps = networks.reference.apply(variables, inputs)
   if not config.reference_mirror:
@@ -165,7 +165,7 @@ def _batch_features(
   return reference_features(variables, batch["image"], networks=networks, config=config)
 
 
-def _dtype(name: str) -> str:
+def resolve_dtype(name: str) -> str:
   """Returns the dtype that a config key asks for: "auto" is float32 on a CPU and bfloat16 elsewhere."""
   if name == "auto":
     return "float32" if target() == "cpu" else "bfloat16"
@@ -175,7 +175,7 @@ def _dtype(name: str) -> str:
 def _segmenter_inputs(images: chex.Array, config: ConfigDict) -> chex.Array:
   """Returns the segmenter's input of RGB 0..255, in the dtype it computes in."""
   inputs = models.normalize(config.segmenter, images.astype(jnp.float32))
-  return inputs.astype(_dtype(config.compute_dtype))
+  return inputs.astype(resolve_dtype(config.compute_dtype))
 
 
 def _unit(saliency: chex.Array) -> chex.Array:
