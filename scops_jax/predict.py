@@ -25,6 +25,7 @@ from absl import flags
 
 from scops_jax import cli
 from scops_jax.errors import UserError
+from scops_jax.progress import phase
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run whose newest checkpoint is used.", required=True)
 _IMAGES = flags.DEFINE_string("images", None, "An image file, a folder (with its subfolders), or a glob.")
@@ -47,16 +48,20 @@ def main() -> None:
   """Checks the flags, then exports and predicts."""
   # Not at the top: each of --processes imports this module again without needing these.
   from scops_jax.data.image_files import find_images
-  from scops_jax.prediction.exporting import export_program
-  from scops_jax.prediction.restore import load_segmenter
-  from scops_jax.prediction.stream import predict_images
+  from scops_jax.runs.saved_config import load_config
 
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
   if (where is None) != (out is None) or (where is None and export is None):
     raise UserError("give --images and --out together, or --export, or all three")
-  # Before loading the network: a wrong path shows at once.
+  # Before loading anything large: a wrong path shows at once.
   images = find_images(where, outside=pathlib.Path(out)) if where is not None and out is not None else {}
-  segmenter = load_segmenter(_WORKDIR.value)
+  load_config(_WORKDIR.value)
+  with phase("loading the libraries and the network"):
+    from scops_jax.prediction.exporting import export_program
+    from scops_jax.prediction.restore import load_segmenter
+    from scops_jax.prediction.stream import predict_images
+
+    segmenter = load_segmenter(_WORKDIR.value)
   if export is not None:
     try:
       print(export_program(segmenter, export))
