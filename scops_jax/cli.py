@@ -87,7 +87,7 @@ def run(command: Callable[..., None], *, argument: str = "", resumes: bool = Fal
     try:
       command(*arguments)
     except UserError as error:
-      sys.exit(f"error: {printable(str(error), None)}")
+      sys.exit("\n  ".join(printable(line, None) for line in (f"error: {error.message}", *error.details)))
     except _EndedBySignal as ended:
       print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
       raise

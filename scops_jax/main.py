@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from scops_jax import cli, progress
+from scops_jax.catalogue import check_files
 from scops_jax.config import check_values
 from scops_jax.errors import UserError
 from scops_jax.runs import saved_config
@@ -55,6 +56,8 @@ def main() -> None:
   check_values(config)
   if _MODE.value == "eval":
     saved_config.load_config(workdir)
+  elif not _MULTIHOST.value:  # only the first host needs them
+    check_files(config)
   with progress.phase("loading the libraries"):
     from scops_jax import train
     from scops_jax.runs import hosts

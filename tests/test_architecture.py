@@ -14,7 +14,7 @@ PACKAGE = ROOT / "scops_jax"
 # command inside a folder is a room of its own.
 FLOORS = (
   ("errors", "kernels", "progress", "storage"),
-  ("geometry", "config"),
+  ("geometry", "config", "catalogue"),
   ("losses", "warp", "appearance", "dense_crf", "optimizer", "models", "report", "cli"),
   ("weights", "train_step", "data"),
   ("saliency", "evaluation"),
