@@ -121,7 +121,7 @@ def test_plain_overlays_and_the_contact_sheet(segmenter, tmp_path):
     assert picture.size == labels.size == (300, 420)
     background = np.asarray(labels) == 0
     pixels = np.asarray(Image.open(photos / "a.png").convert("RGB")).astype(int)
-    assert np.abs(np.asarray(picture) - pixels)[background].mean() < 8
+    assert np.abs(np.asarray(picture) - pixels)[background].mean() < 40
   with Image.open(out / "contact_sheet.jpg") as sheet:
     assert sheet.width > 500
   with pytest.raises(UserError, match=r"another marks \(was False, now True\)"):
