@@ -1,14 +1,15 @@
 """The command line of every `python -m scops_jax.…`: --config with its overrides, and one-line errors.
 
-A user's mistake ends with one line on standard error and exit code 1; only a defect shows a traceback. SIGINT
-(Ctrl-C) ends a command with code 130 and SIGTERM with 143; temporary files are removed, and a second signal
-ends the process at once.
+A user's mistake ends with one line on standard error and exit code 1; only a defect shows a traceback. Errors
+of the library name its arguments; here they name the flags. SIGINT (Ctrl-C) ends a command with code 130 and
+SIGTERM with 143; temporary files are removed, and a second signal ends the process at once.
 """
 
 import ast
 import difflib
 import functools
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -26,6 +27,7 @@ from scops_jax.errors import UserError, printable
 _OVERRIDE, _FILE = "--config.", "--config="
 # A config file whose argument is the work directory of a run.
 _SAVED_CONFIG = pathlib.Path(__file__).parent / "runs" / "saved_config.py"
+_ARGUMENT = re.compile(r"(?<![\w.\-/])([a-z_]+)=")  # of a function, in an error's message
 
 
 class _NamesParser(tuple_parser.TupleParser):
@@ -87,7 +89,9 @@ def run(command: Callable[..., None], *, argument: str = "", resumes: bool = Fal
     try:
       command(*arguments)
     except UserError as error:
-      sys.exit("\n  ".join(printable(line, None) for line in (f"error: {error.message}", *error.details)))
+      sys.exit(
+        "\n  ".join(printable(as_flags(line), None) for line in (f"error: {error.message}", *error.details))
+      )
     except _EndedBySignal as ended:
       print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
       raise
@@ -127,7 +131,7 @@ def _parse(argv: Sequence[str], *, resumes: bool) -> list[str]:
       # A config file is loaded when its value is first read.
       flags.FLAGS.config.keys()
   except UserError as error:
-    sys.exit(f"error: {printable(str(error), None)}")
+    sys.exit(f"error: {printable(as_flags(str(error)), None)}")
   except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
   return positional
@@ -167,6 +171,11 @@ def print_config(config: ConfigDict) -> None:
 
 def _shown(value: Any) -> str:
   return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def as_flags(message: str) -> str:
+  """Returns an error of the library with its arguments as this command's flags: workdir=x → --workdir=x."""
+  return _ARGUMENT.sub(lambda found: f"--{found[0]}" if found[1] in flags.FLAGS else found[0], message)
 
 
 def check_file(argument: str) -> None:

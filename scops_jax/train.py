@@ -184,8 +184,8 @@ def _check_same_images(position: dict[str, Any], collection: Collection, workdir
   before, now = position["num_images"], len(collection.train)
   if before != now:
     raise UserError(
-      f"--workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
-      "give another --workdir"
+      f"workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
+      "give another workdir"
     )
 
 
@@ -359,11 +359,14 @@ def _evaluate(
   def batches(source: ExampleSource, split: str) -> Iterator[dict[str, Any]]:
     return _tracked(run, _batches(run, source), source, f"evaluating {split} images")
 
+  def predictor(function: Callable[..., Any]) -> Callable[[Mapping[str, np.ndarray]], Any]:
+    return lambda batch: function(variables, batch["image"])
+
   measures, figure, gallery = evaluate(
-    functools.partial(steps.predict, variables),
+    predictor(steps.predict),
     regression=batches(run.collection.regression, "regression"),
     test=batches(run.collection.test, "test"),
-    predict_refined=functools.partial(steps.predict_refined, variables) if refine else None,
+    predict_refined=predictor(steps.predict_refined) if refine else None,
     dff=dff,
     num_classes=len(run.collection.part_names),
     config=config,

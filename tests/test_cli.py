@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from scops_jax.cli import check_key
+from scops_jax.cli import as_flags, check_key
 from scops_jax.config import config_to_json, default_config, flat_values
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -75,3 +75,11 @@ def test_a_run_gives_its_own_config(tmp_path):
   assert "num_parts=5  # default: 8" in lines
   assert "num_steps=77  # default: 100000" in lines
   assert "reference_layers=stem  # default: block10_depthwise" in lines
+
+
+def test_the_librarys_errors_name_flags_in_a_command():
+  assert "v" in flags.FLAGS  # absl's own; stands for any flag
+  assert (
+    as_flags("v=3 is wrong: try v=2, data.v=2 or x/v=2") == "--v=3 is wrong: try --v=2, data.v=2 or x/v=2"
+  )
+  assert as_flags("nosuchflag=3 is wrong") == "nosuchflag=3 is wrong"

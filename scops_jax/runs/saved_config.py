@@ -13,7 +13,7 @@ from scops_jax.config import config_from_json
 from scops_jax.errors import UserError
 
 CONFIG = "config.json"
-CURE = "restore it from a copy, or give another --workdir"
+CURE = "restore it from a copy, or give another workdir"
 
 
 def get_config(workdir: str) -> ConfigDict:
@@ -53,5 +53,5 @@ def has_results(path: pathlib.Path) -> bool:
 def no_run(path: pathlib.Path) -> str:
   """Returns what is wrong with a work directory without a config."""
   if has_results(path):
-    return f"--workdir={path} holds results, but no {CONFIG} that says of which settings: {CURE}"
-  return f"--workdir={path} holds no run (no {CONFIG}): train there first"
+    return f"workdir={path} holds results, but no {CONFIG} that says of which settings: {CURE}"
+  return f"workdir={path} holds no run (no {CONFIG}): train there first"

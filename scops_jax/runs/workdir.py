@@ -74,7 +74,7 @@ def owned(workdir: str | pathlib.Path) -> Iterator[None]:
     file = (path / _LOCK).open("a+", encoding="utf-8")
   except OSError as error:
     raise UserError(
-      f"--workdir={path} can't be written ({error.strerror}): give a writable directory"
+      f"workdir={path} can't be written ({error.strerror}): give a writable directory"
     ) from error
   with file:
     try:
@@ -82,8 +82,8 @@ def owned(workdir: str | pathlib.Path) -> Iterator[None]:
     except BlockingIOError as error:
       file.seek(0)
       raise UserError(
-        f"--workdir={path} is being trained by {file.read().strip() or 'another process'}: wait for it, end "
-        "it, or give another --workdir"
+        f"workdir={path} is being trained by {file.read().strip() or 'another process'}: wait for it, end "
+        "it, or give another workdir"
       ) from error
     except OSError as error:
       if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -125,13 +125,11 @@ def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool
       return path
     if hosts.is_first():
       note = _schedule_note(config) if "num_steps" in changed else ""
-      print(f"--workdir={path} is used with other settings: {_listed(changed)}{note}")
+      print(f"workdir={path} is used with other settings: {_listed(changed)}{note}")
   elif not train or has_results(path):
     raise UserError(no_run(path))
   elif not hosts.is_first():
-    raise UserError(
-      f"--workdir={path} is not what the first host sees: give a directory that all hosts share"
-    )
+    raise UserError(f"workdir={path} is not what the first host sees: give a directory that all hosts share")
   if train and hosts.is_first():
     with writing(path / CONFIG):
       write_text(path / CONFIG, config_to_json(config))
@@ -145,8 +143,8 @@ def _accepted_changes(before: ConfigDict, now: ConfigDict, path: pathlib.Path) -
   refused = {key: values for key, values in changed.items() if not _may_change(key, *values)}
   if refused:
     raise UserError(
-      f"--workdir={path} holds a run of another config: {_listed(refused)}. "
-      "Give another --workdir, or the same config to resume"
+      f"workdir={path} holds a run of another config: {_listed(refused)}. "
+      "Give another workdir, or the same config to resume"
     )
   return changed
 
