@@ -35,6 +35,7 @@ from scops_jax.prediction.predictor import (
 )
 from scops_jax.prediction.processes import Job, fast_process_count, predict_in_processes
 from scops_jax.prediction.restore import Segmenter
+from scops_jax.storage.paths import as_path
 
 _MAX_THREADS = 16
 
@@ -76,7 +77,7 @@ def predict_images(
     raise UserError(
       f"--processes={processes} is for CPUs, and this is a {jax.default_backend()}: leave it out"
     )
-  out = pathlib.Path(out)
+  out = as_path(out)
   settings = {"network": _digest(segmenter), "step": segmenter.step, "crf": crf}
   failures: list[str] = []
   try:

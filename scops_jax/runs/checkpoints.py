@@ -1,6 +1,7 @@
 """Checkpoints: the training state and the input pipeline's position, written together by orbax.
 
-A checkpoint is complete or absent: orbax writes to a temporary name and renames. It holds a digest of each
+A checkpoint is complete or absent: orbax writes to a temporary name and renames; in a bucket, which has no
+renaming, it writes a last file that says so. It holds a digest of each
 array, taken from the state in memory, and whoever restores a checkpoint compares what comes back with it. A
 damaged checkpoint is reported and the one before it is used.
 """
@@ -22,11 +23,13 @@ import orbax.checkpoint as ocp
 
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
+from scops_jax.storage.paths import as_path, filesystem, is_remote
 
 T = TypeVar("T")
 
 # The older one serves if the newer one is damaged.
 _KEPT = 2
+_COMPLETE = "commit_success.txt"  # orbax's last file of a checkpoint
 _LONGEST = 200  # characters of another library's message
 
 
@@ -157,7 +160,7 @@ def _newest_intact(
     for number, damage in damaged.items():
       print(f"checkpoint {number} is damaged ({damage}): going on from {step}", file=sys.stderr)
       if aside:
-        _move_aside(pathlib.Path(workdir), number)
+        _move_aside(as_path(workdir), number)
   return found, step
 
 
@@ -255,14 +258,20 @@ def _reason(error: Exception) -> str:
 
 
 def _move_aside(workdir: pathlib.Path, step: int) -> None:
-  target = workdir / "damaged" / str(step)
+  source, target = _folder(workdir) / str(step), workdir / "damaged" / str(step)
   try:
+    if is_remote(workdir):
+      (source / _COMPLETE).unlink()  # first, so that a half-moved checkpoint counts as none
+      filesystem(source).mv(str(source), str(target), recursive=True)
+      return
     target.parent.mkdir(exist_ok=True)
     if target.exists():
       shutil.rmtree(target)
-    (_folder(workdir) / str(step)).rename(target)
+    source.rename(target)
   except OSError as error:
-    raise UserError(f"the damaged checkpoint can't be moved to {target}: {error.strerror}") from error
+    raise UserError(
+      f"the damaged checkpoint can't be moved to {target}: {error.strerror or error}"
+    ) from error
 
 
 def _steps(workdir: str | pathlib.Path) -> list[int]:
@@ -270,8 +279,10 @@ def _steps(workdir: str | pathlib.Path) -> list[int]:
   folder = _folder(workdir)
   if not folder.is_dir():
     return []
-  return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+  found = [path for path in folder.iterdir() if path.name.isdecimal()]
+  return [int(path.name) for path in found if not is_remote(path) or (path / _COMPLETE).exists()]
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
-  return pathlib.Path(workdir).absolute() / "checkpoints"
+  path = as_path(workdir)
+  return (path if is_remote(path) else path.absolute()) / "checkpoints"
