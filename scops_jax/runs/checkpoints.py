@@ -23,13 +23,13 @@ import orbax.checkpoint as ocp
 
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
-from scops_jax.storage.paths import as_path, filesystem, is_remote
+from scops_jax.runs.staged_checkpoints import StagedManager, complete_steps, is_staged, readable, remove
+from scops_jax.storage.paths import as_path, is_remote
 
 T = TypeVar("T")
 
 # The older one serves if the newer one is damaged.
 _KEPT = 2
-_COMPLETE = "commit_success.txt"  # orbax's last file of a checkpoint
 _LONGEST = 200  # characters of another library's message
 
 
@@ -37,11 +37,15 @@ class Checkpoints:
   """Writes the `checkpoints/` folder of a run; only the process that trains the run may open it."""
 
   def __init__(self, workdir: str | pathlib.Path) -> None:
+    self._folder = _folder(workdir)
     options = ocp.CheckpointManagerOptions(
       preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT), cleanup_tmp_directories=True
     )
-    self._folder = _folder(workdir)
-    self._manager = ocp.CheckpointManager(self._folder, options=options)
+    self._manager: Any = (
+      StagedManager(self._folder, kept=_KEPT)
+      if is_staged(self._folder)
+      else ocp.CheckpointManager(self._folder, options=options)
+    )
     self._step = 0  # being written
 
   def save(self, step: int, state: Any, *, position: dict[str, Any]) -> None:
@@ -58,6 +62,8 @@ class Checkpoints:
         f"step {step} is not saved, because {error}: go on from the checkpoint before it, or lower "
         "optimizer.learning_rate in another --workdir"
       ) from error
+    if is_staged(self._folder):
+      state = jax.device_get(state)  # as StagedManager wants it
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       position=ocp.args.JsonSave(position),
@@ -170,7 +176,8 @@ def _try(read: Callable[[pathlib.Path], T], path: pathlib.Path) -> tuple[T, str 
   with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-      found = read(path)
+      with readable(path) as here:
+        found = read(here)
     except ValueError as error:
       damage = _reason(error)
     finally:
@@ -261,26 +268,20 @@ def _move_aside(workdir: pathlib.Path, step: int) -> None:
   source, target = _folder(workdir) / str(step), workdir / "damaged" / str(step)
   try:
     if is_remote(workdir):
-      (source / _COMPLETE).unlink()  # first, so that a half-moved checkpoint counts as none
-      filesystem(source).mv(str(source), str(target), recursive=True)
+      remove(source, target=target)
       return
     target.parent.mkdir(exist_ok=True)
     if target.exists():
       shutil.rmtree(target)
     source.rename(target)
   except OSError as error:
-    raise UserError(
-      f"the damaged checkpoint can't be moved to {target}: {error.strerror or error}"
-    ) from error
+    reason = error.strerror or error
+    raise UserError(f"the damaged checkpoint can't be moved to {target}: {reason}") from error
 
 
 def _steps(workdir: str | pathlib.Path) -> list[int]:
   """Returns the steps of all checkpoints that are not being written, damaged or not."""
-  folder = _folder(workdir)
-  if not folder.is_dir():
-    return []
-  found = [path for path in folder.iterdir() if path.name.isdecimal()]
-  return [int(path.name) for path in found if not is_remote(path) or (path / _COMPLETE).exists()]
+  return complete_steps(_folder(workdir))
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:

@@ -7,7 +7,7 @@ paths they leave as they are. The copies stay below CACHE, so that a host copies
 import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from scops_jax.storage.files import download, upload
@@ -28,7 +28,7 @@ def local_path(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def modified(path: pathlib.Path) -> float:
-  """Returns when a file was written, seconds since 1970; 0 where a store does not tell."""
+  """Returns when a file was written, seconds since 1970."""
   return _time(filesystem(path).info(str(path))) if is_remote(path) else os.path.getmtime(path)
 
 
@@ -106,9 +106,6 @@ def _entries(path: pathlib.Path, *, flat: bool) -> dict[str, dict[str, Any]]:
 
 
 def _time(info: dict[str, Any]) -> float:
-  found = next((info[key] for key in ("updated", "LastModified", "created") if info.get(key)), None)
-  if isinstance(found, str):
-    found = datetime.fromisoformat(found)
-  if found is None:
-    return 0.0
-  return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+  """Returns when an object was written: text of Google's store, a datetime of Amazon's."""
+  found = info.get("updated") or info["LastModified"]
+  return (datetime.fromisoformat(found) if isinstance(found, str) else found).timestamp()
