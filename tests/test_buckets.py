@@ -22,7 +22,7 @@ from scops_jax.prediction.restore import load_segmenter
 from scops_jax.prediction.stream import predict_images
 from scops_jax.runs.checkpoints import latest_step
 from scops_jax.runs.workdir import load_config
-from scops_jax.storage.paths import as_path
+from scops_jax.storage.paths import as_path, filesystem
 from scops_jax.train import evaluate_run
 from tests import multihost_worker
 
@@ -34,6 +34,12 @@ BUCKET = "gs://bucket"
 TIMEOUT = 300  # seconds that a process may take on a busy machine
 
 
+def free_port():
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    return listener.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   return tmp_path_factory.mktemp("buckets")
@@ -42,9 +48,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def store(folder):
   """An empty bucket, and this process's environment for it."""
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    port = listener.getsockname()[1]
+  port = free_port()
   url = f"http://localhost:{port}"
   command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=localhost", f"--port={port}"]
   command += ["--in-memory", "--quiet", "--default-bucket=bucket"]
@@ -140,3 +144,39 @@ def test_predictions_are_those_of_the_run_on_disk(on_disk, in_bucket, folder):
   assert len(list(csv.reader((out / "parts.csv").read_text().splitlines()))) == 1 + 2 * 3
   with pytest.raises(UserError, match=r"predictions of another crf"):
     predict_images(load_segmenter(in_bucket), files, out, crf=True)
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_moved_away_and_its_step_done_again(on_disk, in_bucket):
+  store = filesystem(in_bucket)
+  saved = f"{in_bucket}/checkpoints/7"
+  largest = max(store.find(f"{saved}/state"), key=store.size)
+  store.pipe_file(largest, bytes(store.size(largest)))
+  code, output = train(in_bucket, cache=f"{BUCKET}/tfds")
+  assert code == 0, output
+  assert "checkpoint 7 is damaged" in output
+  assert metrics(in_bucket) == metrics(on_disk)
+  assert store.exists(f"{saved}/commit_success.txt")
+  assert store.exists(f"{in_bucket}/damaged/7")
+
+
+def test_two_hosts_train_in_a_bucket(on_disk):
+  workdir, coordinator = f"{BUCKET}/runs/two", f"localhost:{free_port()}"
+  arguments = [f"{BUCKET}/tfds", "", f"jit={workdir}"]
+  hosts = [
+    subprocess.Popen(
+      [sys.executable, "-m", "tests.multihost_worker", coordinator, str(i), *arguments],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  try:
+    outputs = [host.communicate(timeout=TIMEOUT)[0] for host in hosts]
+  finally:
+    for host in hosts:
+      host.kill()
+  assert [host.returncode for host in hosts] == [0, 0], outputs
+  for found, expected in zip(metrics(workdir), metrics(on_disk), strict=True):
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)  # sums in another order

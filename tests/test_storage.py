@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 import threading
@@ -43,6 +44,7 @@ def test_a_buckets_path_is_known_even_if_pathlib_has_had_it(text, bucket):  # no
   assert str(path) == "s3://bucket/a/b.txt"
   assert str(path.with_name("c") / "d") == "s3://bucket/a/c/d"
   assert str(as_path(path)) == str(path)
+  assert pickle.loads(pickle.dumps(path)) == path  # as the processes of predict get it
 
 
 def test_another_scheme_is_a_users_mistake():
