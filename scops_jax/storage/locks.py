@@ -42,7 +42,13 @@ def exclusive(path: pathlib.Path) -> Iterator[None]:
     OSError: it can't be written.
   """
   if is_remote(path):
-    with contextlib.closing(_ObjectLock(path)):
+    try:
+      lock = _ObjectLock(path)
+    except (InUseError, OSError):
+      raise
+    except Exception as error:  # of the store's library
+      raise OSError(errno.EIO, str(error), str(path)) from error
+    with contextlib.closing(lock):
       yield
     return
   with path.open("a+", encoding="utf-8") as file:
@@ -91,8 +97,8 @@ class _ObjectLock:
     """Gives the lock back."""
     self._closed.set()
     self._thread.join()
-    if self._is_mine():
-      with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(Exception):  # a lock that can't be deleted expires
+      if self._is_mine():
         self._store.rm_file(self._path)
 
   def _take(self) -> None:
