@@ -139,7 +139,7 @@ def test_predictions_are_those_of_the_run_on_disk(on_disk, in_bucket, folder):
   out = as_path(f"{BUCKET}/parts")
   for _ in range(2):  # the second time nothing is left to be done
     predict_images(load_segmenter(in_bucket), files, str(out))
-    for name in ("labels/0.png", "overlays/1.jpg", "parts.csv"):
+    for name in ("labels/0.png", "overlays/1.jpg", "contact_sheet.jpg", "parts.csv"):
       assert (out / name).read_bytes() == (folder / "parts" / name).read_bytes(), name
   assert len(list(csv.reader((out / "parts.csv").read_text().splitlines()))) == 1 + 2 * 3
   with pytest.raises(UserError, match=r"predictions of another crf"):

@@ -60,7 +60,7 @@ class Checkpoints:
     except ValueError as error:
       raise UserError(
         f"step {step} is not saved, because {error}: go on from the checkpoint before it, or lower "
-        "optimizer.learning_rate in another --workdir"
+        "optimizer.learning_rate in another workdir"
       ) from error
     if is_staged(self._folder):
       state = jax.device_get(state)  # as StagedManager wants it
@@ -149,7 +149,7 @@ def _newest_intact(
   """
   steps = sorted(_steps(workdir), reverse=True)
   if not steps:
-    raise UserError(f"--workdir={workdir} holds no checkpoint yet: train there first")
+    raise UserError(f"workdir={workdir} holds no checkpoint yet: train there first")
   damaged: dict[int, str] = {}
   for step in steps:
     found, damage = _try(read, _folder(workdir) / str(step))
@@ -159,8 +159,8 @@ def _newest_intact(
   else:
     listed = ", ".join(f"{step} ({damage})" for step, damage in damaged.items())
     raise UserError(
-      f"--workdir={workdir} holds no intact checkpoint: {listed}. Restore its checkpoints/ from a copy, or "
-      "give another --workdir to train from the start"
+      f"workdir={workdir} holds no intact checkpoint: {listed}. Restore its checkpoints/ from a copy, or "
+      "give another workdir to train from the start"
     )
   if hosts.is_first():
     for number, damage in damaged.items():

@@ -98,6 +98,12 @@ def _store_errors(path: pathlib.Path) -> Iterator[None]:
     raise OSError(errno.EIO, " ".join(str(error).split()) or type(error).__name__, str(path)) from error
 
 
+def file_size(path: str | pathlib.Path) -> int:
+  """Returns a file's size, bytes."""
+  path = as_path(path)
+  return filesystem(path).size(str(path)) if is_remote(path) else path.stat().st_size
+
+
 def file_digest(path: str | pathlib.Path) -> str:
   """Returns the SHA-256 of a file's content in hexadecimal."""
   with as_path(path).open("rb") as file:
