@@ -179,8 +179,8 @@ def _check_same_images(position: dict[str, Any], collection: Collection, workdir
   before, now = position["num_images"], len(collection.train)
   if before != now:
     raise UserError(
-      f"--workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
-      "give another --workdir"
+      f"workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
+      "give another workdir"
     )
 
 
