@@ -8,6 +8,7 @@ SIGTERM with 143; temporary files are removed, and a second signal ends the proc
 import ast
 import difflib
 import functools
+import os
 import pathlib
 import re
 import runpy
@@ -28,6 +29,8 @@ _OVERRIDE, _FILE = "--config.", "--config="
 # A config file whose argument is the work directory of a run.
 _SAVED_CONFIG = pathlib.Path(__file__).parent / "runs" / "saved_config.py"
 _ARGUMENT = re.compile(r"(?<![\w.\-/])([a-z_]+)=")  # of a function, in an error's message
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALLED = tuple(128 + number for number in _SIGNALS)  # exit codes
 
 
 class _NamesParser(tuple_parser.TupleParser):
@@ -84,16 +87,18 @@ def run(command: Callable[..., None], *, argument: str = "", resumes: bool = Fal
       sys.exit(f"error: no {argument} is given; see --help")
     if len(arguments) > expected:
       sys.exit(f"error: unexpected argument {arguments[expected]!r}; options start with --")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
       signal.signal(number, _end)
     try:
       command(*arguments)
     except UserError as error:
-      sys.exit(
-        "\n  ".join(printable(as_flags(line), None) for line in (f"error: {error.message}", *error.details))
-      )
-    except _EndedBySignal as ended:
-      print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
+      lines = (f"error: {error.message}", *error.details)
+      sys.exit("\n  ".join(printable(as_flags(line), None) for line in lines))
+    except SystemExit as ended:
+      if isinstance(ended, _EndedBySignal):
+        print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
+      if ended.code in _SIGNALLED:
+        _leave(ended.code)
       raise
 
   app.run(main, flags_parser=functools.partial(_parse, resumes=resumes))
@@ -109,9 +114,19 @@ class _EndedBySignal(SystemExit):
 
 def _end(number: int, frame: FrameType | None) -> None:
   """Ends the command as a signal asks; a second signal does so at once."""
-  for each in (signal.SIGINT, signal.SIGTERM):
+  for each in _SIGNALS:
     signal.signal(each, signal.SIG_DFL)
   raise _EndedBySignal(number)
+
+
+def _leave(code: int) -> None:
+  """Ends the process without waiting for the libraries' threads, which a signal may find anywhere.
+
+  An interpreter that takes itself apart while one of them computes can end in a segmentation fault.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def _parse(argv: Sequence[str], *, resumes: bool) -> list[str]:

@@ -4,6 +4,7 @@ import pathlib
 
 from scops_jax.errors import UserError
 from scops_jax.runs.saved_config import load_config
+from scops_jax.storage.paths import as_path
 
 # Networks that are installed with this package; ready/README.md says how they were made.
 _READY = pathlib.Path(__file__).parent / "ready"
@@ -19,7 +20,7 @@ def find_network(source: str | pathlib.Path) -> pathlib.Path:
   Raises:
     UserError: it is none of these, or the directory holds no run.
   """
-  path = pathlib.Path(source)
+  path = as_path(source)
   if path.is_dir():
     load_config(path)
   if path.exists():

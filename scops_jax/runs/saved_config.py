@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from scops_jax.config import config_from_json
 from scops_jax.errors import UserError
+from scops_jax.storage.paths import as_path
 
 CONFIG = "config.json"
 CURE = "restore it from a copy, or give another workdir"
@@ -27,7 +28,7 @@ def load_config(workdir: str | pathlib.Path) -> ConfigDict:
   Raises:
     UserError: there is no run, its config is damaged, or this version does not know it.
   """
-  path = pathlib.Path(workdir) / CONFIG
+  path = as_path(workdir) / CONFIG
   try:
     saved = json.loads(path.read_bytes())
   except FileNotFoundError as error:

@@ -18,6 +18,7 @@ from scops_jax import cli
 from scops_jax.errors import UserError, printable
 from scops_jax.progress import phase
 from scops_jax.storage.files import file_digest
+from scops_jax.storage.paths import as_path
 
 _MODEL = flags.DEFINE_string("model", None, "The network the file is for. Default: found.")
 _NUM_PARTS = flags.DEFINE_integer("num_parts", None, "K that the file's head should have.", lower_bound=1)
@@ -33,7 +34,7 @@ _DROP_HEAD = flags.DEFINE_bool("drop_head", False, "Do not write a segmenter's h
 
 def main(argument: str) -> None:
   """Reads a file or a run, describes it, and converts it if asked to."""
-  source = pathlib.Path(argument)
+  source = as_path(argument)
   if not source.exists():
     raise UserError(f"there is no file {printable(str(source))}")
   with phase("loading the libraries"):
