@@ -29,6 +29,7 @@ _CHANGEABLE = (
   "eval_every",
   "checkpoint_every",
   "eval_batch_size",
+  "predict_mirror",
   "on_nonfinite_step",
   "data.dir",
   "data.cache_dir",
