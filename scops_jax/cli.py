@@ -1,12 +1,13 @@
 """The command line of every `python -m scops_jax.…`: --config with its overrides, and one-line errors.
 
-A user's mistake ends with one line on standard error and exit code 1; only a defect shows a traceback. SIGINT
-(Ctrl-C) ends a command with code 130 and SIGTERM with 143; temporary files are removed, and a second signal
-ends the process at once.
+A user's mistake ends with one line on standard error and exit code 1; only a defect shows a traceback. Errors
+of the library name its arguments; here they name the flags. SIGINT (Ctrl-C) ends a command with code 130 and
+SIGTERM with 143; temporary files are removed, and a second signal ends the process at once.
 """
 
 import difflib
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from scops_jax.config import default_config, flat_values
 from scops_jax.errors import UserError, printable
 
 _OVERRIDE, _FILE = "--config.", "--config="
+_ARGUMENT = re.compile(r"(?<![\w.\-/])([a-z_]+)=")  # of a function, in an error's message
 
 
 def run(command: Callable[..., None], *, argument: str = "") -> None:
@@ -42,7 +44,7 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
     try:
       command(*arguments)
     except UserError as error:
-      sys.exit(f"error: {printable(str(error), None)}")
+      sys.exit(f"error: {printable(as_flags(str(error)), None)}")
     except _EndedBySignal as ended:
       print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
       raise
@@ -81,6 +83,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
   return positional
+
+
+def as_flags(message: str) -> str:
+  """Returns an error of the library with its arguments as this command's flags: workdir=x → --workdir=x."""
+  return _ARGUMENT.sub(lambda found: f"--{found[0]}" if found[1] in flags.FLAGS else found[0], message)
 
 
 def check_file(argument: str) -> None:

@@ -1,9 +1,12 @@
-"""Finds the parts in any images: python -m scops_jax.predict --workdir=DIR --images=FOLDER --out=OUT.
+"""Finds the parts in any images: python -m scops_jax.predict --workdir=RUN --images=FOLDER --out=OUT.
 
-For each image STEM.jpg (or .png, .webp), OUT contains:
+RUN is a run's directory, a file NAME.scops of `python -m scops_jax.export`, or toy_faces, a network for drawn
+faces that comes with this package. For each image STEM.jpg (or of another format that Pillow reads), OUT
+contains:
 
   labels/STEM.png          index image of the original's size: 0 = background, k = part k, with a palette
-  overlays/STEM.jpg        the part colours over the original
+  overlays/STEM.jpg        the part colours over the original, with numbered centres and a legend (--nomarks:
+                           without them); small images are enlarged
   probabilities/STEM.npz   with --probabilities: probs [S, S, K+1] float16, S = the network's image_size,
                            and centers [K, 2] float32, (x, y) in [-1, 1]
 
@@ -16,7 +19,8 @@ suffix, STEM is the full name.
 A file that can't be read is reported, listed in failed.txt and left out; the exit code is 0 if at least one
 image could be read. Run again, an interrupted call labels only what is missing, damaged or has changed since.
 OUT is predict's own: a folder that holds files of these names, but was not written by predict, is refused.
---export=DIR writes the network as a program that needs only jax and flatbuffers, with or without --images.
+--export=DIR writes the network as a program that needs jax and flatbuffers, but not this package, with or
+without --images; a .scops file needs this package.
 """
 
 import pathlib
@@ -26,11 +30,15 @@ from absl import flags
 from scops_jax import cli
 from scops_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run whose newest checkpoint is used.", required=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A run, whose newest checkpoint is used, a .scops file, or toy_faces.", required=True
+)
+flags.DEFINE_alias("model", "workdir")
 _IMAGES = flags.DEFINE_string("images", None, "An image file, a folder (with its subfolders), or a glob.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write.")
 _PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Also write the soft part maps.")
 _CRF = flags.DEFINE_bool("crf", False, "Sharpen the maps along the image's edges with a dense CRF.")
+_MARKS = flags.DEFINE_bool("marks", True, "Draw numbered part centres and a legend on overlays.")
 _EXPORT = flags.DEFINE_string("export", None, "Write the network as a standalone program to this folder.")
 _BATCH_SIZE = flags.DEFINE_integer(
   "batch_size", None, "Images per call of the network. Default: 8 on a CPU, else 32.", lower_bound=1
@@ -47,7 +55,7 @@ def main() -> None:
   """Checks the flags, then exports and predicts."""
   # Not at the top: each of --processes imports this module again without needing these.
   from scops_jax.data.image_files import find_images
-  from scops_jax.prediction.exporting import export_program
+  from scops_jax.prediction.program_file import export_program
   from scops_jax.prediction.restore import load_segmenter
   from scops_jax.prediction.stream import predict_images
 
@@ -69,6 +77,7 @@ def main() -> None:
       out,
       probabilities=_PROBABILITIES.value,
       crf=_CRF.value,
+      marks=_MARKS.value,
       batch_size=_BATCH_SIZE.value,
       processes=_PROCESSES.value,
     )

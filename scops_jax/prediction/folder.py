@@ -19,39 +19,49 @@ from typing import Any, TextIO
 
 from scops_jax.errors import UserError
 from scops_jax.prediction.files import DoneImage, ImageFile, OutputFiles
+from scops_jax.prediction.overlay import LabelledFile, draw_contact_sheet
 from scops_jax.storage.files import replacing
 
 _COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
-_NAMES = ("settings.json", "progress.jsonl", "parts.csv", "failed.txt", "labels", "overlays", "probabilities")
+_SHEET = "contact_sheet.jpg"
+_NAMES = (
+  "settings.json",
+  "progress.jsonl",
+  "parts.csv",
+  "failed.txt",
+  _SHEET,
+  "labels",
+  "overlays",
+  "probabilities",
+)
 
 
 class PredictionFolder:
   """The folder, locked while it is open."""
 
-  def __init__(self, path: pathlib.Path, *, settings: Mapping[str, Any], probabilities: bool) -> None:
+  def __init__(self, files: OutputFiles, *, settings: Mapping[str, Any]) -> None:
     """Creates the folder, or continues it.
 
     Args:
-      path: of the folder.
+      files: what is written, and where.
       settings: what the predictions depend on; a folder with other settings is refused.
-      probabilities: whether soft maps are written.
 
     Raises:
       UserError: it can't be written, is in use, holds predictions with other settings, or files of others.
     """
-    self.files = OutputFiles(path, probabilities)
+    self.files, path = files, files.path
     self._offsets: dict[str, int] = {}  # of the journal's line of each finished image, by stem
     try:
       path.mkdir(parents=True, exist_ok=True)
       self._journal = (path / "progress.jsonl").open("a+b")
     except OSError as error:
-      raise UserError(f"--out={path} can't be written ({error.strerror}): give a writable folder") from error
+      raise UserError(f"out={path} can't be written ({error.strerror}): give a writable folder") from error
     try:
       fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
       self._open(settings)
     except BlockingIOError as error:
       self.close()
-      raise UserError(f"--out={path} is being written by another call: wait for it") from error
+      raise UserError(f"out={path} is being written by another call: wait for it") from error
     except Exception:
       self.close()
       raise
@@ -71,7 +81,7 @@ class PredictionFolder:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     elif keys := [key for key in settings if before[key] != settings[key]]:
       shown = ", ".join(f"{key} (was {before[key]}, now {settings[key]})" for key in keys)
-      raise UserError(f"--out={path} holds predictions of another {shown}: give another --out")
+      raise UserError(f"out={path} holds predictions of another {shown}: give another folder")
     if damaged:
       _note(f"{path / 'progress.jsonl'} is damaged: images after the damage are labelled again")
     self._journal.truncate(end)
@@ -84,8 +94,8 @@ class PredictionFolder:
       if "progress.jsonl" not in foreign:
         (path / "progress.jsonl").unlink()  # made just now, to lock the folder
       raise UserError(
-        f"--out={path} holds {', '.join(foreign)}, which predict did not write and would replace: give "
-        "another --out, or move them away"
+        f"out={path} holds {', '.join(foreign)}, which predict did not write and would replace: give "
+        "another folder, or move them away"
       )
 
   def _read_journal(self) -> tuple[int, bool]:
@@ -153,6 +163,22 @@ class PredictionFolder:
         file.writelines(f"{line}\n" for line in failures)
     else:
       failed.unlink(missing_ok=True)
+
+  def write_contact_sheet(self, images: Sequence[ImageFile], *, num_parts: int) -> None:
+    """Writes a picture of several images with their parts, if two or more are done."""
+    done = []
+    for image in images:
+      record = self._record(image.stem)
+      if record is not None:
+        places = [(x, y) for _, x, y, *_ in record["rows"]]
+        done.append(LabelledFile(image.name, image.path, self.files.of(image.stem)["labels"], places))
+    names = self.files.part_names
+    sheet = draw_contact_sheet(done, num_parts=num_parts, names=names) if len(done) > 1 else None
+    if sheet is None:
+      (self.files.path / _SHEET).unlink(missing_ok=True)
+      return
+    with replacing(self.files.path / _SHEET) as temporary:
+      sheet.save(temporary, format="JPEG", quality=90)
 
   def close(self) -> None:
     """Unlocks the folder."""

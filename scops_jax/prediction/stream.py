@@ -46,6 +46,7 @@ def predict_images(
   *,
   probabilities: bool = False,
   crf: bool = False,
+  marks: bool = True,
   batch_size: int | None = None,
   processes: int | None = None,
 ) -> list[str]:
@@ -61,6 +62,7 @@ def predict_images(
     out: the folder to write or to continue.
     probabilities: whether to keep the soft maps.
     crf: whether to refine the maps with dense_crf.
+    marks: whether overlays have numbered part centres and a legend.
     batch_size: images per call of the network; None: `fast_batch_size`.
     processes: how many share the cores of a CPU; None: `fast_process_count` of the images that are not done
       yet. If there are several, each imports the main program: it needs `if __name__ == "__main__"`.
@@ -73,14 +75,20 @@ def predict_images(
       several processes are asked for on an accelerator.
   """
   if (processes or 1) > 1 and jax.default_backend() != "cpu":
-    raise UserError(
-      f"--processes={processes} is for CPUs, and this is a {jax.default_backend()}: leave it out"
-    )
+    raise UserError(f"processes={processes} is for CPUs, and this is a {jax.default_backend()}: leave it out")
   out = pathlib.Path(out)
-  settings = {"network": _digest(segmenter), "step": segmenter.step, "crf": crf}
+  names = segmenter.part_names
+  settings = {
+    "network": _digest(segmenter),
+    "step": segmenter.step,
+    "crf": crf,
+    "marks": marks,
+    "part_names": list(names),
+  }
   failures: list[str] = []
   try:
-    with contextlib.closing(PredictionFolder(out, settings=settings, probabilities=probabilities)) as folder:
+    writes = OutputFiles(out, probabilities, names, marks)
+    with contextlib.closing(PredictionFolder(writes, settings=settings)) as folder:
       files = image_files(images)
       todo = folder.unfinished(files)
       size = padded_batch_size(len(images), batch_size or fast_batch_size())
@@ -101,10 +109,9 @@ def predict_images(
               folder.add(outcome)
             bar.update()
       folder.write_table(files, failures)
+      folder.write_contact_sheet(files, num_parts=segmenter.config.num_parts)
   except OSError as error:
-    raise UserError(
-      f"can't write to --out={out} ({error}); finished images are kept: run it again"
-    ) from error
+    raise UserError(f"can't write to out={out} ({error}); finished images are kept: run it again") from error
   _summarize(len(files), len(todo), failures, out)
   return failures
 

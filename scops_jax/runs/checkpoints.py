@@ -53,7 +53,7 @@ class Checkpoints:
     except ValueError as error:
       raise UserError(
         f"step {step} is not saved, because {error}: go on from the checkpoint before it, or lower "
-        "optimizer.learning_rate in another --workdir"
+        "optimizer.learning_rate in another workdir"
       ) from error
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
@@ -140,7 +140,7 @@ def _newest_intact(
   """
   steps = sorted(_steps(workdir), reverse=True)
   if not steps:
-    raise UserError(f"--workdir={workdir} holds no checkpoint yet: train there first")
+    raise UserError(f"workdir={workdir} holds no checkpoint yet: train there first")
   damaged: dict[int, str] = {}
   for step in steps:
     found, damage = _try(read, _folder(workdir) / str(step))
@@ -150,8 +150,8 @@ def _newest_intact(
   else:
     listed = ", ".join(f"{step} ({damage})" for step, damage in damaged.items())
     raise UserError(
-      f"--workdir={workdir} holds no intact checkpoint: {listed}. Restore its checkpoints/ from a copy, or "
-      "give another --workdir to train from the start"
+      f"workdir={workdir} holds no intact checkpoint: {listed}. Restore its checkpoints/ from a copy, or "
+      "give another workdir to train from the start"
     )
   if hosts.is_first():
     for number, damage in damaged.items():

@@ -21,7 +21,7 @@ from scops_jax.runs import hosts
 from scops_jax.storage.files import replacing
 
 _CONFIG, _LOCK = "config.json", "lock"
-_CURE = "restore it from a copy, or give another --workdir"
+_CURE = "restore it from a copy, or give another workdir"
 # Keys that decide neither what is trained nor on what: those of evaluation (with crf.*), of logging, of input
 # threads, and folders, which may be moved.
 _CHANGEABLE = (
@@ -76,7 +76,7 @@ def owned(workdir: str | pathlib.Path) -> Iterator[None]:
     file = (path / _LOCK).open("a+", encoding="utf-8")
   except OSError as error:
     raise UserError(
-      f"--workdir={path} can't be written ({error.strerror}): give a writable directory"
+      f"workdir={path} can't be written ({error.strerror}): give a writable directory"
     ) from error
   with file:
     try:
@@ -84,8 +84,8 @@ def owned(workdir: str | pathlib.Path) -> Iterator[None]:
     except BlockingIOError as error:
       file.seek(0)
       raise UserError(
-        f"--workdir={path} is being trained by {file.read().strip() or 'another process'}: wait for it, end "
-        "it, or give another --workdir"
+        f"workdir={path} is being trained by {file.read().strip() or 'another process'}: wait for it, end "
+        "it, or give another workdir"
       ) from error
     except OSError as error:
       if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -139,8 +139,8 @@ def _has_results(path: pathlib.Path) -> bool:
 
 def _no_run(path: pathlib.Path) -> str:
   if _has_results(path):
-    return f"--workdir={path} holds results, but no {_CONFIG} that says of which settings: {_CURE}"
-  return f"--workdir={path} holds no run (no {_CONFIG}): train there first"
+    return f"workdir={path} holds results, but no {_CONFIG} that says of which settings: {_CURE}"
+  return f"workdir={path} holds no run (no {_CONFIG}): train there first"
 
 
 def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool = True) -> pathlib.Path:
@@ -161,13 +161,11 @@ def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool
       return path
     if hosts.is_first():
       note = _schedule_note(config) if "num_steps" in changed else ""
-      print(f"--workdir={path} is used with other settings: {_listed(changed)}{note}")
+      print(f"workdir={path} is used with other settings: {_listed(changed)}{note}")
   elif not train or _has_results(path):
     raise UserError(_no_run(path))
   elif not hosts.is_first():
-    raise UserError(
-      f"--workdir={path} is not what the first host sees: give a directory that all hosts share"
-    )
+    raise UserError(f"workdir={path} is not what the first host sees: give a directory that all hosts share")
   if train and hosts.is_first():
     with writing(path / _CONFIG):
       write_text(path / _CONFIG, config_to_json(config))
@@ -181,8 +179,8 @@ def _accepted_changes(before: ConfigDict, now: ConfigDict, path: pathlib.Path) -
   refused = {key: values for key, values in changed.items() if not _may_change(key, *values)}
   if refused:
     raise UserError(
-      f"--workdir={path} holds a run of another config: {_listed(refused)}. "
-      "Give another --workdir, or the same config to resume"
+      f"workdir={path} holds a run of another config: {_listed(refused)}. "
+      "Give another workdir, or the same config to resume"
     )
   return changed
 
