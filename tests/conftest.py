@@ -7,6 +7,8 @@ import os
 os.environ.setdefault(
   "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# On the CPU unless the user says otherwise: where libtpu is installed without a TPU, each start would complain.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
