@@ -77,6 +77,9 @@ def default_config() -> ConfigDict:
   # leaves its update out and counts it in metrics.jsonl.
   config.on_nonfinite_step = "error"
   config.eval_batch_size = 32  # images, ≥ 1; the last batch is padded and masked, never dropped
+  # Folder of compiled programs, local or in a bucket, so that a restart need not compile again; "" = none is
+  # kept. The environment's JAX_COMPILATION_CACHE_DIR goes first.
+  config.compilation_cache_dir = "~/.cache/scops_jax/compiled"
 
   # Weights λ of the loss terms (section 3, equation 7), ≥ 0; 0 = off. The release's values in this project's
   # reductions.
@@ -321,7 +324,7 @@ RANGES = {
   "folder.max_edge": "[1, 65535]",
 }
 # The only text that may be empty.
-_MAY_BE_EMPTY = ("data.saliency_dir",)
+_MAY_BE_EMPTY = ("data.saliency_dir", "compilation_cache_dir")
 
 
 def flat_values(config: ConfigDict) -> dict[str, Any]:

@@ -58,11 +58,14 @@ def main() -> None:
   from scops_jax.prediction.program_file import export_program
   from scops_jax.prediction.restore import load_segmenter
   from scops_jax.prediction.stream import predict_images
+  from scops_jax.storage.paths import is_remote
 
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
   if (where is None) != (out is None) or (where is None and export is None):
     raise UserError("give --images and --out together, or --export, or all three")
   # Before loading the network: a wrong path shows at once.
+  if where is not None and is_remote(where):
+    raise UserError(f"--images={where}: images are read from a local folder; copy them there first")
   images = find_images(where, outside=pathlib.Path(out)) if where is not None and out is not None else {}
   segmenter = load_segmenter(_WORKDIR.value)
   if export is not None:

@@ -19,7 +19,7 @@ from scops_jax.data.builder import CollectionBuilder
 from scops_jax.errors import UserError
 from scops_jax.storage.files import file_digest, replacing
 
-_DIGESTS = "digests.txt"  # SHA-256 of its second line, which has size and SHA-256 of each file of a data set
+DIGESTS = "digests.txt"  # SHA-256 of its second line, which has size and SHA-256 of each file of a data set
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 def find_damage(folder: Path) -> str | None:
   """The first file of a data set that is not as it was written, and why; None if all are."""
-  record = folder / _DIGESTS
+  record = folder / DIGESTS
   try:
     digest, _, text = record.read_text(encoding="utf-8").partition("\n")
     if digest != hashlib.sha256(text.encode()).hexdigest():
@@ -92,7 +92,7 @@ def write(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Pa
         cache.rename(folder / cache.name)
     shutil.rmtree(damaged)
   # A data set without this record counts as incomplete.
-  with replacing(folder / _DIGESTS) as temporary:
+  with replacing(folder / DIGESTS) as temporary:
     text = json.dumps(written)
     temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
