@@ -8,7 +8,7 @@ import tempfile
 # Most of the suite's time is XLA compiling programs that run once: it need not optimise them much. Set before
 # JAX starts, and inherited by the processes that tests start.
 os.environ.setdefault(
-  "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# On the CPU unless the user says otherwise: with libtpu but no TPU, every start complains.
 )
 # On the CPU unless the user says otherwise: where libtpu is installed without a TPU, each start would complain.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
