@@ -39,8 +39,8 @@ def default_config() -> ConfigDict:
   # The segmenter's arithmetic: "float32" or "bfloat16" (for GPUs and TPUs; half as fast on a CPU). Its
   # parameters and the losses stay in float32.
   config.compute_dtype = "float32"
-  # Beyond the paper: predictions are averaged with those of the mirror image, at twice the cost. For runs whose
-  # transform mirrors (spatial.mirror_probability); elsewhere parts may be left or right ones.
+  # Beyond the paper: predictions are averaged with those of the mirror image, at twice the cost. It needs
+  # spatial.mirror_probability > 0; elsewhere parts may be left or right ones.
   config.predict_mirror = False
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or the path of a weight file

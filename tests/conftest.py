@@ -8,9 +8,9 @@ import tempfile
 # Most of the suite's time is XLA compiling programs that run once: it need not optimise them much. Set before
 # JAX starts, and inherited by the processes that tests start.
 os.environ.setdefault(
-# On the CPU unless the user says otherwise: with libtpu but no TPU, every start complains.
+  "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
-# On the CPU unless the user says otherwise: where libtpu is installed without a TPU, each start would complain.
+# On the CPU unless the user says otherwise: with libtpu but no TPU, every start complains.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Runs keep compiled programs in the user's home (config.compilation_cache_dir); tests keep theirs here.
