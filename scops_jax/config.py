@@ -39,6 +39,9 @@ def default_config() -> ConfigDict:
   # The segmenter's arithmetic: "float32" or "bfloat16" (for GPUs and TPUs; half as fast on a CPU). Its
   # parameters and the losses stay in float32.
   config.compute_dtype = "float32"
+  # Beyond the paper: predictions are averaged with those of the mirror image, at twice the cost. It needs
+  # spatial.mirror_probability > 0; elsewhere parts may be left or right ones.
+  config.predict_mirror = False
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or the path of a weight file
   config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
@@ -372,6 +375,11 @@ def _check_combinations(config: ConfigDict) -> None:
   if config.optimizer.repeat_updates and config.optimizer.name != "sgd":
     raise UserError(
       f'optimizer.repeat_updates=True needs optimizer.name="sgd", not {config.optimizer.name!r}'
+    )
+  if config.predict_mirror and not config.spatial.mirror_probability:
+    raise UserError(
+      "predict_mirror=True needs parts that mirroring keeps, so spatial.mirror_probability > 0, not 0: set "
+      "predict_mirror=False, or let the transform mirror"
     )
   if not config.sync_batch_norm and config.parallelism != "pmap":
     raise UserError(f'sync_batch_norm=False needs parallelism="pmap", not {config.parallelism!r}')

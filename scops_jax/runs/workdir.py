@@ -27,6 +27,7 @@ _CHANGEABLE = (
   "eval_every",
   "checkpoint_every",
   "eval_batch_size",
+  "predict_mirror",
   "on_nonfinite_step",
   "compilation_cache_dir",
   "data.dir",
