@@ -55,7 +55,7 @@ def test_an_unwritable_directory_is_a_users_mistake(tmp_path):
 
 def test_a_damaged_config_is_a_users_mistake(tmp_path):
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(UserError, match=r"config\.json can't be read .*another --workdir"):
+  with pytest.raises(UserError, match=r"config\.json can't be read .*another workdir"):
     open_workdir(tmp_path, default_config())
 
 
