@@ -248,6 +248,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 _CHOICES = {
+  "data.name": ("aflw", "celeba_wild", "cub_parts", "image_folder", "pascal_parts", "toy_faces"),
   "parallelism": ("jit", "pmap"),
   "compute_dtype": ("float32", "bfloat16"),
   "reference_dtype": ("auto", "float32", "bfloat16"),
