@@ -59,7 +59,7 @@ def _undamaged(place: Site, compiled: pathlib.Path, command: str) -> tuple[Any, 
   ended = children.run(place.command(command, place.flags(command), compiled), log=place.path("log"))
   if ended.code:
     raise RuntimeError(f"{command}: {ended.error}")
-  return place.result(command), ended.peak
+  return place.result(command, arrays=False), ended.peak
 
 
 def _try(
@@ -124,6 +124,6 @@ def classify(fault: Fault, ended: children.Ended, *, memory: int, same: Any) -> 
 
 def _same(place: Site, command: str, expected: Any) -> bool:
   try:
-    return place.result(command) == expected
+    return place.result(command, arrays=False) == expected
   except (OSError, ValueError):
     return False
