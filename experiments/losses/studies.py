@@ -1,0 +1,106 @@
+"""The studies: which losses act on which free variables, and their optimisation with optax."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.losses.scene import NUM_PARTS, Scene
+from scops_jax import geometry, losses, warp
+
+# Weights λ of all losses together. The last two are beyond the paper.
+WEIGHTS = {
+  "concentration": 1.0,
+  "equivariance": 1.0,
+  "landmark_equivariance": 1.0,
+  "semantic_consistency": 3.0,
+  "orthonormality": 0.1,
+  "background": 0.0,
+  "balance": 0.0,
+}
+_LEARNING_RATE = 0.1
+
+
+class Variables(NamedTuple):
+  """What is optimised: no network, every logit is free."""
+
+  logits: jax.Array  # [2, S, S, K+1], of both images
+  warped_logits: jax.Array  # [1, S, S, K+1], of the first image after the transform
+  basis: jax.Array  # [K, C], before relu
+
+
+class Course(NamedTuple):
+  """What an optimisation went through."""
+
+  variables: Variables  # of every kept step, stacked in front
+  terms: dict[str, jax.Array]  # unweighted, of every step, [steps]
+  gradients: Variables  # of the objective at the start
+
+
+def initial_variables(key: jax.Array, scene: Scene) -> Variables:
+  """Draws smooth noise for the logits, from 9 × 9 cells, and |N(0, 1)| for the basis, as the release does."""
+  logits_key, warped_key, basis_key = jax.random.split(key, 3)
+  size = scene.saliency.shape[1]
+
+  def noise(noise_key: jax.Array, count: int) -> jax.Array:
+    cells = jax.random.normal(noise_key, (count, 9, 9, NUM_PARTS + 1))
+    return geometry.resize_bilinear(cells, size, size)
+
+  basis = jnp.abs(jax.random.normal(basis_key, (NUM_PARTS, scene.features.shape[-1])))
+  return Variables(noise(logits_key, 2), noise(warped_key, 1), basis)
+
+
+def loss_terms(variables: Variables, scene: Scene) -> dict[str, jax.Array]:
+  """Returns every loss of SCOPS, unweighted; only the two equivariance losses see the transformed image."""
+  basis = jax.nn.relu(variables.basis)
+  probs = geometry.part_probabilities(variables.logits)
+  target = warp.warp(variables.logits[:1], scene.grid)
+  return {
+    "concentration": losses.concentration_loss(probs),
+    "equivariance": losses.equivariance_loss(variables.warped_logits, target),
+    "landmark_equivariance": losses.landmark_equivariance_loss(
+      geometry.part_centers(geometry.part_probabilities(variables.warped_logits)),
+      geometry.part_centers(geometry.part_probabilities(target)),
+    ),
+    "semantic_consistency": losses.semantic_consistency_loss(probs, basis, [scene.features], scene.saliency),
+    "orthonormality": losses.orthonormality_loss(basis),
+    "background": losses.background_loss(variables.logits, scene.saliency),
+    "balance": losses.balance_loss(probs),
+  }
+
+
+def optimise(
+  start: Variables, scene: Scene, weights: Mapping[str, float], *, steps: int, keep_every: int
+) -> Course:
+  """Runs Adam on Σ λ · loss from `start`; keeps the variables before every `keep_every`-th step and the last."""
+  weights = {name: jnp.float32(weights.get(name, 0.0)) for name in WEIGHTS}
+  return _optimise(start, scene, weights, steps=steps, keep_every=keep_every)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "keep_every"))
+def _optimise(
+  start: Variables, scene: Scene, weights: dict[str, jax.Array], *, steps: int, keep_every: int
+) -> Course:
+  optimizer = optax.adam(_LEARNING_RATE)
+
+  def objective(variables: Variables) -> tuple[jax.Array, dict[str, jax.Array]]:
+    terms = loss_terms(variables, scene)
+    return sum(weights[name] * term for name, term in terms.items()), terms
+
+  def step(carry, _):
+    variables, state = carry
+    gradients, terms = jax.grad(objective, has_aux=True)(variables)
+    updates, state = optimizer.update(gradients, state)
+    return (optax.apply_updates(variables, updates), state), terms
+
+  def stretch(carry, _):
+    after, terms = jax.lax.scan(step, carry, length=keep_every)
+    return after, (carry[0], terms)
+
+  gradients, _ = jax.grad(objective, has_aux=True)(start)
+  (last, _), (kept, terms) = jax.lax.scan(stretch, (start, optimizer.init(start)), length=steps // keep_every)
+  kept = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), kept, last)
+  return Course(kept, {name: values.reshape(-1) for name, values in terms.items()}, gradients)
