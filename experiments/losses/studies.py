@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ WEIGHTS = {
   "background": 0.0,
   "balance": 0.0,
 }
-_LEARNING_RATE = 0.1
+_LEARNING_RATE = 0.1  # of the logits
+_BASIS_RATE = 0.05  # of the basis, over the logits'
 
 
 class Variables(NamedTuple):
@@ -41,16 +42,11 @@ class Course(NamedTuple):
 
 
 def initial_variables(key: jax.Array, scene: Scene) -> Variables:
-  """Draws smooth noise for the logits, from 9 × 9 cells, and |N(0, 1)| for the basis, as the release does."""
-  logits_key, warped_key, basis_key = jax.random.split(key, 3)
+  """Draws smooth noise for the logits, from 9 × 9 cells; the basis starts from the scene's."""
   size = scene.saliency.shape[1]
-
-  def noise(noise_key: jax.Array, count: int) -> jax.Array:
-    cells = jax.random.normal(noise_key, (count, 9, 9, NUM_PARTS + 1))
-    return geometry.resize_bilinear(cells, size, size)
-
-  basis = jnp.abs(jax.random.normal(basis_key, (NUM_PARTS, scene.features.shape[-1])))
-  return Variables(noise(logits_key, 2), noise(warped_key, 1), basis)
+  cells = jax.random.normal(key, (3, 9, 9, NUM_PARTS + 1))
+  noise = geometry.resize_bilinear(cells, size, size)
+  return Variables(noise[:2], noise[2:], scene.basis)
 
 
 def loss_terms(variables: Variables, scene: Scene) -> dict[str, jax.Array]:
@@ -75,7 +71,7 @@ def loss_terms(variables: Variables, scene: Scene) -> dict[str, jax.Array]:
 def optimise(
   start: Variables, scene: Scene, weights: Mapping[str, float], *, steps: int, keep_every: int
 ) -> Course:
-  """Runs Adam on Σ λ · loss from `start`; keeps the variables before every `keep_every`-th step and the last."""
+  """Runs Adam on Σ λ · loss; keeps the variables before every `keep_every`-th step, and the last."""
   weights = {name: jnp.float32(weights.get(name, 0.0)) for name in WEIGHTS}
   return _optimise(start, scene, weights, steps=steps, keep_every=keep_every)
 
@@ -90,13 +86,14 @@ def _optimise(
     terms = loss_terms(variables, scene)
     return sum(weights[name] * term for name, term in terms.items()), terms
 
-  def step(carry, _):
+  def step(carry: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
     variables, state = carry
     gradients, terms = jax.grad(objective, has_aux=True)(variables)
     updates, state = optimizer.update(gradients, state)
+    updates = updates._replace(basis=_BASIS_RATE * updates.basis)
     return (optax.apply_updates(variables, updates), state), terms
 
-  def stretch(carry, _):
+  def stretch(carry: Any, _: None) -> tuple[Any, Any]:
     after, terms = jax.lax.scan(step, carry, length=keep_every)
     return after, (carry[0], terms)
 
