@@ -13,7 +13,7 @@ from scops_jax.data.toy_faces.drawing import draw_face
 from scops_jax.evaluation import factorization
 from scops_jax.runs import setup
 
-FACES = (27, 6)  # of the drawings, those studied: short hair, long hair
+FACES = (27, 24)  # of the drawings, those studied
 NUM_PARTS = 4
 _RIM = 0.5  # of the longest feature, below which a position is left out of the clusters
 

@@ -137,8 +137,8 @@ def _measure_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
   """Returns a table row for every measure that both runs have as a number."""
   rows = []
   for key, title, percent in measures.titles():
-    values = one.get(key), other.get(key)
-    if not all(isinstance(value, float | int) and math.isfinite(value) for value in values):
+    values = [value for results in (one, other) if isinstance(value := results.get(key), float | int)]
+    if len(values) < 2:
       continue
     lower = any(word in key for word in _LOWER_IS_BETTER)
     best = min(values) if lower else max(values)

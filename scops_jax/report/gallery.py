@@ -6,6 +6,7 @@ Only after the last image are the worst ones known: until then all are kept, com
 import io
 import pathlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -95,13 +96,14 @@ class Gallery:
     """
     try:
       with np.load(path) as arrays:
-        values = dict(arrays)
+        values: dict[str, Any] = dict(arrays)
       ends = np.cumsum(values.pop("image_sizes"))
       values["images"] = tuple(part.tobytes() for part in np.split(values["images"], ends[:-1]))
       for name in ("names", "landmark_names"):
         values[name] = tuple(values[name].tolist())
       values |= {"error_name": str(values["error_name"]), "num_worst": int(values["num_worst"])}
-      return cls(**{"landmarks": None, "predicted": None} | values)
+      values = {"landmarks": None, "predicted": None} | values
+      return cls(**values)
     except FileNotFoundError as error:
       raise UserError(f"{path} is missing: evaluate the run again (--mode=eval)") from error
     except Exception as error:  # a damaged zip file raises errors of ten types

@@ -2,6 +2,7 @@
 
 import math
 from html import escape
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -84,10 +85,11 @@ def _tile(gallery: Gallery, i: int, colors: np.ndarray) -> str:
 
 def tile(pictures: str, *, index: int, name: str, error: float | None, caption: str) -> str:
   """Returns pictures side by side above a name; `error` is what they are ordered by."""
+  title, shown = escape(name), escape(PurePosixPath(name).name)
   return (
     f'<figure class="tile" data-index="{index}" data-error="{"" if error is None else error}">'
     f'<div class="pictures">{pictures}</div>'
-    f'<figcaption><span class="name" title="{escape(name)}">{escape(name)}</span><span>{caption}</span>'
+    f'<figcaption><span class="name" title="{title}">{shown}</span><span>{caption}</span>'
     "</figcaption></figure>"
   )
 

@@ -171,7 +171,7 @@ def _score_table(caption: str, results: Mapping[str, Any], names: Sequence[tuple
   shown = {name: results[key] for key, name in names if key in results}
   if all(value is None for value in shown.values()):
     return ""
-  rows = [_row(name, number(value), value, "ours") for name, value in shown.items()]
+  rows = [_row(name, number(value), value, "ours") for name, value in shown.items() if value is not None]
   missing = ", ".join(name for name, value in shown.items() if value is None)
   note = f'<p class="faint">{missing}: no such ground truth.</p>' if missing else ""
   return _table(f"<b>{caption}</b>, from 0 to 1; higher is better", rows) + note
@@ -180,12 +180,12 @@ def _score_table(caption: str, results: Mapping[str, Any], names: Sequence[tuple
 def _consistency(results: Mapping[str, Any]) -> str:
   """Returns a table of what is measured without labels, or nothing where no part was found."""
   rows = [
-    _row(name, number(value, percent=True) if unit is None else f"{number(value)} {unit}", None, "plain")
+    _row(name, number(value, percent=True) if unit is None else f"{number(value)} {unit}", None, "told")
     for key, name, unit in CONSISTENCY_ROWS
     if (value := results.get(key)) is not None
   ]
   lists = [
-    f"{name}: {', '.join(number(share) for share in results[key])}."
+    f"{name}: {', '.join(number(share) for share in results[key])} (parts 1 to {len(results[key])})."
     for key, name in _PART_LISTS
     if results.get(key) is not None
   ]
@@ -234,6 +234,6 @@ def _table(caption: str, rows: Sequence[str], *, style: str = "") -> str:
 
 
 def _row(name: str, value: str, fraction: float | None, style: str) -> str:
-  """Returns a row with a bar; without one in the style "plain", whose values have different units."""
-  cell = "" if style == "plain" else f"<td>{bar(fraction)}</td>"
+  """Returns a row with a bar; without one in the style "told", whose values have different units."""
+  cell = "" if style == "told" else f"<td>{bar(fraction)}</td>"
   return f'<tr class="{style}"><th scope="row">{escape(name)}</th>{cell}<td class="value">{value}</td></tr>'
