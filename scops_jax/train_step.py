@@ -17,6 +17,7 @@ from flax.traverse_util import path_aware_map
 from ml_collections import ConfigDict
 
 from scops_jax import appearance, dense_crf, geometry, losses, models, warp
+from scops_jax.kernels.platforms import target
 from scops_jax.models import nonnegative
 from scops_jax.models.part_basis import PartBasis
 from scops_jax.optimizer import make_optimizer, stop_frozen
@@ -146,7 +147,7 @@ def network_features(
   """
   side, dtype = config.reference_image_size, config.reference_dtype
   if dtype == "auto":
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = "float32" if target() == "cpu" else "bfloat16"
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
   inputs = models.normalize(config.reference, enlarged).astype(dtype)
   variables = {name: collection for name, collection in variables.items() if name != "code"}
@@ -207,7 +208,7 @@ def segment_pair(
     resized = geometry.resize_bilinear(logits.astype(jnp.float32), *images.shape[1:3])
     return resized, {**variables, **updates}
 
-  if segmenter.uses_batch_statistics or jax.default_backend() == "cpu":
+  if segmenter.uses_batch_statistics or target() == "cpu":
     logits, variables = segment(variables, images)
     warped_logits, variables = segment(variables, warped_images)
     return logits, warped_logits, variables["batch_stats"]
@@ -369,6 +370,9 @@ def predict_step(
 ) -> dict[str, chex.Array]:
   """Segments images in evaluation mode.
 
+  With config.predict_mirror the logits are averaged with the mirrored logits of the mirror image, which has
+  the same parts where the transform mirrors; so the mirror image's parts are the mirrored parts.
+
   Args:
     params: the segmenter's.
     batch_stats: the segmenter's running statistics.
@@ -384,9 +388,16 @@ def predict_step(
   """
   inputs = _segmenter_inputs(images, config)
   variables = {"params": params, "batch_stats": batch_stats}
-  logits: Any = networks.segmenter.apply(variables, inputs, train=False)
+
+  def segment(inputs: chex.Array) -> jax.Array:
+    logits: Any = networks.segmenter.apply(variables, inputs, train=False)
+    return logits.astype(jnp.float32)
+
+  logits = segment(inputs)
+  if config.predict_mirror:
+    logits = (logits + segment(inputs[:, :, ::-1])[:, :, ::-1]) / 2
   height, width = images.shape[1:3]
-  probs = jax.nn.softmax(geometry.resize_bilinear(logits.astype(jnp.float32), height, width))
+  probs = jax.nn.softmax(geometry.resize_bilinear(logits, height, width))
   maps = {"labels": _likeliest(probs), "probs": probs, "centers": geometry.part_centers(probs, epsilon=0.0)}
   if refine:
     maps["crf_labels"] = _likeliest(dense_crf.dense_crf(probs, images, **config.crf))

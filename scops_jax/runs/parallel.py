@@ -5,7 +5,7 @@ With config.parallelism "jit" the batch is sharded over a mesh and XLA inserts t
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -63,9 +63,7 @@ def compile_steps(
     if config[key] % count:
       raise UserError(f"{key}={config[key]} can't be shared by {count} devices: give a multiple of {count}")
   # A host's devices lie side by side, as its images do in a batch.
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-  mesh = Mesh(np.asarray(devices), ("data",))
-  replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+  replicated, sharded = shardings(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
   bound = {"networks": networks, "config": config}
   step = functools.partial(train_step, optimizer=optimizer, **bound)
   with_devices = _with_pmap if config.parallelism == "pmap" else _with_jit
@@ -73,8 +71,8 @@ def compile_steps(
   evaluated = functools.partial(_evaluated, replicated=replicated, sharded=sharded)
   return CompiledSteps(
     train=train if jax.default_backend() != "cpu" else _blocking(train),
-    predict=evaluated(functools.partial(_labels_and_centers, **bound)),
-    predict_refined=evaluated(functools.partial(_labels_and_centers, refine=True, **bound)),
+    predict=evaluated(functools.partial(labels_and_centers, **bound)),
+    predict_refined=evaluated(functools.partial(labels_and_centers, refine=True, **bound)),
     features=evaluated(functools.partial(factorized_features, **bound)),
     shard_batch=shard_batch,
     replicate=replicate,
@@ -83,7 +81,30 @@ def compile_steps(
   )
 
 
-def _labels_and_centers(
+def shardings(devices: Sequence[Any]) -> tuple[NamedSharding, NamedSharding]:
+  """Returns how arrays lie on devices: a copy on each, and the first axis spread over all, in this order."""
+  mesh = Mesh(np.asarray(devices), ("data",))
+  return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+def jit_step(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> jax.stages.Wrapped:
+  """Compiles a bound train_step for parallelism "jit": arguments as CompiledSteps.train."""
+  return jit(
+    step,
+    training=True,
+    in_shardings=(replicated, sharded, replicated),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )
+
+
+def pmap_step(step: Callable, devices: Sequence[Any] | None = None) -> jax.stages.Wrapped:
+  """Compiles a bound train_step for parallelism "pmap"; all arguments have an axis of devices in front."""
+  mapped = functools.partial(step, axis_name="data")
+  return jax.pmap(mapped, axis_name="data", devices=devices, donate_argnums=0)
+
+
+def labels_and_centers(
   variables: tuple[Any, Any], images: chex.Array, **options: Any
 ) -> dict[str, chex.Array]:
   """Replaces the probabilities by "likeliest_parts" uint8 `[B, H, W]`, 1 .. K, a smaller copy to the host."""
@@ -92,8 +113,10 @@ def _labels_and_centers(
   return {**maps, "likeliest_parts": parts}
 
 
-def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
-  """Compiles a function of variables and a batch as CompiledSteps describes those of an evaluation."""
+def evaluation_step(
+  function: Callable, replicated: NamedSharding, sharded: NamedSharding
+) -> jax.stages.Wrapped:
+  """Compiles a function of variables and a batch for the shardings' devices; its results are replicated."""
   # Each device computes its own rows. XLA could not find that by itself: a CRF loops over the images.
   mapped = jax.shard_map(
     function,
@@ -102,7 +125,12 @@ def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedS
     out_specs=sharded.spec,
     check_vma=False,
   )
-  compiled = jit(mapped, in_shardings=(replicated, sharded), out_shardings=replicated)
+  return jit(mapped, in_shardings=(replicated, sharded), out_shardings=replicated)
+
+
+def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
+  """Compiles a function of variables and a batch as CompiledSteps describes those of an evaluation."""
+  compiled = evaluation_step(function, replicated, sharded)
 
   def evaluate(variables: Any, batch: Any) -> Any:
     batch = jax.tree.map(
@@ -134,13 +162,7 @@ def _replicate(tree: Any, replicated: NamedSharding) -> Any:
 
 def _with_jit(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> tuple[Callable, ...]:
   """Returns train, shard_batch, replicate and unreplicate of CompiledSteps."""
-  train = jit(
-    step,
-    training=True,
-    in_shardings=(replicated, sharded, replicated),
-    out_shardings=replicated,
-    donate_argnums=0,
-  )
+  train = jit_step(step, replicated, sharded)
   shard_batch = functools.partial(jax.make_array_from_process_local_data, sharded)
   return train, shard_batch, functools.partial(_replicate, replicated=replicated), lambda tree: tree
 
@@ -149,7 +171,7 @@ def _with_pmap(step: Callable, replicated: NamedSharding, sharded: NamedSharding
   """Returns the same; replicated trees and batches have an axis of this host's devices in front."""
   del sharded
   count = jax.local_device_count()
-  mapped_step = jax.pmap(functools.partial(step, axis_name="data"), axis_name="data", donate_argnums=0)
+  mapped_step = pmap_step(step)
   to_devices = jax.pmap(lambda tree: tree)
 
   def train(state: TrainState, batch: Any, reference_variables: Any) -> tuple[TrainState, Metrics]:
