@@ -31,7 +31,8 @@ def test_every_picture_is_written(results):
   assert found == pictures_ | {"failures.png", "weights.png", "results.json"}
   for name in pictures_:
     with Image.open(out / name) as picture:
-      assert getattr(picture, "n_frames", 1) == (3 if name.endswith("gif") else 1)
+      # Frames that look the same are written as one.
+      assert getattr(picture, "n_frames", 1) in ((2, 3) if name.endswith("gif") else (1,))
       assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 3, name
 
 

@@ -27,6 +27,7 @@ def main(workdir: str) -> None:
   from scops_jax.report.page import write_report
   from scops_jax.runs.metrics import read_metrics
   from scops_jax.runs.workdir import load_config
+  from scops_jax.storage.paths import as_path
 
   def read(folder: pathlib.Path) -> Run:
     config = load_config(folder)
@@ -38,15 +39,15 @@ def main(workdir: str) -> None:
       ) from error
     records = [record for record in read_metrics(folder) if record["step"] <= results["step"]]
     gallery = Gallery.load(folder / "report" / GALLERY_FILE)
-    return Run(folder.absolute().name, results, records, config, gallery)
+    return Run(folder.name or folder.absolute().name, results, records, config, gallery)
 
-  one = read(pathlib.Path(workdir))
+  one = read(as_path(workdir))
   if _AGAINST.value is None:
-    out = pathlib.Path(_OUT.value or pathlib.Path(workdir) / "report" / "index.html")
+    out = as_path(_OUT.value or as_path(workdir) / "report" / "index.html")
     write_report(out, results=one.results, records=one.records, config=one.config, gallery=one.gallery)
   else:
-    out = pathlib.Path(_OUT.value or "comparison.html")
-    write_comparison(out, one, read(pathlib.Path(_AGAINST.value)))
+    out = as_path(_OUT.value or "comparison.html")
+    write_comparison(out, one, read(as_path(_AGAINST.value)))
   print(out)
 
 

@@ -15,6 +15,7 @@ from scops_jax.errors import UserError
 from scops_jax.report.figures import pixel_positions
 from scops_jax.report.markup import encoded
 from scops_jax.storage.files import replacing
+from scops_jax.storage.paths import as_path
 
 GALLERY_FILE = "gallery.npz"  # beside a run's report, for `python -m scops_jax.report`
 # Pixels along the longer side of a kept picture.
@@ -95,7 +96,7 @@ class Gallery:
       UserError: the file is missing or damaged.
     """
     try:
-      with np.load(path) as arrays:
+      with np.load(io.BytesIO(as_path(path).read_bytes())) as arrays:
         values: dict[str, Any] = dict(arrays)
       ends = np.cumsum(values.pop("image_sizes"))
       values["images"] = tuple(part.tobytes() for part in np.split(values["images"], ends[:-1]))
