@@ -6,6 +6,7 @@ SIGTERM with 143; temporary files are removed, and a second signal ends the proc
 """
 
 import difflib
+import os
 import pathlib
 import re
 import signal
@@ -20,6 +21,8 @@ from scops_jax.errors import UserError, printable
 
 _OVERRIDE, _FILE = "--config.", "--config="
 _ARGUMENT = re.compile(r"(?<![\w.\-/])([a-z_]+)=")  # of a function, in an error's message
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALLED = tuple(128 + number for number in _SIGNALS)  # exit codes
 
 
 def run(command: Callable[..., None], *, argument: str = "") -> None:
@@ -39,14 +42,17 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
       sys.exit(f"error: no {argument} is given; see --help")
     if len(arguments) > expected:
       sys.exit(f"error: unexpected argument {arguments[expected]!r}; options start with --")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
       signal.signal(number, _end)
     try:
       command(*arguments)
     except UserError as error:
       sys.exit(f"error: {printable(as_flags(str(error)), None)}")
-    except _EndedBySignal as ended:
-      print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
+    except SystemExit as ended:
+      if isinstance(ended, _EndedBySignal):
+        print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
+      if ended.code in _SIGNALLED:
+        _leave(ended.code)
       raise
 
   app.run(main, flags_parser=_parse)
@@ -62,9 +68,19 @@ class _EndedBySignal(SystemExit):
 
 def _end(number: int, frame: FrameType | None) -> None:
   """Ends the command as a signal asks; a second signal does so at once."""
-  for each in (signal.SIGINT, signal.SIGTERM):
+  for each in _SIGNALS:
     signal.signal(each, signal.SIG_DFL)
   raise _EndedBySignal(number)
+
+
+def _leave(code: int) -> None:
+  """Ends the process without waiting for the libraries' threads, which a signal may find anywhere.
+
+  An interpreter that takes itself apart while one of them computes can end in a segmentation fault.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

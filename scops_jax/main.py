@@ -5,7 +5,8 @@ The same command goes on with a run that was interrupted, from its newest intact
   0    the run is finished and evaluated
   1    an error, in one line on standard error; what was saved before is intact
   130  ended by SIGINT (Ctrl-C), 143 by SIGTERM: the step in progress was finished and saved. A second signal
-       ends the process at once, without saving.
+       ends the process at once, without saving. With --multihost a signal to one host stops all of them after
+       the same step; those that got none end with 143.
 """
 
 from absl import flags
@@ -33,6 +34,12 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer(
   "num_processes", None, "With --multihost: the number of hosts, as above."
 )
+_TIMEOUT = flags.DEFINE_integer(
+  "initialization_timeout",
+  300,
+  "With --multihost: how long to wait for the other hosts, seconds.",
+  lower_bound=1,
+)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --multihost: this host, from 0 on, as above.")
 
 
@@ -40,7 +47,10 @@ def main() -> None:
   """Trains or evaluates."""
   if _MULTIHOST.value:
     hosts.join(
-      coordinator_address=_COORDINATOR.value, num_processes=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value
+      coordinator_address=_COORDINATOR.value,
+      num_processes=_NUM_PROCESSES.value,
+      process_id=_PROCESS_ID.value,
+      timeout=_TIMEOUT.value,
     )
   elif given := [f.name for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if f.value is not None]:
     raise UserError(f"--{given[0]} needs --multihost")

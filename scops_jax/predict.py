@@ -27,11 +27,12 @@ without --images; a .scops file needs this package.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
 from scops_jax import cli
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A run, whose newest checkpoint is used, a .scops file, or toy_faces.", required=True
@@ -59,20 +60,30 @@ _PROCESSES = flags.DEFINE_integer(
 def main() -> None:
   """Checks the flags, then exports and predicts."""
   # Not at the top: each of --processes imports this module again without needing these.
-  from scops_jax.data.image_files import find_images
+  from scops_jax.data.image_files import find_images, unread_images
   from scops_jax.prediction.program_file import export_program
   from scops_jax.prediction.restore import load_segmenter
   from scops_jax.prediction.stream import predict_images
   from scops_jax.prediction.video import is_video, predict_video
+  from scops_jax.storage.paths import is_remote
 
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
   if (where is None) != (out is None) or (where is None and export is None):
     raise UserError("give --images and --out together, or --export, or all three")
+  # Before loading the network: a wrong path shows at once.
+  if where is not None and is_remote(where):
+    raise UserError(f"--images={where}: images are read from a local folder; copy them there first")
   video = where is not None and is_video(where)
   if video and (_PROBABILITIES.value or _PROCESSES.value is not None):
     raise UserError("--probabilities and --processes are for images, and --images is a video")
-  # Before loading the network: a wrong path shows at once.
   images = find_images(where, outside=pathlib.Path(out)) if where and out and not video else {}
+  if where is not None and (others := unread_images(where)):
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    print(
+      f"left out, because files of these formats are not read: {printable(', '.join(others[:3]))}{more}; "
+      "convert them to JPEG",
+      file=sys.stderr,
+    )
   segmenter = load_segmenter(_WORKDIR.value)
   if export is not None:
     try:

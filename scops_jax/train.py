@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 import pathlib
@@ -29,6 +30,7 @@ from scops_jax.report import charts, figures
 from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
 from scops_jax.runs.checkpoints import Checkpoints, is_intact, latest_step, restore_state, restore_variables
+from scops_jax.runs.compiled import keep_programs
 from scops_jax.runs.feature_cache import CachedFeatures
 from scops_jax.runs.interruption import Interruption
 from scops_jax.runs.metrics import MetricsLog, read_metrics
@@ -68,6 +70,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
     SystemExit: SIGTERM or SIGINT has come; the step in progress is saved (runs/interruption.py).
   """
   check_values(config)
+  keep_programs(config.compilation_cache_dir)
   with contextlib.ExitStack() as stack:
     hosts.first_host_first(stack.enter_context, owned(workdir))
     return (
@@ -143,6 +146,7 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
     UserError: the config or the data can't serve, or `workdir` holds no such run or no intact checkpoint.
   """
   check_values(config)
+  keep_programs(config.compilation_cache_dir)
   collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
   workdir = hosts.first_host_first(functools.partial(open_workdir, train=False), workdir, config)
@@ -266,7 +270,7 @@ def _train(
   progress = {"total": config.num_steps, "initial": start, "unit": "step", "desc": "train"}
   bar = tqdm(**progress, dynamic_ncols=True, disable=not hosts.is_first())
   stream = _prefetch(batches, steps.shard_batch)
-  with Interruption() as interruption, contextlib.closing(bar), contextlib.closing(stream):
+  with Interruption(start) as interruption, contextlib.closing(bar), contextlib.closing(stream):
 
     def evaluate_now(step: int) -> dict[str, Any]:
       variables = steps.unreplicate((state.params["segmenter"], state.batch_stats))
@@ -287,8 +291,7 @@ def _train(
       last = step == config.num_steps
       logs = step % config.log_every == 0 or last
       evaluates = step % config.eval_every == 0 or last
-      # Hosts that ask one another wait for one another.
-      stops = (logs or jax.process_count() == 1) and interruption.received()
+      stops = interruption.stops_after(step)
       saves = step % config.checkpoint_every == 0 or evaluates or stops
       # On a CPU the step has been waited for.
       if logs or saves or jax.default_backend() == "cpu":
@@ -301,6 +304,7 @@ def _train(
         began, images = time.perf_counter(), 0
       # Before the evaluation, which may fail.
       if saves:
+        log.publish()  # before the checkpoint: whoever goes on from it keeps the lines up to it
         checkpoints.save(step, steps.unreplicate(state), position={**position, "num_images": num_images})
       if stops:
         checkpoints.wait()
@@ -367,8 +371,9 @@ def _evaluate(
     write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")
-    with Image.open(parts) as picture:
+    with Image.open(io.BytesIO(parts.read_bytes())) as picture:
       log.write_image(step, "parts", np.asarray(picture.convert("RGB")))
+    log.publish()
   return results
 
 
@@ -388,4 +393,4 @@ def _print_results(results: dict[str, Any], workdir: pathlib.Path) -> None:
   rows.append(("part_area_fractions", fractions))
   width = max(len(name) for name, _ in rows)
   print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-  print(*filter(pathlib.Path.exists, _result_files(workdir, results["step"])), sep="\n")
+  print(*(path for path in _result_files(workdir, results["step"]) if path.exists()), sep="\n")

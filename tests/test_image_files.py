@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax.data.image_files import find_images, read_image, resize_pixels
+from scops_jax.data.image_files import find_images, read_image, resize_pixels, unread_images
 from scops_jax.errors import UserError
 
 HEIGHT, WIDTH = 5, 8
@@ -219,8 +219,8 @@ def test_a_truncated_file_is_an_error_that_names_it(suffix, tmp_path):
 def test_what_is_no_image_is_an_error_that_names_it(tmp_path):
   (tmp_path / "text.png").write_text("hello")
   (tmp_path / "empty.jpg").touch()
-  Image.fromarray(RGB).save(tmp_path / "other.tiff")
-  for name in ("text.png", "empty.jpg", "other.tiff"):
+  Image.fromarray(RGB).save(tmp_path / "other.jpg", format="PPM")
+  for name in ("text.png", "empty.jpg", "other.jpg"):
     with pytest.raises(UserError, match=f"{name} is not a JPEG, PNG, WebP, TIFF, BMP or GIF image"):
       read_image(tmp_path / name)
   with pytest.raises(UserError, match=r"missing\.png can't be decoded: No such file"):
@@ -251,6 +251,13 @@ def test_a_folder_is_searched_with_its_subfolders(folder):
   assert list(found) == ["a.jpg", "b.PNG", "sub/a.jpg"]
   assert found["sub/a.jpg"] == folder / "sub" / "a.jpg"
   assert "out/d.png" in find_images(folder)
+
+
+def test_image_files_of_other_formats_are_named(folder):
+  (folder / "sub" / "c.HEIC").touch()
+  (folder / "d.avif").touch()
+  assert unread_images(folder) == ["d.avif", "sub/c.HEIC"]
+  assert unread_images(folder / "d.avif") == []
 
 
 def test_a_file_or_a_glob_is_taken_as_it_is(folder):

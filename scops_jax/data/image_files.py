@@ -23,6 +23,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 10**8  # of an image; decoding one takes up to a gigabyte of memory
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # suffixes of other formats
 _BRANDS = (b"heic", b"heix", b"heif", b"mif1", b"avif")  # of HEIC and AVIF, the formats of phones
 
 
@@ -154,6 +155,16 @@ def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = Non
       "a glob"
     )
   return dict(sorted(images.items()))
+
+
+def unread_images(where: str | pathlib.Path) -> list[str]:
+  """Returns the names of a folder's image files of other formats, which `find_images` leaves out, sorted."""
+  path = pathlib.Path(where)
+  if not path.is_dir():
+    return []
+  return sorted(
+    file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix.lower() in _UNREAD
+  )
 
 
 def resize_pixels(

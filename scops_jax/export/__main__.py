@@ -17,6 +17,8 @@ from typing import Any
 from absl import flags
 
 from scops_jax import cli
+from scops_jax.storage.files import file_size
+from scops_jax.storage.paths import as_path
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run whose newest checkpoint is packed, or a .scops file.", required=True
@@ -39,15 +41,15 @@ def main() -> None:
 
   segmenter = load_segmenter(_WORKDIR.value)
   if segmenter.evaluation is None:
-    segmenter = segmenter._replace(evaluation=_read_evaluation(pathlib.Path(_WORKDIR.value), segmenter.step))
+    segmenter = segmenter._replace(evaluation=_read_evaluation(as_path(_WORKDIR.value), segmenter.step))
   if _PART_NAMES.value is not None:
     segmenter = segmenter._replace(part_names=tuple(_PART_NAMES.value))
-  out = pathlib.Path(_OUT.value)
+  out = as_path(_OUT.value)
   write_model(segmenter, out, dtype=_DTYPE.value)
   config = segmenter.config
   print(
     f"{out}: {config.segmenter}, {config.num_parts} parts, {segmenter.step} steps, {_DTYPE.value}, "
-    f"{out.stat().st_size / 1e6:.1f} MB"
+    f"{file_size(out) / 1e6:.1f} MB"
   )
 
 

@@ -22,7 +22,8 @@ import scops_jax
 from scops_jax.config import check_values, config_from_json, config_to_json, default_config
 from scops_jax.errors import UserError, printable
 from scops_jax.prediction.segmenter import Segmenter, check_finite
-from scops_jax.storage.files import replacing
+from scops_jax.storage.files import local_copy, replacing
+from scops_jax.storage.paths import as_path
 from scops_jax.train_step import create_networks
 from scops_jax.weights.formats import MAX_HEADER
 
@@ -55,7 +56,7 @@ def write_model(
     UserError: `path` ends otherwise or can't be written, or the network has not K part names.
     ValueError: the weights are not finite in this dtype.
   """
-  path = pathlib.Path(path)
+  path = as_path(path)
   if path.suffix != ".scops":
     raise UserError(f"out={path} should end with .scops")
   check_part_names(segmenter.part_names, segmenter.config.num_parts)
@@ -95,9 +96,9 @@ def read_model(path: str | pathlib.Path) -> Segmenter:
   Raises:
     UserError: the file can't be read, is damaged or something else, or of a later version.
   """
-  path = pathlib.Path(path)
+  path = as_path(path)
   try:
-    with zipfile.ZipFile(path) as archive:
+    with local_copy(path) as local, zipfile.ZipFile(local) as archive:
       description = json.loads(_read(archive, _DESCRIPTION, limit=_MAX_DESCRIPTION))
       if description["format"] != _FORMAT:
         raise ValueError(f"{_DESCRIPTION} describes another format")
@@ -105,7 +106,7 @@ def read_model(path: str | pathlib.Path) -> Segmenter:
         raise ValueError(
           f"its format version is {description['format_version']}, this scops_jax reads {FORMAT_VERSION}"
         )
-      weights = _read(archive, _WEIGHTS, limit=path.stat().st_size)
+      weights = _read(archive, _WEIGHTS, limit=local.stat().st_size)
     if description.pop("digest") != _digest(description, weights):
       raise ValueError("its content is not what was written")
     return _open(description, weights)

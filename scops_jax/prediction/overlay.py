@@ -78,7 +78,7 @@ def draw_contact_sheet(
   for file in chosen:
     try:
       pictures.append(_tile(file))
-    except ValueError:
+    except (OSError, ValueError):
       continue
     captions.append(file.name)
   if not pictures:
@@ -89,8 +89,8 @@ def draw_contact_sheet(
 
 
 def _tile(file: LabelledFile) -> Image.Image:
-  """Draws an image's parts at a thumbnail's size; raises ValueError if a file can't be read."""
-  with open_image(file.labels, str(file.labels)) as opened:
+  """Draws an image's parts at a thumbnail's size; raises ValueError or OSError if a file can't be read."""
+  with open_image(file.labels.read_bytes(), str(file.labels)) as opened:
     width, height = opened.size
     size = thumbnail_size(width, height)
     labels = np.asarray(opened.resize(size, Image.Resampling.NEAREST))

@@ -10,6 +10,7 @@ from scops_jax.prediction.model_file import read_model
 from scops_jax.prediction.segmenter import Segmenter, check_finite
 from scops_jax.runs.checkpoints import restore_variables
 from scops_jax.runs.workdir import load_config
+from scops_jax.storage.paths import as_path
 from scops_jax.train_step import create_networks
 
 # Networks that are installed with this package; ready/README.md says how they were made.
@@ -27,7 +28,7 @@ def load_segmenter(source: str | pathlib.Path) -> Segmenter:
     UserError: it is none of these, the file is damaged, or the run has no checkpoint yet, or one with numbers
       that are not finite.
   """
-  path = pathlib.Path(source)
+  path = as_path(source)
   if path.is_file():
     return read_model(path)
   ready = {file.stem: file for file in _READY.glob("*.scops")}

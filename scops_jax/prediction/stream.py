@@ -35,6 +35,7 @@ from scops_jax.prediction.predictor import (
 )
 from scops_jax.prediction.processes import Job, fast_process_count, predict_in_processes
 from scops_jax.prediction.restore import Segmenter
+from scops_jax.storage.paths import as_path
 
 _MAX_THREADS = 16
 
@@ -76,7 +77,7 @@ def predict_images(
   """
   if (processes or 1) > 1 and jax.default_backend() != "cpu":
     raise UserError(f"processes={processes} is for CPUs, and this is a {jax.default_backend()}: leave it out")
-  out = pathlib.Path(out)
+  out = as_path(out)
   names = segmenter.part_names
   settings = {
     "network": _digest(segmenter),

@@ -3,12 +3,9 @@
 The hosts of a run share it; only the first writes.
 """
 
-import errno
-import fcntl
+import contextlib
 import json
-import os
 import pathlib
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,6 +16,8 @@ from scops_jax.config import config_from_json, config_to_json, flat_values
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
 from scops_jax.storage.files import replacing
+from scops_jax.storage.locks import InUseError, exclusive
+from scops_jax.storage.paths import as_path, is_remote
 
 _CONFIG, _LOCK = "config.json", "lock"
 _CURE = "restore it from a copy, or give another workdir"
@@ -29,7 +28,9 @@ _CHANGEABLE = (
   "eval_every",
   "checkpoint_every",
   "eval_batch_size",
+  "predict_mirror",
   "on_nonfinite_step",
+  "compilation_cache_dir",
   "data.dir",
   "data.cache_dir",
   "data.num_threads",
@@ -59,44 +60,32 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 def owned(workdir: str | pathlib.Path) -> Iterator[None]:
   """Makes the directory and keeps other trainers out of it while the context is open, on the first host.
 
-  The lock is flock's on the file `lock`: the system releases it when this process ends in any way. On a
-  network file system the server releases it when it gives up this host. A file system without locks keeps
-  nobody out. A directory that is left without a config.json is removed.
+  The lock is the file `lock` (storage.locks). A directory that is left without a config.json is removed.
 
   Raises:
     UserError: another process trains there, or the directory can't be written.
   """
-  path = pathlib.Path(workdir)
+  path = as_path(workdir)
   if not hosts.is_first():
     yield
     return
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    file = (path / _LOCK).open("a+", encoding="utf-8")
-  except OSError as error:
-    raise UserError(
-      f"workdir={path} can't be written ({error.strerror}): give a writable directory"
-    ) from error
-  with file:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
+      if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(exclusive(path / _LOCK))
+    except InUseError as error:
       raise UserError(
-        f"workdir={path} is being trained by {file.read().strip() or 'another process'}: wait for it, end "
-        "it, or give another workdir"
+        f"workdir={path} is being trained by {error}: wait for it, end it, or give another workdir"
       ) from error
     except OSError as error:
-      if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-        raise
-    with writing(path / _LOCK):
-      file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-      file.flush()
+      raise UserError(
+        f"workdir={path} can't be written ({error.strerror or error}): give a writable directory"
+      ) from error
     try:
       yield
     finally:
-      if not (path / _CONFIG).exists():
+      if not is_remote(path) and not (path / _CONFIG).exists():
         _remove_unused(path)
 
 
@@ -114,7 +103,7 @@ def load_config(workdir: str | pathlib.Path) -> ConfigDict:
   Raises:
     UserError: there is no run, its config is damaged, or this version does not know it.
   """
-  path = pathlib.Path(workdir) / _CONFIG
+  path = as_path(workdir) / _CONFIG
   try:
     saved = json.loads(path.read_bytes())
   except FileNotFoundError as error:
@@ -153,7 +142,7 @@ def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool
       results without their config, can't be written, or holds no run although `train` is false or the first
       host has made it.
   """
-  path = pathlib.Path(workdir)
+  path = as_path(workdir)
   if (path / _CONFIG).exists():
     changed = _accepted_changes(load_config(path), config, path)
     if not changed:

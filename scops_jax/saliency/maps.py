@@ -23,6 +23,7 @@ from scops_jax.data.image_files import resize_pixels
 from scops_jax.data.saliency_maps import image_digest, is_current, map_path, write_map
 from scops_jax.errors import UserError
 from scops_jax.saliency.foreground import SIDE, ForegroundModel, fit_foreground, foreground_maps
+from scops_jax.storage.mirror import pull, push
 from scops_jax.train_step import Networks
 
 _BATCH = 16  # images
@@ -70,7 +71,7 @@ def write_missing_maps(collection: Collection, features: Features, config: Confi
   """
   if collection.maps is None:
     raise ValueError("expected a collection opened with data.saliency = 'auto'")
-  missing = list(_missing(collection, collection.maps))
+  missing = list(_missing(collection, pull(collection.maps)))
   if not missing:
     return 0
   with ThreadPoolExecutor(config.data.num_threads) as threads:
@@ -87,6 +88,7 @@ def write_missing_maps(collection: Collection, features: Features, config: Confi
           except OSError as error:
             raise UserError(f"the saliency map {item.path} can't be written: {error.strerror}") from error
         progress.update(len(batch))
+  push(collection.maps)
   return len(missing)
 
 

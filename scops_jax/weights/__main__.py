@@ -18,6 +18,7 @@ from scops_jax import cli, weights
 from scops_jax.errors import printable
 from scops_jax.prediction import restore
 from scops_jax.storage.files import file_digest
+from scops_jax.storage.paths import as_path
 from scops_jax.weights import formats, inspection, names
 
 _MODEL = flags.DEFINE_enum("model", None, names.MODELS, "The network the file is for. Default: found.")
@@ -34,7 +35,7 @@ _DROP_HEAD = flags.DEFINE_bool("drop_head", False, "Do not write a segmenter's h
 
 def main(argument: str) -> None:
   """Reads a file or a run, describes it, and converts it if asked to."""
-  source = pathlib.Path(argument)
+  source = as_path(argument)
   basis, model_name = None, _MODEL.value
   if source.is_dir():
     segmenter = restore.load_segmenter(source)

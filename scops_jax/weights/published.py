@@ -6,6 +6,7 @@ import re
 
 from scops_jax.models.dino import ARCHITECTURES
 from scops_jax.storage.files import file_digest
+from scops_jax.storage.paths import as_path
 from scops_jax.weights.conversion import WeightsError
 
 _EFFICIENTNET_LITE0 = (
@@ -79,7 +80,7 @@ def resolve(source: str, model_name: str, key: str) -> pathlib.Path | None:
       return imagenet_weights_path(model_name)
     except WeightsError as error:
       raise WeightsError(f"{key}=imagenet: {error}. {_advice(model_name, key)}") from error
-  path = pathlib.Path(source)
+  path = as_path(source)
   if not path.is_file():
     raise WeightsError(f"{key}={source}: no such file. {_advice(model_name, key)}")
   named = _NAME_WITH_DIGEST.fullmatch(path.name)

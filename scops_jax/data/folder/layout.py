@@ -86,7 +86,8 @@ def _find_images(config: ConfigDict) -> tuple[Path, dict[str, Path]]:
     with contextlib.suppress(UserError):  # the message below says more
       images = find_images(root)
   images = {name: path for name, path in images.items() if not _lies_beside(config, root, name)}
-  if not images:
+  # Of a folder that holds pictures in subfolders only, a subfolder is meant.
+  if not any("/" not in name for name in images):
     raise UserError(
       f"data.dir={root} should hold the images in images/, or directly, as {', '.join(SUFFIXES)} files"
     )
