@@ -8,6 +8,7 @@ import contextlib
 import csv
 import os
 import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -118,7 +119,8 @@ def _open(path: pathlib.Path) -> _Video:
   # Of local files only: a playlist must not make FFmpeg fetch anything.
   reader = _ffmpeg().read_frames(str(path.resolve()), input_params=["-protocol_whitelist", "file,pipe"])
   try:
-    meta = next(reader)
+    with _starting_ffmpeg():
+      meta = next(reader)
     width, height = meta["size"]
     if not 0 < width * height <= MAX_PIXELS or not meta["fps"] > 0:
       raise ValueError(f"{width} × {height} pixels at {meta['fps']} frames a second")
@@ -146,8 +148,17 @@ def _writer(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[A
     str(path), size, fps=fps, quality=7, macro_block_size=1, output_params=["-f", "mp4"]
   )
   with contextlib.closing(writer):
-    writer.send(None)
+    with _starting_ffmpeg():
+      writer.send(None)
     yield writer
+
+
+@contextlib.contextmanager
+def _starting_ffmpeg() -> Iterator[None]:
+  """Keeps JAX's warning about forks from the terminal: the child becomes FFmpeg at once."""
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", r"os\.fork\(\)", RuntimeWarning)
+    yield
 
 
 def _even(picture: Image.Image) -> Image.Image:
