@@ -97,7 +97,7 @@ def test_the_command_says_what_is_missing():
 
   result = call("--workdir=toy_faces")
   assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-  assert "gradio" in result.stderr
+  assert "Gradio" in result.stderr
   assert 'pip install "scops_jax[demo]"' in result.stderr
   result = call("--workdir=a", "--workdir=b", "--workdir=c")
   assert result.stderr == "error: --workdir= is given 3 times: give one network, or two to compare\n"

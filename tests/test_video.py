@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scops_jax.data.image_files import is_video
 from scops_jax.errors import UserError
 from scops_jax.prediction.predictor import Predictor
-from scops_jax.prediction.video import is_video, predict_video
+from scops_jax.prediction.video import predict_video
 from tests import tiny_run
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 11

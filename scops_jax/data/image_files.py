@@ -20,6 +20,8 @@ from scops_jax.errors import UserError, printable
 # Of image files in folders, in lower or upper case.
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+
 MAX_PIXELS = 10**8  # of an image; decoding one takes up to a gigabyte of memory
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
@@ -155,6 +157,12 @@ def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = Non
       "a glob"
     )
   return dict(sorted(images.items()))
+
+
+def is_video(where: str | pathlib.Path) -> bool:
+  """Returns whether this is a file with a video's suffix."""
+  path = pathlib.Path(where)
+  return path.suffix.lower() in _VIDEOS and path.is_file()
 
 
 def unread_images(where: str | pathlib.Path) -> list[str]:

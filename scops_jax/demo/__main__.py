@@ -8,6 +8,7 @@ Photographs stay on this machine: the page is served to its browsers only, loads
 uploaded files are deleted when the command ends (Ctrl-C).
 """
 
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -17,6 +18,8 @@ from absl import flags
 
 from scops_jax import cli
 from scops_jax.errors import UserError
+from scops_jax.prediction.sources import find_network
+from scops_jax.progress import phase
 
 _WORKDIR = flags.DEFINE_multi_string(
   "workdir", ["toy_faces"], "A run, a .scops file, or toy_faces; repeat it to compare two."
@@ -33,18 +36,18 @@ def main() -> None:
   with tempfile.TemporaryDirectory(prefix="scops_jax_demo_") as folder:
     # Gradio reads these when it is imported: no reports to its makers, uploads in a folder that is deleted.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", GRADIO_TEMP_DIR=folder)
-    try:
+    for source in _WORKDIR.value:
+      find_network(source)  # a wrong path shows at once
+    if importlib.util.find_spec("gradio") is None:
+      raise UserError('the page needs Gradio, which is not installed: pip install "scops_jax[demo]"')
+    with phase("loading the libraries and the networks"):
       from scops_jax.demo import page
-    except ModuleNotFoundError as error:
-      raise UserError(
-        f'the page needs {error.name}, which is not installed: pip install "scops_jax[demo]"'
-      ) from error
-    from scops_jax.demo.photos import Network
+      from scops_jax.demo.photos import Network
 
-    titles = [pathlib.Path(source).name for source in _WORKDIR.value]
-    if len(set(titles)) < len(titles):
-      titles = [f"{number} {source}" for number, source in enumerate(_WORKDIR.value, 1)]
-    networks = [Network(source, title) for source, title in zip(_WORKDIR.value, titles, strict=True)]
+      titles = [pathlib.Path(source).name for source in _WORKDIR.value]
+      if len(set(titles)) < len(titles):
+        titles = [f"{number} {source}" for number, source in enumerate(_WORKDIR.value, 1)]
+      networks = [Network(source, title) for source, title in zip(_WORKDIR.value, titles, strict=True)]
     try:
       with page.serve(networks, port=_PORT.value) as address:
         print(f"{address} is open in this machine's browsers; Ctrl-C ends it", flush=True)

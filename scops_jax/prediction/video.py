@@ -26,7 +26,6 @@ from scops_jax.prediction.predictor import Predictor, fast_batch_size
 from scops_jax.prediction.segmenter import Segmenter
 from scops_jax.storage.files import replacing
 
-SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 _COLUMNS = ("frame", "seconds", "part", "x", "y", "area", "mean_probability")
 
 
@@ -34,12 +33,6 @@ class _Video(NamedTuple):
   frames: Iterator[Image.Image]
   fps: float
   count: int | None  # about; None: unknown
-
-
-def is_video(path: str | os.PathLike[str]) -> bool:
-  """Returns whether a path is a file with a video's suffix."""
-  path = pathlib.Path(path)
-  return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def predict_video(
