@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from scops_jax.data.image_files import MAX_PIXELS
 from scops_jax.data.lookahead import batches
@@ -24,6 +23,7 @@ from scops_jax.prediction.labels import label_pixels
 from scops_jax.prediction.overlay import overlay_parts
 from scops_jax.prediction.predictor import Predictor, fast_batch_size
 from scops_jax.prediction.segmenter import Segmenter
+from scops_jax.progress import Bar
 from scops_jax.storage.files import replacing
 
 _COLUMNS = ("frame", "seconds", "part", "x", "y", "area", "mean_probability")
@@ -32,7 +32,7 @@ _COLUMNS = ("frame", "seconds", "part", "x", "y", "area", "mean_probability")
 class _Video(NamedTuple):
   frames: Iterator[Image.Image]
   fps: float
-  count: int | None  # about; None: unknown
+  count: int  # about; 1 where it is unknown
 
 
 def predict_video(
@@ -75,7 +75,7 @@ def predict_video(
       replacing(target.with_suffix(".csv")) as table,
       replacing(target) as temporary,
       table.open("w", encoding="utf-8", newline="") as file,
-      tqdm(total=video.count, unit="frame", desc="predict") as bar,
+      Bar(video.count, "predict", unit="frame", first="compiling") as bar,
     ):
       rows = csv.writer(file, lineterminator="\n")
       rows.writerow(_COLUMNS)
@@ -94,7 +94,7 @@ def predict_video(
       stack.close()  # FFmpeg finishes the file before it gets its name
   except OSError as error:
     raise UserError(f"can't write to out={out} ({error})") from error
-  print(f"{number} frames: {target}")
+  print(f"{number} frames done: {target}")
   return target
 
 
@@ -120,7 +120,7 @@ def _open(path: pathlib.Path) -> _Video:
   except Exception as error:  # of many types, with FFmpeg's output
     detail = printable(" ".join(str(error).split())[-200:]) or type(error).__name__
     raise UserError(f"{path} is no video that can be read ({detail})") from error
-  count = round(meta["duration"] * meta["fps"]) or None
+  count = max(1, round(meta["duration"] * meta["fps"]))
   return _Video(_frames(reader, (width, height), path), meta["fps"], count)
 
 
