@@ -1,6 +1,7 @@
 """Reading users' images: every pixel format against values known beforehand, damaged files, finding."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -251,6 +252,18 @@ def test_a_folder_is_searched_with_its_subfolders(folder):
   assert list(found) == ["a.jpg", "b.PNG", "sub/a.jpg"]
   assert found["sub/a.jpg"] == folder / "sub" / "a.jpg"
   assert "out/d.png" in find_images(folder)
+
+
+@pytest.mark.parametrize("kind", ["link to itself", "link to nothing", "pipe", "link to a device"])
+def test_what_is_no_file_is_found_and_reported(kind, tmp_path):
+  path = tmp_path / "x.png"
+  if kind == "pipe":
+    os.mkfifo(path)
+  else:
+    path.symlink_to({"link to itself": path, "link to nothing": "no", "link to a device": "/dev/zero"}[kind])
+  assert find_images(tmp_path, outside=tmp_path / "out") == {"x.png": path}
+  with pytest.raises(UserError, match=r"x\.png"):
+    read_image(path)
 
 
 def test_image_files_of_other_formats_are_named(folder):

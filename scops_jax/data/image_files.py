@@ -65,6 +65,11 @@ def read_image(path: str | pathlib.Path) -> Picture:
     raise UserError(f"{error}: repair or remove the file") from error
 
 
+def _is_endless(path: pathlib.Path) -> bool:
+  """Returns whether this is a pipe or a device, which would be read without end."""
+  return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
 def open_image(file: pathlib.Path | str | bytes, what: str) -> Iterator[Image.Image]:
   """Opens an image file by its path or content; Pillow decodes the pixels when they are used.
@@ -81,6 +86,8 @@ def open_image(file: pathlib.Path | str | bytes, what: str) -> Iterator[Image.Im
     with warnings.catch_warnings():
       # Pillow warns about fewer pixels than it refuses.
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      if not isinstance(file, bytes) and _is_endless(pathlib.Path(file)):
+        raise ValueError("it is not a file")
       opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS)
     with opened as picture:
       if picture.width * picture.height > MAX_PIXELS:
@@ -147,7 +154,8 @@ def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = Non
   images = {
     file.relative_to(base).as_posix(): file
     for file in found
-    if file.is_file() and (excluded is None or excluded not in file.resolve().parents)
+    # A link to nothing is no folder either: it is found, and reported when it is read.
+    if not file.is_dir() and (excluded is None or excluded not in (file.parent.resolve() / "-").parents)
   }
   if not images:
     others = sorted({file.suffix.lower() for file in path.rglob("*.*") if file.is_file()})
