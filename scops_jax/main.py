@@ -22,6 +22,9 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
 )
+_PROFILE = flags.DEFINE_bool(
+  "profile", False, "Record a few training steps in WORKDIR/profile, for xprof or TensorBoard."
+)
 _MULTIHOST = flags.DEFINE_bool(
   "multihost", False, "Run on several hosts, each started with this command; they share --workdir."
 )
@@ -44,8 +47,12 @@ def main() -> None:
     )
   elif given := [f.name for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if f.value is not None]:
     raise UserError(f"--{given[0]} needs --multihost")
-  command = train.evaluate_run if _MODE.value == "eval" else train.train_and_evaluate
-  command(_CONFIG.value, _WORKDIR.value)
+  if _MODE.value == "eval":
+    if _PROFILE.value:
+      raise UserError("--profile needs --mode=train: it records training steps")
+    train.evaluate_run(_CONFIG.value, _WORKDIR.value)
+  else:
+    train.train_and_evaluate(_CONFIG.value, _WORKDIR.value, profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

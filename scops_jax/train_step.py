@@ -144,17 +144,22 @@ def network_features(
   With config.reference_mirror they are averaged with the mirrored maps of the mirror image. The features of a
   mirror image are then the mirrored features, as the parts must be where the transform mirrors.
   """
-  side, dtype = config.reference_image_size, config.reference_dtype
-  if dtype == "auto":
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  side = config.reference_image_size
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
-  inputs = models.normalize(config.reference, enlarged).astype(dtype)
+  inputs = models.normalize(config.reference, enlarged).astype(reference_dtype(config))
   variables = {name: collection for name, collection in variables.items() if name != "code"}
   maps = networks.reference.apply(variables, inputs)
   if not config.reference_mirror:
     return maps
   mirrored = networks.reference.apply(variables, inputs[:, :, ::-1])
   return tuple((v + m[:, :, ::-1]) / 2 for v, m in zip(maps, mirrored, strict=True))
+
+
+def reference_dtype(config: ConfigDict) -> str:
+  """Returns what the reference computes in; config.reference_dtype="auto" depends on the devices."""
+  if config.reference_dtype != "auto":
+    return config.reference_dtype
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _batch_features(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from scops_jax.data.image_files import decode_image, encode_png
+from scops_jax.data.workers import num_workers
 from scops_jax.errors import UserError, printable
 
 EMPTY = 0.005  # share of an image; a mask that covers less is of no use
@@ -116,7 +117,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
     records, counts = self.list_records(split), self.counts[split]
     has_foreground, shown = False, np.zeros(len(self.landmark_names), np.bool_)
     progress = tqdm(total=len(records), desc=f"{self.name} {split}", unit="image", disable=None)
-    with ThreadPoolExecutor(self.settings.data.num_threads) as threads, progress:
+    with ThreadPoolExecutor(num_workers(self.settings.data)) as threads, progress:
       for start in range(0, len(records), _CHUNK):
         for outcome in threads.map(self._try_example, records[start : start + _CHUNK]):
           progress.update()

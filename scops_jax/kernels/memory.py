@@ -1,4 +1,7 @@
-"""How this process keeps and returns memory, where the C library is glibc."""
+"""How this process keeps and returns memory, where JAX computes on a CPU and the C library is glibc.
+
+On other devices the process's memory is theirs to manage: there these functions do nothing.
+"""
 
 import ctypes
 import ctypes.util
@@ -34,6 +37,8 @@ def keep_freed_memory() -> None:
   Call it after the first step: compilation leaves some hundred megabytes of garbage, and each later step
   needs as much memory as the one before.
   """
+  if jax.default_backend() != "cpu":
+    return
   gc.collect()
   trim = _c_function("malloc_trim")
   if trim is not None:
@@ -44,7 +49,7 @@ def keep_freed_memory() -> None:
 
 def _set(parameter: int, value: int) -> None:
   mallopt = _c_function("mallopt")
-  if mallopt is not None:
+  if mallopt is not None and jax.default_backend() == "cpu":
     mallopt(parameter, value)
 
 

@@ -1,7 +1,9 @@
-"""The steps compiled for all devices of all hosts; no other module knows pmap or a mesh.
+"""The steps compiled for all devices of all hosts; no other module knows a mesh.
 
 With config.parallelism "jit" the batch is sharded over a mesh and XLA inserts the sums over devices; with
-"pmap" each device runs train_step on its own images and the step itself averages. Both compute the same.
+"pmap" each device runs train_step on its own images and the step itself averages. Both compute the same. The
+latter is jax.pmap as JAX builds it, jit of shard_map, without its axis of devices: on several hosts jax.pmap
+copies the state in each step.
 """
 
 import functools
@@ -13,19 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import jax_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
 from scops_jax.kernels.compilation import jit
-from scops_jax.train_step import (
-  Networks,
-  TrainState,
-  factorized_features,
-  predict_step,
-  train_step,
-)
+from scops_jax.train_step import Networks, factorized_features, predict_step, train_step
 
 Metrics = dict[str, chex.Array]
 Maps = dict[str, np.ndarray]
@@ -34,7 +29,7 @@ Maps = dict[str, np.ndarray]
 class CompiledSteps(NamedTuple):
   """The compiled functions of a run and how arrays go to and from the devices.
 
-  The functions of an evaluation take unreplicated variables and the images of all hosts, NumPy arrays that
+  The functions of an evaluation take replicated variables and the images of all hosts, NumPy arrays that
   are equal on every host. Each device computes its share, and every host gets all results as NumPy arrays.
   """
 
@@ -46,8 +41,7 @@ class CompiledSteps(NamedTuple):
   features: Callable[[Any, Any], np.ndarray]  # reference variables, batch → [B, h, w, C]
   shard_batch: Callable[[Any], Any]  # host-local NumPy arrays [B / hosts, ...] → on all devices [B, ...]
   replicate: Callable[[Any], Any]  # a tree, equal on all hosts → a copy on each device
-  unreplicate: Callable[[Any], Any]  # the reverse → one tree, with state_sharding
-  state_sharding: Sharding  # of an unreplicated state, as checkpoints save and restore it
+  state_sharding: Sharding  # of a replicated state, as checkpoints save and restore it
 
 
 def compile_steps(
@@ -68,17 +62,29 @@ def compile_steps(
   replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
   bound = {"networks": networks, "config": config}
   step = functools.partial(train_step, optimizer=optimizer, **bound)
-  with_devices = _with_pmap if config.parallelism == "pmap" else _with_jit
-  train, shard_batch, replicate, unreplicate = with_devices(step, replicated, sharded)
+  if config.parallelism == "pmap":
+    step = jax.shard_map(
+      functools.partial(step, axis_name="data"),
+      mesh=mesh,
+      in_specs=(replicated.spec, sharded.spec, replicated.spec),
+      out_specs=replicated.spec,
+      check_vma=False,
+    )
+  train = jit(
+    step,
+    training=True,
+    in_shardings=(replicated, sharded, replicated),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )
   evaluated = functools.partial(_evaluated, replicated=replicated, sharded=sharded)
   return CompiledSteps(
     train=train if jax.default_backend() != "cpu" else _blocking(train),
     predict=evaluated(functools.partial(_labels_and_centers, **bound)),
     predict_refined=evaluated(functools.partial(_labels_and_centers, refine=True, **bound)),
     features=evaluated(functools.partial(factorized_features, **bound)),
-    shard_batch=shard_batch,
-    replicate=replicate,
-    unreplicate=unreplicate,
+    shard_batch=functools.partial(jax.make_array_from_process_local_data, sharded),
+    replicate=functools.partial(_replicate, replicated=replicated),
     state_sharding=replicated,
   )
 
@@ -130,39 +136,3 @@ def _blocking(train: Callable) -> Callable:
 def _replicate(tree: Any, replicated: NamedSharding) -> Any:
   """Copies a tree that is equal on all hosts to every device; the hosts do not compare theirs."""
   return jax.make_array_from_process_local_data(replicated, jax.device_get(tree))
-
-
-def _with_jit(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> tuple[Callable, ...]:
-  """Returns train, shard_batch, replicate and unreplicate of CompiledSteps."""
-  train = jit(
-    step,
-    training=True,
-    in_shardings=(replicated, sharded, replicated),
-    out_shardings=replicated,
-    donate_argnums=0,
-  )
-  shard_batch = functools.partial(jax.make_array_from_process_local_data, sharded)
-  return train, shard_batch, functools.partial(_replicate, replicated=replicated), lambda tree: tree
-
-
-def _with_pmap(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> tuple[Callable, ...]:
-  """Returns the same; replicated trees and batches have an axis of this host's devices in front."""
-  del sharded
-  count = jax.local_device_count()
-  mapped_step = jax.pmap(functools.partial(step, axis_name="data"), axis_name="data", donate_argnums=0)
-  to_devices = jax.pmap(lambda tree: tree)
-
-  def train(state: TrainState, batch: Any, reference_variables: Any) -> tuple[TrainState, Metrics]:
-    state, metrics = mapped_step(state, batch, reference_variables)
-    return state, jax_utils.unreplicate(metrics)
-
-  def shard_batch(batch: Any) -> Any:
-    return to_devices(jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch))
-
-  def replicate(tree: Any) -> Any:
-    return jax_utils.replicate(jax.device_get(tree))
-
-  def unreplicate(tree: Any) -> Any:
-    return _replicate(jax_utils.unreplicate(tree), replicated)
-
-  return train, shard_batch, replicate, unreplicate
