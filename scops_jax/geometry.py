@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_TOLERANCE = 0.01  # of values and of sums over channels; a bfloat16 is off by at most 0.004
+_CHANNELS_LAST = "take jnp.moveaxis(maps, 1, -1)"
 HIGHEST = jax.lax.Precision.HIGHEST  # float32 products in float32; GPUs and TPUs would round the factors
 
 
@@ -22,9 +24,11 @@ def check_array(name: str, array: chex.Array, layout: str, shape: tuple[int | No
   """Raises unless `array` is floating point and has `shape`, in which None stands for any size.
 
   Raises:
-    TypeError: the dtype is not floating point.
+    TypeError: `array` is no array, such as a list or None, or its dtype is not floating point.
     ValueError: the shape differs.
   """
+  if not isinstance(array, jax.Array | np.ndarray):
+    raise TypeError(f"{name} must be a floating-point array {layout}, got {type(array).__name__}.")
   if not jnp.issubdtype(array.dtype, jnp.floating):
     raise TypeError(f"{name} must be a floating-point array {layout}, got dtype {array.dtype}.")
   if len(array.shape) != len(shape) or any(
@@ -32,6 +36,92 @@ def check_array(name: str, array: chex.Array, layout: str, shape: tuple[int | No
   ):
     sizes = ", ".join("any" if size is None else str(size) for size in shape)
     raise ValueError(f"{name} must be {layout} with sizes ({sizes}), got shape {array.shape}.")
+
+
+@jax.jit
+def _extremes(maps: jax.Array) -> jax.Array:
+  """Returns the least and greatest value, and how far sums over axis 3 and over axis 1 are from 1 at most."""
+  maps = maps.astype(jnp.float32)
+  return jnp.stack([maps.min(), maps.max(), *(jnp.abs(maps.sum(axis=axis) - 1).max() for axis in (3, 1))])
+
+
+def _known_extremes(maps: chex.Array) -> list[float] | None:
+  """Returns `_extremes` of [B, H, W] or [B, H, W, C], None where the values are not known or there are none.
+
+  They are not known under jit, grad and vmap, and where other hosts hold some of them.
+  """
+  if isinstance(maps, jax.core.Tracer) or not maps.size or not getattr(maps, "is_fully_addressable", True):
+    return None
+  with jax.ensure_compile_time_eval():  # arrays that a function under jit closes over are known too
+    return np.asarray(_extremes(jnp.reshape(maps, (*maps.shape, 1)[:4]))).tolist()
+
+
+def check_probabilities(name: str, probs: chex.Array) -> None:
+  """Raises where part maps [B, H, W, K+1] can't be probabilities with the channels last, if values are known.
+
+  They are where this is not called under jit, grad or vmap; there the check does nothing and costs nothing.
+  Values must lie in [0, 1] up to 0.01. They need not sum to 1, but if they do over axis 1 and do not over the
+  last axis, the maps are [B, K+1, H, W].
+
+  Raises:
+    ValueError: values are NaN or outside [0, 1], as logits are, or the channels are not last.
+  """
+  if (extremes := _known_extremes(probs)) is None:
+    return
+  low, high, last, second = extremes
+  if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+    raise ValueError(
+      f"{name} must be probabilities in [0, 1], got values from {low:.3g} to {high:.3g}: of logits take "
+      "jax.nn.softmax first."
+    )
+  if second <= _TOLERANCE < last:
+    raise ValueError(
+      f"{name} of shape {probs.shape} sum to 1 over axis 1, so they are [B, K+1, H, W]: {_CHANNELS_LAST}."
+    )
+
+
+def check_logits(name: str, logits: chex.Array) -> None:
+  """Raises where part maps [B, H, W, K+1] can't be logits with the channels last, if values are known.
+
+  As with `check_probabilities`, nothing is checked under jit, grad or vmap. Maps without negative values that
+  sum to 1 at every pixel, over either axis, are probabilities. Maps are [B, K+1, H, W] if the last axis is
+  as long as axis 2, at least 32, and axis 1 is at most half as long: [B, 9, 128, 128].
+
+  Raises:
+    ValueError: values are NaN or those of probabilities, or the channels are not last.
+  """
+  if (extremes := _known_extremes(logits)) is None:
+    return
+  low, _, last, second = extremes
+  if np.isnan(low):
+    raise ValueError(f"{name} holds NaN.")
+  if low >= 0 and min(last, second) <= _TOLERANCE:
+    raise ValueError(
+      f"{name} must be logits, but has no negative value and sums to 1 at every pixel, as probabilities do: "
+      "give what jax.nn.softmax is applied to, or the probabilities' logarithm."
+    )
+  _, height, width, channels = logits.shape
+  if channels == width >= 32 and 2 * height <= width:
+    raise ValueError(
+      f"{name} of shape {logits.shape} looks like [B, K+1, H, W], not [B, H, W, K+1]: {_CHANNELS_LAST}."
+    )
+
+
+def check_saliency(saliency: chex.Array, shape: tuple[int, ...]) -> None:
+  """Raises unless a saliency map has this shape [B, H, W] and lies in [0, 1] up to 0.01, if values are known.
+
+  Raises:
+    TypeError: it is no floating-point array.
+    ValueError: the shape differs, or values are NaN or outside [0, 1], as those of an image file are.
+  """
+  check_array("saliency", saliency, "[B, H, W] as the part maps", shape)
+  if (extremes := _known_extremes(saliency)) is None:
+    return
+  low, high, *_ = extremes
+  if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+    raise ValueError(
+      f"saliency must lie in [0, 1], got values from {low:.3g} to {high:.3g}: divide a map in 0..255 by 255."
+    )
 
 
 def accumulation_dtype(*arrays: chex.Array) -> jnp.dtype:
@@ -109,6 +199,7 @@ def channels_first(maps: chex.Array) -> jax.Array:
 def part_probabilities(logits: chex.Array) -> jax.Array:
   """Returns the softmax over the last axis of part maps [B, H, W, K+1]: probabilities R, of logits' dtype."""
   check_array("logits", logits, "[B, H, W, K+1]", (None, None, None, None))
+  check_logits("logits", logits)
   return jnp.moveaxis(jax.nn.softmax(channels_first(logits), axis=1), 1, -1)
 
 
@@ -129,6 +220,7 @@ def part_marginals(probs: chex.Array, *, epsilon: float) -> tuple[jax.Array, jax
     TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1.
   """
   check_part_maps("probs", probs)
+  check_probabilities("probs", probs)
   height, width = probs.shape[1:3]
   parts = channels_first(probs)[:, 1:].astype(accumulation_dtype(probs))
   over_rows = parts.sum(axis=2) + height * epsilon

@@ -2,6 +2,11 @@
 
 B images of H × W pixels, K parts, and a background at channel 0. All terms are means over the batch, so their
 weights do not depend on its size. Sums are taken in float32 (or wider) for every dtype of the inputs.
+
+Types, dtypes and shapes are always checked. Called outside jit, grad and vmap, where values are known, all
+terms also raise ValueError for NaN, for logits given as probabilities and the reverse, for saliency in 0..255
+and for channels that are not last; `geometry.check_probabilities`, `check_logits` and `check_saliency` have
+the rules. Compiled functions hold no trace of it.
 """
 
 from collections.abc import Sequence
@@ -9,6 +14,7 @@ from collections.abc import Sequence
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scops_jax.geometry import (
   HIGHEST,
@@ -16,7 +22,10 @@ from scops_jax.geometry import (
   axis_coordinates,
   channels_first,
   check_array,
+  check_logits,
   check_part_maps,
+  check_probabilities,
+  check_saliency,
   interpolation_matrix,
   part_marginals,
 )
@@ -67,6 +76,8 @@ def equivariance_loss(logits: chex.Array, target_logits: chex.Array) -> jax.Arra
   """
   check_array("logits", logits, "[B, H, W, K+1]", (None, None, None, None))
   check_array("target_logits", target_logits, "[B, H, W, K+1] like logits", logits.shape)
+  check_logits("logits", logits)
+  check_logits("target_logits", target_logits)
   dtype = accumulation_dtype(logits, target_logits)
   logits = channels_first(logits.astype(dtype))
   target_logits = channels_first(jax.lax.stop_gradient(target_logits).astype(dtype))
@@ -166,15 +177,21 @@ def _check_semantic_inputs(
 ) -> None:
   """Raises if the arguments of `semantic_consistency_loss` do not fit each other."""
   check_array("probs", probs, "[B, H, W, K+1]", (None, None, None, None))
+  check_probabilities("probs", probs)
   batch, height, width, channels = probs.shape
   if not isinstance(features, list | tuple) or not features:
-    raise ValueError(f"features must be a sequence of one or more maps [B, h, w, C_i], got {type(features)}.")
+    error = ValueError if isinstance(features, list | tuple | jax.Array | np.ndarray) else TypeError
+    raise error(f"features must be a sequence of one or more maps [B, h, w, C_i], got {type(features)}.")
   for index, feature_map in enumerate(features):
     check_array(f"features[{index}]", feature_map, "[B, h, w, C_i]", (batch, None, None, None))
-  total = sum(feature_map.shape[-1] for feature_map in features)
-  check_array("basis", basis, "[K, C], C the features' channels in all", (channels - 1, total))
+  layout = "[K, C], C the features' channels in all"
+  check_array("basis", basis, layout, (None, None))
+  first, last = (sum(feature_map.shape[axis] for feature_map in features) for axis in (1, -1))
+  if last != basis.shape[1] == first:
+    raise ValueError("features must be [B, h, w, C_i], but their channels are axis 1: move them last.")
+  check_array("basis", basis, layout, (channels - 1, last))
   if saliency is not None:
-    check_array("saliency", saliency, "[B, H, W] like probs", (batch, height, width))
+    check_saliency(saliency, (batch, height, width))
 
 
 def _upsampled_energy(values: jax.Array, rows: jax.Array, columns: jax.Array, weight: jax.Array) -> jax.Array:
@@ -247,7 +264,8 @@ def background_loss(logits: chex.Array, saliency: chex.Array) -> jax.Array:
     TypeError, ValueError: a dtype is not floating point, K < 1, or the shapes do not fit each other.
   """
   check_part_maps("logits", logits)
-  check_array("saliency", saliency, "[B, H, W] like logits", logits.shape[:-1])
+  check_logits("logits", logits)
+  check_saliency(saliency, logits.shape[:-1])
   logits = channels_first(logits.astype(accumulation_dtype(logits)))
   foreground = jax.lax.stop_gradient(saliency).astype(logits.dtype)
   log_all = jax.nn.logsumexp(logits, axis=1)
@@ -275,6 +293,7 @@ def balance_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
     TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1, or ε <= 0.
   """
   check_part_maps("probs", probs)
+  check_probabilities("probs", probs)
   if epsilon <= 0:
     raise ValueError(f"epsilon must be positive, got {epsilon}.")
   parts = channels_first(probs)[:, 1:].astype(accumulation_dtype(probs))

@@ -310,6 +310,103 @@ def test_bad_input_is_named(loss, arguments, error, match):
     jax.jit(loss)(*arguments)
 
 
-def test_features_must_be_a_sequence():
-  with pytest.raises(ValueError, match="features must be a sequence"):
-    losses.semantic_consistency_loss(PROBS, BASIS, FEATURES)
+@pytest.mark.parametrize(("features", "error"), [(FEATURES, ValueError), ([], ValueError), (None, TypeError)])
+def test_features_must_be_a_sequence(features, error):
+  with pytest.raises(error, match="features must be a sequence"):
+    losses.semantic_consistency_loss(PROBS, BASIS, features)
+
+
+@pytest.mark.parametrize("stranger", [None, [[[[0.0, 1.0]]]], 1.0])
+@over_cases
+def test_what_is_no_array_is_a_type_error(case, stranger):
+  loss, arguments, _, _ = case
+  for index in range(len(arguments)):
+    if stranger is None and loss in (semantic, assigned_semantic) and index == 3:
+      continue  # no saliency is allowed
+    replaced = [stranger if i == index else argument for i, argument in enumerate(arguments)]
+    with pytest.raises(TypeError, match=rf"must be a floating-point array .* got {type(stranger).__name__}"):
+      loss(*replaced)
+
+
+NCHW = np.moveaxis(PROBS, -1, 1)
+SQUARE_LOGITS = RNG.standard_normal((1, 9, 64, 64)).astype(np.float32)  # eight parts, channels first
+NAN = np.where(np.arange(K + 1) == 2, np.nan, PROBS).astype(np.float32)
+MISTAKEN_VALUES = {
+  "concentration_of_logits": (losses.concentration_loss, (LOGITS,), "probabilities .*softmax"),
+  "concentration_of_nan": (losses.concentration_loss, (NAN,), "from nan to nan"),
+  "concentration_channels_first": (losses.concentration_loss, (NCHW,), r"are \[B, K\+1, H, W\]"),
+  "centers_of_logits": (geometry.part_centers, (LOGITS,), "probabilities .*softmax"),
+  "balance_of_logits": (losses.balance_loss, (LOGITS,), "probabilities .*softmax"),
+  "semantic_of_logits": (semantic, (LOGITS, BASIS, FEATURES, SALIENCY), "probabilities .*softmax"),
+  "semantic_bytes": (semantic, (PROBS, BASIS, FEATURES, 255 * SALIENCY), "saliency .*by 255"),
+  "semantic_nan": (semantic, (PROBS, BASIS, FEATURES, SALIENCY * np.nan), "saliency .*nan"),
+  "equivariance_of_probs": (losses.equivariance_loss, (PROBS, LOGITS), "^logits must be logits"),
+  "equivariance_to_probs": (losses.equivariance_loss, (LOGITS, PROBS), "target_logits must be logits"),
+  "equivariance_of_nan": (losses.equivariance_loss, (NAN, LOGITS), "logits holds NaN"),
+  "equivariance_channels_first": (
+    losses.equivariance_loss,
+    (SQUARE_LOGITS, SQUARE_LOGITS),
+    r"looks like \[B, K\+1, H, W\]",
+  ),
+  "background_of_probs": (losses.background_loss, (PROBS, SALIENCY), "must be logits"),
+  "background_bytes": (losses.background_loss, (LOGITS, 255 * SALIENCY), "saliency .*by 255"),
+  "softmax_of_probs": (geometry.part_probabilities, (PROBS,), "must be logits"),
+}
+
+
+@pytest.mark.parametrize(("loss", "arguments", "match"), MISTAKEN_VALUES.values(), ids=MISTAKEN_VALUES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_mistaken_values_are_noticed_outside_jit(loss, arguments, match, dtype):
+  arguments = [jnp.asarray(argument, dtype) for argument in arguments]
+  with pytest.raises(ValueError, match=match):
+    loss(*arguments)
+  jax.jit(loss)(*arguments)
+  with pytest.raises(ValueError, match=match):  # a constant of the compiled function is known
+    jax.jit(lambda: loss(*arguments))()
+
+
+def test_the_values_checks_leave_no_trace_in_compiled_functions():
+  def count(loss, *arguments):
+    return str(jax.make_jaxpr(loss)(*arguments)).count("reduce_max")
+
+  assert count(losses.concentration_loss, PROBS) == 0
+  assert count(losses.balance_loss, PROBS) == 0
+  assert count(semantic, PROBS, BASIS, FEATURES, SALIENCY) == 0
+
+
+def test_features_with_channels_first_are_named():
+  features = np.moveaxis(FEATURES, -1, 1)
+  with pytest.raises(ValueError, match="channels are axis 1"):
+    semantic(PROBS, BASIS, features, SALIENCY)
+
+
+UNUSUAL = {
+  "hard parts": jax.nn.one_hot(RNG.integers(0, 4, (1, 5, 7)), 4),
+  "parts without a background": jnp.zeros((1, 5, 7, 3)).at[..., 1].set(0.3),
+  "more parts than pixels": jax.nn.softmax(RNG.standard_normal((1, 2, 3, 65))),
+  "one row": jax.nn.softmax(RNG.standard_normal((2, 1, 40, 40))),
+  "one pixel": jax.nn.softmax(RNG.standard_normal((1, 1, 1, 3))),
+  "rounded": jax.nn.softmax(3 * RNG.standard_normal((1, 9, 9, 200))).astype(jnp.bfloat16),
+  "no image": jnp.zeros((0, 5, 7, 3)),
+}
+
+
+@pytest.mark.parametrize("probs", UNUSUAL.values(), ids=UNUSUAL)
+def test_unusual_probabilities_are_no_mistake(probs):
+  losses.concentration_loss(probs)
+  losses.balance_loss(probs)
+
+
+@pytest.mark.parametrize(
+  "logits",
+  [
+    np.zeros((1, 6, 6, 4)),
+    10 * np.asarray(UNUSUAL["hard parts"]),
+    np.full((1, 6, 6, 2), [-np.inf, 0.0]),
+    RNG.standard_normal((1, 40, 64, 64)),
+    RNG.standard_normal((1, 8, 64, 9)),
+  ],
+  ids=["zeros", "hard", "minus infinity", "wide, many parts", "strip"],
+)
+def test_unusual_logits_are_no_mistake(logits):
+  geometry.part_probabilities(logits.astype(np.float32))
