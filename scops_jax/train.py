@@ -84,7 +84,8 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
   """Opens and builds everything, then trains as train_and_evaluate does."""
   compute_in_calling_thread()
   announce_devices(config)
-  map_large_blocks()
+  if jax.default_backend() == "cpu":
+    map_large_blocks()
   collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
 
@@ -301,7 +302,7 @@ def _train(
     for step in range(start + 1, config.num_steps + 1):
       batch, position = next(stream)
       state, metrics = profiler.step(step, steps.train, state, batch, reference_variables)
-      if step == start + 1:  # compiled now
+      if step == start + 1 and jax.default_backend() == "cpu":  # compiled now
         keep_freed_memory()
       lines.add(step, metrics)
       last = step == config.num_steps

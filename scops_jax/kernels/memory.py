@@ -1,7 +1,4 @@
-"""How this process keeps and returns memory, where JAX computes on a CPU and the C library is glibc.
-
-On other devices the process's memory is theirs to manage: there these functions do nothing.
-"""
+"""How this process keeps and returns memory, where the C library is glibc."""
 
 import ctypes
 import ctypes.util
@@ -37,8 +34,6 @@ def keep_freed_memory() -> None:
   Call it after the first step: compilation leaves some hundred megabytes of garbage, and each later step
   needs as much memory as the one before.
   """
-  if jax.default_backend() != "cpu":
-    return
   gc.collect()
   trim = _c_function("malloc_trim")
   if trim is not None:
@@ -49,7 +44,7 @@ def keep_freed_memory() -> None:
 
 def _set(parameter: int, value: int) -> None:
   mallopt = _c_function("mallopt")
-  if mallopt is not None and jax.default_backend() == "cpu":
+  if mallopt is not None:
     mallopt(parameter, value)
 
 

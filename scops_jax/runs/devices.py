@@ -21,7 +21,8 @@ def announce_devices(config: ConfigDict) -> None:
 
   Warns on every host whose accelerator JAX can't use, unless JAX_PLATFORMS asks for the CPU.
   """
-  if jax.default_backend() == "cpu" and not jax.config.jax_platforms and (found := _accelerator()):
+  chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
+  if jax.default_backend() == "cpu" and not chosen and (found := _accelerator()):
     kind, extra = found
     print(
       f"warning: this machine has {kind}, but JAX computes on the CPU: pip install 'scops_jax[{extra}]', or "
