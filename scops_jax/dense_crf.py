@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scops_jax.geometry import HIGHEST, accumulation_dtype, check_part_maps, interpolation_weights
+from scops_jax.kernels.platforms import target
 
 # The spatial standard deviations are pixels of an image whose longer side is this, as in PASCAL VOC.
 REFERENCE_SIZE = 500
@@ -124,7 +125,7 @@ def dense_crf(
   unary = jnp.moveaxis(jnp.log(jnp.maximum(probs.astype(dtype), _MIN_PROBABILITY)), -1, 1)
   colors = jnp.moveaxis(images.astype(dtype) / color_sigma, -1, 1)
   # A few images at a time stay in a CPU's cache, many fill an accelerator; their number divides the batch.
-  most = 4 if jax.default_backend() == "cpu" else 32
+  most = 4 if target() == "cpu" else 32
   chunk = next(size for size in range(most, 0, -1) if len(probs) % size == 0)
   chunks = [x.reshape(-1, chunk, *x.shape[1:]) for x in (unary, colors)]
   marginals = jax.lax.map(lambda arrays: infer(*arrays), chunks).reshape(unary.shape)

@@ -17,6 +17,7 @@ from flax.traverse_util import path_aware_map
 from ml_collections import ConfigDict
 
 from scops_jax import appearance, dense_crf, geometry, losses, models, warp
+from scops_jax.kernels.platforms import target
 from scops_jax.models import nonnegative
 from scops_jax.models.part_basis import PartBasis
 from scops_jax.optimizer import make_optimizer, stop_frozen
@@ -159,7 +160,7 @@ def reference_dtype(config: ConfigDict) -> str:
   """Returns what the reference computes in; config.reference_dtype="auto" depends on the devices."""
   if config.reference_dtype != "auto":
     return config.reference_dtype
-  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return "float32" if target() == "cpu" else "bfloat16"
 
 
 def _batch_features(
@@ -212,7 +213,7 @@ def segment_pair(
     resized = geometry.resize_bilinear(logits.astype(jnp.float32), *images.shape[1:3])
     return resized, {**variables, **updates}
 
-  if segmenter.uses_batch_statistics or jax.default_backend() == "cpu":
+  if segmenter.uses_batch_statistics or target() == "cpu":
     logits, variables = segment(variables, images)
     warped_logits, variables = segment(variables, warped_images)
     return logits, warped_logits, variables["batch_stats"]

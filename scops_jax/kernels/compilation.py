@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from scops_jax.kernels.platforms import target
+
 # An empty list of the operations that go to YNNPACK: its convolutions take up to twice as long as Eigen's.
 _ALWAYS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _IN_TRAINING = {
@@ -21,11 +23,11 @@ _for_training = contextvars.ContextVar("for_training", default=False)
 
 
 def compiler_options(*, training: bool = False) -> dict[str, str] | None:
-  """Returns jax.jit's compiler_options for the default backend; `training` for a training step.
+  """Returns jax.jit's compiler_options for the platform that is compiled for; `training` for a training step.
 
   They change speed and memory, not results. Options that this version of XLA lacks are left out.
   """
-  if jax.default_backend() != "cpu":
+  if target() != "cpu":
     return None
   wanted = {**_ALWAYS, **_IN_TRAINING} if training else _ALWAYS
   return {name: value for name, value in wanted.items() if _exists(name, value)}

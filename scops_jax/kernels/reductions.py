@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from scops_jax.kernels.compilation import is_traced_for_training
+from scops_jax.kernels.platforms import target
 
 
 def channel_sum(x: jax.Array) -> jax.Array:
@@ -58,4 +59,4 @@ _add_in_training.defvjp(lambda x, bias: (x + bias, None), _backward)
 
 
 def _is_traced_for_training_on_cpu() -> bool:
-  return is_traced_for_training() and jax.default_backend() == "cpu"
+  return is_traced_for_training() and target() == "cpu"

@@ -7,7 +7,7 @@ copies the state in each step.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -57,31 +57,16 @@ def compile_steps(
     if config[key] % count:
       raise UserError(f"{key}={config[key]} can't be shared by {count} devices: give a multiple of {count}")
   # A host's devices lie side by side, as its images do in a batch.
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-  mesh = Mesh(np.asarray(devices), ("data",))
-  replicated, sharded = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+  replicated, sharded = shardings(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
   bound = {"networks": networks, "config": config}
   step = functools.partial(train_step, optimizer=optimizer, **bound)
-  if config.parallelism == "pmap":
-    step = jax.shard_map(
-      functools.partial(step, axis_name="data"),
-      mesh=mesh,
-      in_specs=(replicated.spec, sharded.spec, replicated.spec),
-      out_specs=replicated.spec,
-      check_vma=False,
-    )
-  train = jit(
-    step,
-    training=True,
-    in_shardings=(replicated, sharded, replicated),
-    out_shardings=replicated,
-    donate_argnums=0,
-  )
+  compiled = pmap_step if config.parallelism == "pmap" else jit_step
+  train = compiled(step, replicated, sharded)
   evaluated = functools.partial(_evaluated, replicated=replicated, sharded=sharded)
   return CompiledSteps(
     train=train if jax.default_backend() != "cpu" else _blocking(train),
-    predict=evaluated(functools.partial(_labels_and_centers, **bound)),
-    predict_refined=evaluated(functools.partial(_labels_and_centers, refine=True, **bound)),
+    predict=evaluated(functools.partial(labels_and_centers, **bound)),
+    predict_refined=evaluated(functools.partial(labels_and_centers, refine=True, **bound)),
     features=evaluated(functools.partial(factorized_features, **bound)),
     shard_batch=functools.partial(jax.make_array_from_process_local_data, sharded),
     replicate=functools.partial(_replicate, replicated=replicated),
@@ -89,7 +74,36 @@ def compile_steps(
   )
 
 
-def _labels_and_centers(
+def shardings(devices: Sequence[Any]) -> tuple[NamedSharding, NamedSharding]:
+  """Returns how arrays lie on devices: a copy on each, and the first axis spread over all, in this order."""
+  mesh = Mesh(np.asarray(devices), ("data",))
+  return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+def jit_step(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> jax.stages.Wrapped:
+  """Compiles a bound train_step for parallelism "jit": arguments as CompiledSteps.train."""
+  return jit(
+    step,
+    training=True,
+    in_shardings=(replicated, sharded, replicated),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )
+
+
+def pmap_step(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> jax.stages.Wrapped:
+  """Compiles it for parallelism "pmap": each device runs it on its own images."""
+  mapped = jax.shard_map(
+    functools.partial(step, axis_name="data"),
+    mesh=replicated.mesh,
+    in_specs=(replicated.spec, sharded.spec, replicated.spec),
+    out_specs=replicated.spec,
+    check_vma=False,
+  )
+  return jit_step(mapped, replicated, sharded)
+
+
+def labels_and_centers(
   variables: tuple[Any, Any], images: chex.Array, **options: Any
 ) -> dict[str, chex.Array]:
   """Replaces the probabilities by "likeliest_parts" uint8 `[B, H, W]`, 1 .. K, a smaller copy to the host."""
@@ -98,8 +112,10 @@ def _labels_and_centers(
   return {**maps, "likeliest_parts": parts}
 
 
-def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
-  """Compiles a function of variables and a batch as CompiledSteps describes those of an evaluation."""
+def evaluation_step(
+  function: Callable, replicated: NamedSharding, sharded: NamedSharding
+) -> jax.stages.Wrapped:
+  """Compiles a function of variables and a batch for the shardings' devices; its results are replicated."""
   # Each device computes its own rows. XLA could not find that by itself: a CRF loops over the images.
   mapped = jax.shard_map(
     function,
@@ -108,7 +124,12 @@ def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedS
     out_specs=sharded.spec,
     check_vma=False,
   )
-  compiled = jit(mapped, in_shardings=(replicated, sharded), out_shardings=replicated)
+  return jit(mapped, in_shardings=(replicated, sharded), out_shardings=replicated)
+
+
+def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
+  """Compiles a function of variables and a batch as CompiledSteps describes those of an evaluation."""
+  compiled = evaluation_step(function, replicated, sharded)
 
   def evaluate(variables: Any, batch: Any) -> Any:
     batch = jax.tree.map(
