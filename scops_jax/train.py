@@ -355,11 +355,15 @@ def _evaluate(
   `variables` are the segmenter's params and batch_stats, replicated.
   """
   config, steps, refine = run.config, run.steps, run.config.crf.num_iterations > 0
+
+  def predictor(function: Callable[..., Any]) -> Callable[[Mapping[str, np.ndarray]], Any]:
+    return lambda batch: function(variables, batch["image"])
+
   measures, figure, gallery = evaluate(
-    functools.partial(steps.predict, variables),
+    predictor(steps.predict),
     regression=_batches(run, run.collection.regression),
     test=_batches(run, run.collection.test),
-    predict_refined=functools.partial(steps.predict_refined, variables) if refine else None,
+    predict_refined=predictor(steps.predict_refined) if refine else None,
     dff=dff,
     num_classes=len(run.collection.part_names),
     config=config,

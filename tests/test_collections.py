@@ -10,7 +10,7 @@ from tests import tiny
 from tests.miniatures import aflw, celeba_wild, cub_parts, pascal_parts
 
 # Measures that need ground truth.
-PARTS = {"nmi", "ari", "nmi_with_background", "ari_with_background"}
+PARTS = {"nmi", "ari", "nmi_with_background", "ari_with_background", "part_purity"}
 LANDMARKS = {
   "landmark_error_train",
   "landmark_error_test",
@@ -21,13 +21,20 @@ LANDMARKS = {
   "keypoint_ari",
   "keypoint_fg_nmi",
   "keypoint_fg_ari",
+  "keypoint_box_nmi",
+  "keypoint_box_ari",
+  "landmark_error_test_eyes",
+  "landmark_error_test_box_edge",
+  "landmark_error_test_box_sides",
+  "landmark_error_test_image",
 }
+EYES = {"landmark_error_test_eyes"}
 # Collection: the writer of its miniature, what its config needs, images of the regression and of the test,
 # what is null in its evaluation.json.
 COLLECTIONS = {
   "aflw": (aflw.write, {}, (4, 3), PARTS),
   "celeba_wild": (celeba_wild.write, {}, (2, 2), PARTS),
-  "cub_parts": (cub_parts.write, {"data.landmark_normalizer": "box"}, (3, 2), PARTS),
+  "cub_parts": (cub_parts.write, {"data.landmark_normalizer": "box"}, (3, 2), PARTS | EYES),
   "pascal_parts": (pascal_parts.write, {"pascal.category": "horse"}, (4, 3), LANDMARKS),
 }
 

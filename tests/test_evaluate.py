@@ -41,7 +41,8 @@ def splits(count, **options):
   return {"regression": batches(count, **options), "test": batches(count, seed=1, **options)}
 
 
-def predict(images):
+def predict(batch):
+  images = batch["image"]
   labels = np.zeros(images.shape[:3], np.uint8)
   labels[:, 2:6, 2:4] = 2
   labels[:, 2:6, 4:7] = 1  # a column too wide
@@ -86,6 +87,8 @@ def test_without_ground_truth_the_saliency_is_the_foreground_and_the_rest_is_nul
   )
   assert results["foreground_iou"] == pytest.approx(16 / 20)
   known = {"foreground_iou", "foreground_iou_mean", "part_area_fractions", "num_train", "num_test"}
+  known |= {"warp_center_error", "warp_label_agreement", "warp_part_agreement"}
+  known |= {"clip_center_jitter", "clip_label_flicker"}
   assert {key for key, value in results.items() if value is not None} == known
   assert figure.keys() == {"images", "labels", "centers"}
   assert gallery.landmarks is gallery.predicted is None
@@ -112,6 +115,22 @@ def test_the_longer_edge_of_the_box_as_normaliser():
   # Every box is 1 × 0.5, the image 2 × 2.
   for key in ("landmark_error_train", "landmark_error_test", "mean_shape_error_test", "dff_error_test"):
     assert by_box[key] == pytest.approx(2 * by_image[key])
+  # Whatever the config's unit, the published ones are there.
+  for results in (by_image, by_box):
+    assert results["landmark_error_test_eyes"] is None
+    assert results["landmark_error_test_image"] == pytest.approx(by_image["landmark_error_test"])
+    assert results["landmark_error_test_box_edge"] == pytest.approx(by_box["landmark_error_test"])
+  edge, sides = (by_box[f"landmark_error_test_box_{unit}"] for unit in ("edge", "sides"))
+  assert edge < sides < 2 * edge  # the height is half as long
+
+
+def test_a_box_that_is_the_whole_image_is_none():
+  whole = np.tile(np.float32((-1.01, -1, 1, 1.01)), (4, 1))
+  chosen = {name: [batch | {"box": whole} for batch in split] for name, split in splits(10).items()}
+  results, *_ = evaluate(predict, **chosen, dff=dff(10), num_classes=3, config=config())
+  for key in ("landmark_error_test_box_edge", "landmark_error_test_box_sides", "keypoint_box_nmi"):
+    assert results[key] is None
+  assert results["landmark_error_test_eyes"] == pytest.approx(results["landmark_error_test"])
 
 
 def hiding(landmark, num_landmarks=3):
@@ -155,6 +174,10 @@ def test_landmarks_are_scored_at_their_pixels():
   classes, parts = np.repeat([0, 1, 2], 10), np.repeat([2, 1, 1], 10)
   assert results["keypoint_fg_nmi"] == pytest.approx(normalized_mutual_info_score(classes, parts))
   assert results["keypoint_fg_ari"] == pytest.approx(adjusted_rand_score(classes, parts))
+  # The third landmark is outside of the box, whose x is -0.5 .. 0.5 and y -0.25 .. 0.25: 3 and 4 are inside.
+  assert results["keypoint_box_nmi"] == pytest.approx(1)
+  # Of part 1's 12 pixels 8 are of class 2 and 4 of the background.
+  assert results["part_purity"] == pytest.approx([2 / 3, 1])
 
 
 def test_hidden_eyes_need_another_normaliser():
@@ -191,11 +214,11 @@ def test_dff_centres_cover_both_splits_and_survive_the_file(tmp_path):
 def test_labels_after_the_crf_are_scored_on_the_test_split_alone():
   calls = []
 
-  def predict_refined(images):
-    calls.append(len(images))
-    labels = predict(images)["labels"]
+  def predict_refined(batch):
+    calls.append(len(batch["image"]))
+    labels = predict(batch)["labels"]
     refined = np.where(np.arange(SIDE) == 6, 0, labels).astype(np.uint8)  # without the column too many
-    return predict(images) | {"crf_labels": refined}
+    return predict(batch) | {"crf_labels": refined}
 
   options = {"dff": dff(10), "num_classes": 3, "config": config()}
   results = evaluate(predict, **splits(10), predict_refined=predict_refined, **options).results

@@ -88,6 +88,9 @@ def test_results_are_shown_with_their_baselines(tmp_path):
   assert "Parts: ARI – " in text
   assert "Parts: ARI, ARI with background: no such ground truth." in text
   assert "of each landmark, in the collection’s order: 20.0 %, 22.0 %, –." in text
+  assert "In other units: 31.0 % of the longer edge of the object’s box; 11.0 % of the image’s edge." in text
+  assert "agreement of labels 0.92, distance of part centres 1.25 pixels" in text
+  assert "agreement of each part 0.9, 0.8, –." in text
   assert "NMI 0.7 ARI 0.65 NMI of the likeliest part 0.8 ARI of the likeliest part 0.75" in text
 
 

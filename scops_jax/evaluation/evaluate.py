@@ -13,18 +13,25 @@ from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
 from scops_jax.evaluation import factorization, segmentation_metrics
-from scops_jax.evaluation.landmark_regression import LandmarkErrors, mean_shape_error, regress_landmarks
+from scops_jax.evaluation.consistency import Consistency
+from scops_jax.evaluation.landmark_regression import (
+  LandmarkErrors,
+  mean_shape_error,
+  normalized_error,
+  regress_landmarks,
+)
 from scops_jax.report.figures import pixel_positions
 from scops_jax.report.gallery import Gallery, GalleryBuilder
 from scops_jax.storage.files import replacing
 from scops_jax.train_step import stream_key
 
 Batch = Mapping[str, np.ndarray]
-Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+Predict = Callable[[Batch], Mapping[str, np.ndarray]]
 
 _RIM = 0.7  # of the longest D·V, below which a position counts as the rim
 # Points are in [-1, 1], so the edge of an image is 2 long.
 _IMAGE_EDGE = 2.0
+_WHOLE = 0.05  # half-image units from the frame within which a box is the whole image's: there are no boxes
 _ERRORS = (
   "landmark_error_train",
   "landmark_error_test",
@@ -32,6 +39,9 @@ _ERRORS = (
   "dff_error_test",
   "landmark_errors_test",
 )
+# At landmarks: the likeliest channel, the likeliest part, and that at landmarks inside the object's box.
+_KEYPOINTS = ("keypoint", "keypoint_fg", "keypoint_box")
+_NORMALIZED = tuple(f"landmark_error_test_{unit}" for unit in ("eyes", "box_edge", "box_sides", "image"))
 # Images whose predictions are kept for the figure.
 FIGURE_IMAGES = 24
 
@@ -144,6 +154,7 @@ class _TestPredictions:
     self._images: list[np.ndarray] = []  # each image's table [K+1, 2] of labels and true foreground
     self._shown: list[Batch] = []
     self.gallery = GalleryBuilder(num_parts)
+    self.consistency = Consistency(num_parts)
 
   def add(self, rows: Batch) -> Batch:
     """Counts a batch, and returns it."""
@@ -156,14 +167,20 @@ class _TestPredictions:
     if self._num_classes:
       self._count("parts", self._table(labels, parts, num_classes=self._num_classes))
     points = pixel_positions(rows["landmarks"], height=labels.shape[1], width=labels.shape[2])
-    for name in ("labels", "likeliest_parts"):
-      table = segmentation_metrics.keypoint_table(
-        rows[name], points, rows["visible"], num_labels=self._num_parts + 1
-      )
-      self._count(f"keypoint_{name}", table)
+    low, high = rows["box"][:, None, :2], rows["box"][:, None, 2:]
+    boxed = rows["visible"] & ((rows["landmarks"] >= low) & (rows["landmarks"] <= high)).all(axis=-1)
+    boxed &= _has_box(rows["box"])[:, None]
+    for name, labelled, visible in (
+      ("keypoint", labels, rows["visible"]),
+      ("keypoint_fg", rows["likeliest_parts"], rows["visible"]),
+      ("keypoint_box", rows["likeliest_parts"], boxed),
+    ):
+      table = segmentation_metrics.keypoint_table(labelled, points, visible, num_labels=self._num_parts + 1)
+      self._count(name, table)
     if sum(len(shown["labels"]) for shown in self._shown) < FIGURE_IMAGES:
       self._shown.append({"images": rows["image"], "labels": labels, "centers": rows["centers"]})
     self.gallery.add(rows["image"], labels, rows["centers"], foreground=foreground)
+    self.consistency.add(rows)
     return rows
 
   def _table(self, labels: np.ndarray, truth: np.ndarray, *, num_classes: int) -> np.ndarray:
@@ -178,13 +195,13 @@ class _TestPredictions:
     """Returns the entries of evaluation.json; None where there is no such ground truth."""
     images = np.stack(self._images)
     refined, parts = self._tables.get("foreground_crf"), self._tables.get("parts")
-    keypoints = self._tables["keypoint_labels"], self._tables["keypoint_likeliest_parts"]
     result: dict[str, Any] = {
       "foreground_iou": segmentation_metrics.foreground_iou(images.sum(axis=0)),
       "foreground_iou_mean": segmentation_metrics.mean_foreground_iou(images),
       "foreground_iou_crf": None if refined is None else segmentation_metrics.foreground_iou(refined),
       **dict.fromkeys(("nmi", "ari", "nmi_with_background", "ari_with_background")),
-      **dict.fromkeys(segmentation_metrics.KeypointMeasures._fields),
+      **{f"{name}_{score}": None for name in _KEYPOINTS for score in ("nmi", "ari")},
+      "part_purity": None if parts is None else segmentation_metrics.part_purity(parts),
       "part_area_fractions": segmentation_metrics.part_area_fractions(images.sum(axis=2)).tolist(),
     }
     if parts is not None:
@@ -192,8 +209,10 @@ class _TestPredictions:
       for suffix, table in (("", foreground), ("_with_background", parts)):
         result[f"nmi{suffix}"] = segmentation_metrics.normalized_mutual_information(table)
         result[f"ari{suffix}"] = segmentation_metrics.adjusted_rand_index(table)
-    if keypoints[0].any():
-      result |= segmentation_metrics.keypoint_scores(*keypoints)._asdict()
+    for name in _KEYPOINTS:
+      if (table := self._tables[name]).any():
+        result[f"{name}_nmi"] = segmentation_metrics.normalized_mutual_information(table)
+        result[f"{name}_ari"] = segmentation_metrics.adjusted_rand_index(table)
     return result
 
   def figure(self) -> dict[str, Any]:
@@ -215,8 +234,9 @@ def evaluate(
   """Measures the segmenter.
 
   Args:
-    predict: images uint8 `[B, H, W, 3]` → "labels" `[B, H, W]`, the likeliest channel, "likeliest_parts"
-      `[B, H, W]`, 1 .. K, the same without the background, and "centers" `[B, K, 2]`.
+    predict: a batch, whose "image" is uint8 `[B, H, W, 3]` and "saliency" uint8 `[B, H, W]`, → "labels"
+      `[B, H, W]`, the likeliest channel, "likeliest_parts" `[B, H, W]`, 1 .. K, the same without the
+      background, and "centers" `[B, K, 2]`. SCOPS takes the image alone.
     regression: batches of the images that landmarks are regressed on.
     test: batches of the test images.
     predict_refined: the same with "crf_labels" `[B, H, W]` too, for the test split; None: `predict`, and
@@ -234,7 +254,7 @@ def evaluate(
   # Labels are scored on the test split alone, and a CRF is slow.
   test_points = _landmarks(map(predictions.add, _predicted(predict_refined or predict, test)))
   figure = predictions.figure()
-  errors: dict[str, Any] = dict.fromkeys(_ERRORS)
+  errors: dict[str, Any] = dict.fromkeys((*_ERRORS, *_NORMALIZED))
   image_errors = shown = predicted = None
   if train_points.visible.any():
     ours, errors = _landmark_errors(train_points, test_points, dff, config)
@@ -246,6 +266,7 @@ def evaluate(
   results = {
     **errors,
     **predictions.measures(),
+    **predictions.consistency.measures(predict, batch_size=config.eval_batch_size),
     "num_train": len(train_points.centers),
     "num_test": len(test_points.centers),
   }
@@ -256,7 +277,7 @@ def evaluate(
 def _predicted(predict: Predict, batches: Iterable[Batch]) -> Iterator[Batch]:
   """Yields each batch's arrays and predictions, without the padding of the last batch."""
   for batch in batches:
-    arrays = {**batch, **predict(batch["image"])}
+    arrays = {**batch, **predict(batch)}
     yield {name: np.asarray(array)[batch["valid"]] for name, array in arrays.items()}
 
 
@@ -265,17 +286,26 @@ def _landmarks(batches: Iterable[Batch]) -> Landmarks:
   return Landmarks(*map(np.concatenate, zip(*rows, strict=True)))
 
 
+def _has_box(boxes: np.ndarray) -> np.ndarray:
+  """Returns which boxes `[N, 4]` are not the whole image, which stands for no box."""
+  return (np.abs(boxes - np.array([-1, -1, 1, 1])) > _WHOLE).any(axis=1)
+
+
+def _normalizer(split: Landmarks, unit: str) -> np.ndarray | None:
+  """Returns the lengths `[N]` by config.data.landmark_normalizer; None for the distance between the eyes."""
+  if unit == "image":
+    return np.full(len(split.centers), _IMAGE_EDGE)
+  return np.max(split.boxes[:, 2:] - split.boxes[:, :2], axis=1) if unit == "box" else None
+
+
 def _landmark_errors(
   train: Landmarks, test: Landmarks, dff: Dff, config: ConfigDict
 ) -> tuple[LandmarkErrors, dict[str, Any]]:
   """Returns our regression, and the errors of it and of the baselines by name."""
+  unit = config.data.landmark_normalizer
   options: dict[str, Any] = {"visible": (train.visible, test.visible)}
-  if config.data.landmark_normalizer == "image":
-    options["normalizer"] = tuple(np.full(len(split.centers), _IMAGE_EDGE) for split in (train, test))
-  elif config.data.landmark_normalizer == "box":
-    options["normalizer"] = tuple(
-      np.max(split.boxes[:, 2:] - split.boxes[:, :2], axis=1) for split in (train, test)
-    )
+  if unit != "inter_ocular":
+    options["normalizer"] = (_normalizer(train, unit), _normalizer(test, unit))
   elif np.count_nonzero(train.visible[:, :2].any(axis=0)) < 2:
     raise UserError(
       "data.landmark_normalizer=inter_ocular needs images of the regression that show the first two "
@@ -285,4 +315,28 @@ def _landmark_errors(
   theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)
   mean_shape = mean_shape_error(train.landmarks, test.landmarks, **options)
   each = [None if np.isnan(error) else float(error) for error in ours.test_landmark_errors]
-  return ours, dict(zip(_ERRORS, (ours.train, ours.test, mean_shape.test, theirs.test, each), strict=True))
+  errors = dict(zip(_ERRORS, (ours.train, ours.test, mean_shape.test, theirs.test, each), strict=True))
+  return ours, errors | _published_errors(ours.test_landmarks, test, eyes=unit == "inter_ocular")
+
+
+def _published_errors(predicted: np.ndarray, test: Landmarks, *, eyes: bool) -> dict[str, float | None]:
+  """Returns the test error in each unit that is in use, whichever the config takes.
+
+  "eyes": the distance of the first two landmarks (Thewlis et al., ICCV 2017; SCOPS on faces); None unless
+  that is the config's unit, since other objects have no eyes. "box_edge": the longer edge of the object's box
+  (SCOPS on CUB). "box_sides": its width along x and its height along y (Choudhury et al., NeurIPS 2021;
+  PDiscoNet, ICCV 2023). "image": the edge of the network's square (AutoLink, NeurIPS 2022). None too for
+  boxes of a collection that has none.
+  """
+  sides = np.where(_has_box(test.boxes)[:, None], test.boxes[:, 2:] - test.boxes[:, :2], 0)
+  between = np.linalg.norm(test.landmarks[:, :1] - test.landmarks[:, 1:2], axis=-1).reshape(-1, 1)
+  lengths = (
+    np.where(test.visible[:, :2].all(axis=1, keepdims=True), between, 0) if eyes else np.zeros_like(sides),
+    sides.max(axis=1, keepdims=True),
+    sides,
+    np.full((len(sides), 1), _IMAGE_EDGE),
+  )
+  errors = (
+    normalized_error(predicted, test.landmarks, visible=test.visible, lengths=each) for each in lengths
+  )
+  return dict(zip(_NORMALIZED, errors, strict=True))

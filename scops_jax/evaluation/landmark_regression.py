@@ -116,6 +116,31 @@ def regress_landmarks(
   )
 
 
+def normalized_error(
+  predicted: np.ndarray, landmarks: np.ndarray, *, visible: np.ndarray, lengths: np.ndarray
+) -> float | None:
+  """Returns the error of predicted landmarks in units of one length, or of one along x and one along y.
+
+  The mean over images of the mean over an image's visible landmarks of ‖(p - g) / s‖. Images without a
+  positive length or a visible landmark are left out, and so are landmarks without a prediction.
+
+  Args:
+    predicted: p `[N, L, 2]`, NaN where there is no prediction.
+    landmarks: g `[N, L, 2]`.
+    visible: `[N, L]` bool.
+    lengths: s, `[N, 1]` or `[N, 2]` (along x, along y), in the landmarks' unit.
+
+  Returns:
+    A fraction; None if no image is left.
+  """
+  visible = visible & np.isfinite(predicted).all(axis=-1)
+  scored = visible.any(axis=1) & (lengths > 0).all(axis=1)
+  if not scored.any():
+    return None
+  offsets = np.where(visible[..., None], predicted - landmarks, 0)[scored] / lengths[scored, None]
+  return float(np.linalg.norm(offsets, axis=-1).mean(axis=1, where=visible[scored]).mean())
+
+
 def mean_shape_error(
   train_gt: np.ndarray,
   test_gt: np.ndarray,

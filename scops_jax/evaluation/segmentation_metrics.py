@@ -122,6 +122,22 @@ def adjusted_rand_index(table: np.ndarray) -> float:
   return 1.0 if largest == expected else float((both - expected) / (largest - expected))
 
 
+def part_purity(table: np.ndarray) -> list[float | None]:
+  """Returns each part's share of pixels that belong to its most frequent class.
+
+  The purity of a cluster (Manning, Raghavan & Schütze, Introduction to Information Retrieval, 2008, 16.3).
+  Pixels of the background are a class too, so a part that spills over the object is less pure.
+
+  Args:
+    table: `[K+1, classes]` counts of `contingency`; row 0 is the predicted background.
+
+  Returns:
+    K fractions; None for a part without a pixel.
+  """
+  parts = _checked_table(table)[1:]
+  return [float(row.max() / row.sum()) if row.any() else None for row in parts]
+
+
 def part_area_fractions(counts: np.ndarray) -> np.ndarray:
   """Each part's share of the predicted foreground, averaged over images.
 

@@ -20,8 +20,8 @@ from scops_jax.storage.files import replacing
 # What landmark errors are fractions of, by config.data.landmark_normalizer.
 _LENGTHS = {
   "inter_ocular": "the distance between the eyes",
-  "image": "the image's edge",
-  "box": "the longer edge of the object's box",
+  "image": "the image’s edge",
+  "box": "the longer edge of the object’s box",
 }
 _LANDMARK_ROWS = (
   ("landmark_error_test", "SCOPS", "ours"),
@@ -42,6 +42,20 @@ _KEYPOINT_ROWS = (
   ("keypoint_ari", "ARI"),
   ("keypoint_fg_nmi", "NMI of the likeliest part"),
   ("keypoint_fg_ari", "ARI of the likeliest part"),
+  ("keypoint_box_nmi", "NMI in the object’s box"),
+  ("keypoint_box_ari", "ARI in the object’s box"),
+)
+_OTHER_UNITS = {
+  "landmark_error_test_eyes": "the distance between the eyes",
+  "landmark_error_test_box_edge": "the longer edge of the object’s box",
+  "landmark_error_test_box_sides": "the box’s width and height separately",
+  "landmark_error_test_image": "the image’s edge",
+}
+_CONSISTENCY = (
+  ("warp_label_agreement", "agreement of labels", ""),
+  ("warp_center_error", "distance of part centres", " pixels"),
+  ("clip_label_flicker", "labels that change from frame to frame of a moving image", ""),
+  ("clip_center_jitter", "movement of part centres there", " pixels"),
 )
 _FLAG_REASONS = {images.UNUSED: "less than 1\N{NO-BREAK SPACE}%", images.DOMINATING: "more than half"}
 
@@ -85,6 +99,7 @@ def write_report(
     landmarks=_landmark_table(results, config),
     segmentation=_score_table("Segmentation", results, _SEGMENTATION_ROWS),
     keypoints=_score_table("Labels at landmarks", results, _KEYPOINT_ROWS),
+    consistency=_consistency(results),
     part_summary=_part_summary(fractions),
     part_cards=images.part_cards(gallery, fractions, colors),
     gallery_summary=_gallery_summary(gallery),
@@ -138,12 +153,31 @@ def _landmark_table(results: Mapping[str, Any], config: ConfigDict) -> str:
   table = _table(f"<b>Landmark error</b>, per cent of {length}; lower is better", rows, style="landmarks")
   train = number(results["landmark_error_train"], percent=True)
   each = ", ".join(number(error, percent=True) for error in results["landmark_errors_test"])
+  units = [
+    f"{number(results[key], percent=True)} of {unit}"
+    for key, unit in _OTHER_UNITS.items()
+    if results.get(key) is not None and unit != length
+  ]
+  others = f" In other units: {'; '.join(units)}." if units else ""
   return (
     f'{table}<p class="faint">A linear map from part centres to landmarks, fitted to '
     f"{results['num_train']:,} training images, where SCOPS’s error is {train}. DFF factorises the "
     "reference network’s features; the mean shape does not look at the image. SCOPS’s error of each "
-    f"landmark, in the collection’s order: {each}.</p>"
+    f"landmark, in the collection’s order: {each}.{others}</p>"
   )
+
+
+def _consistency(results: Mapping[str, Any]) -> str:
+  """Returns a paragraph of what is measured without labels, or nothing where no part was found."""
+  found = [
+    f"{name} {number(results[key])}{unit}" for key, name, unit in _CONSISTENCY if results.get(key) is not None
+  ]
+  if not found:
+    return ""
+  for key, name in (("warp_part_agreement", "agreement"), ("part_purity", "purity in the true parts")):
+    if results.get(key) is not None:
+      found.append(f"{name} of each part {', '.join(map(number, results[key]))}")
+  return f'<p class="faint"><b>Without labels</b>, images against their known warps: {", ".join(found)}.</p>'
 
 
 def _score_table(caption: str, results: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> str:

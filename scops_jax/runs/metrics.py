@@ -74,9 +74,11 @@ class MetricsLog:
     self.write_scalars(step, scalars, prefix="train")
 
   def write_scalars(self, step: int, scalars: dict[str, Any], *, prefix: str) -> None:
-    """TensorBoard only; entries that are not numbers are left out."""
+    """TensorBoard only: numbers, and lists of them as NAME/1, NAME/2, …; other entries are left out."""
     for name, value in scalars.items():
-      if isinstance(value, float):
+      if isinstance(value, list):
+        self.write_scalars(step, {f"{name}/{i}": entry for i, entry in enumerate(value, 1)}, prefix=prefix)
+      elif isinstance(value, float):
         self._write_event(step, summary.scalar(f"{prefix}/{name}", value))
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
