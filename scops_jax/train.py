@@ -364,6 +364,8 @@ def _evaluate(
     regression=_batches(run, run.collection.regression),
     test=_batches(run, run.collection.test),
     predict_refined=predictor(steps.predict_refined) if refine else None,
+    # A CPU has no maps to send, and one program less to compile.
+    predict_centers=None if jax.default_backend() == "cpu" else predictor(steps.centers),
     dff=dff,
     num_classes=len(run.collection.part_names),
     config=config,

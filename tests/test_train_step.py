@@ -236,6 +236,17 @@ def test_prediction_shapes_and_ranges():
   assert float(abs(predicted["centers"]).max()) <= 1.0
 
 
+def test_centres_alone_are_those_of_the_prediction():
+  config = tiny.config()
+  nets = tiny.networks()
+  params, batch_stats, _ = tiny.variables(nets)
+  steps = compile_steps(nets, create_optimizer(nets, params, config), config)
+  variables, images = (params["segmenter"], batch_stats), tiny.batch(4)["image"]
+  found = steps.centers(variables, images)
+  assert found.keys() == {"centers"}
+  np.testing.assert_allclose(found["centers"], steps.predict(variables, images)["centers"], atol=1e-6)
+
+
 _DEVICES_SCRIPT = """
 import sys
 import numpy as np, jax

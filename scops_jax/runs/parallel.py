@@ -38,6 +38,7 @@ class CompiledSteps(NamedTuple):
   # (params, batch_stats), images [B, H, W, 3] → "labels", "likeliest_parts", "centers".
   predict: Callable[[Any, np.ndarray], Maps]
   predict_refined: Callable[[Any, np.ndarray], Maps]  # the same, and "crf_labels"
+  centers: Callable[[Any, np.ndarray], Maps]  # the same arguments → "centers" alone: no maps go to the host
   features: Callable[[Any, Any], np.ndarray]  # reference variables, batch → [B, h, w, C]
   shard_batch: Callable[[Any], Any]  # host-local NumPy arrays [B / hosts, ...] → on all devices [B, ...]
   replicate: Callable[[Any], Any]  # a tree, equal on all hosts → a copy on each device
@@ -67,6 +68,7 @@ def compile_steps(
     train=train if jax.default_backend() != "cpu" else _blocking(train),
     predict=evaluated(functools.partial(labels_and_centers, **bound)),
     predict_refined=evaluated(functools.partial(labels_and_centers, refine=True, **bound)),
+    centers=evaluated(functools.partial(_centers, **bound)),
     features=evaluated(functools.partial(factorized_features, **bound)),
     shard_batch=functools.partial(jax.make_array_from_process_local_data, sharded),
     replicate=functools.partial(_replicate, replicated=replicated),
@@ -110,6 +112,10 @@ def labels_and_centers(
   maps = predict_step(*variables, images, **options)
   parts = jnp.argmax(maps.pop("probs")[..., 1:], axis=-1).astype(jnp.uint8) + 1
   return {**maps, "likeliest_parts": parts}
+
+
+def _centers(variables: tuple[Any, Any], images: chex.Array, **options: Any) -> dict[str, chex.Array]:
+  return {"centers": predict_step(*variables, images, **options)["centers"]}
 
 
 def evaluation_step(
