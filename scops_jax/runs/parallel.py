@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
 from scops_jax.kernels.compilation import jit
+from scops_jax.runs import hosts
 from scops_jax.train_step import Networks, factorized_features, predict_step, train_step
 
 Metrics = dict[str, chex.Array]
@@ -121,7 +122,7 @@ def _centers(variables: tuple[Any, Any], images: chex.Array, **options: Any) -> 
 def evaluation_step(
   function: Callable, replicated: NamedSharding, sharded: NamedSharding
 ) -> jax.stages.Wrapped:
-  """Compiles a function of variables and a batch for the shardings' devices; its results are replicated."""
+  """Compiles a function of variables and a batch for the shardings' devices; its results are sharded."""
   # Each device computes its own rows. XLA could not find that by itself: a CRF loops over the images.
   mapped = jax.shard_map(
     function,
@@ -130,7 +131,8 @@ def evaluation_step(
     out_specs=sharded.spec,
     check_vma=False,
   )
-  return jit(mapped, in_shardings=(replicated, sharded), out_shardings=replicated)
+  # The hosts gather the results: no device needs the others' maps.
+  return jit(mapped, in_shardings=(replicated, sharded), out_shardings=sharded)
 
 
 def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
@@ -141,7 +143,7 @@ def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedS
     batch = jax.tree.map(
       lambda array: jax.make_array_from_callback(array.shape, sharded, lambda index: array[index]), batch
     )
-    return jax.device_get(compiled(variables, batch))
+    return jax.device_get(hosts.all_gather(compiled(variables, batch)))
 
   return evaluate
 
