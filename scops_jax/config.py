@@ -39,6 +39,9 @@ def default_config() -> ConfigDict:
   # The segmenter's arithmetic: "float32" or "bfloat16" (for GPUs and TPUs; half as fast on a CPU). Its
   # parameters and the losses stay in float32.
   config.compute_dtype = "float32"
+  # Beyond the paper: predictions are averaged with those of the mirror image, at twice the cost. It needs
+  # spatial.mirror_probability > 0; elsewhere parts may be left or right ones.
+  config.predict_mirror = False
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or the path of a weight file
   config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
@@ -74,6 +77,9 @@ def default_config() -> ConfigDict:
   # leaves its update out and counts it in metrics.jsonl.
   config.on_nonfinite_step = "error"
   config.eval_batch_size = 32  # images, ≥ 1; the last batch is padded and masked, never dropped
+  # Folder of compiled programs, local or in a bucket, so that a restart need not compile again; "" = none is
+  # kept. The environment's JAX_COMPILATION_CACHE_DIR goes first.
+  config.compilation_cache_dir = "~/.cache/scops_jax/compiled"
 
   # Weights λ of the loss terms (section 3, equation 7), ≥ 0; 0 = off. The release's values in this project's
   # reductions.
@@ -242,6 +248,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 _CHOICES = {
+  "data.name": ("aflw", "celeba_wild", "cub_parts", "image_folder", "pascal_parts", "toy_faces"),
   "parallelism": ("jit", "pmap"),
   "compute_dtype": ("float32", "bfloat16"),
   "reference_dtype": ("auto", "float32", "bfloat16"),
@@ -318,7 +325,7 @@ RANGES = {
   "folder.max_edge": "[1, 65535]",
 }
 # The only text that may be empty.
-_MAY_BE_EMPTY = ("data.saliency_dir",)
+_MAY_BE_EMPTY = ("data.saliency_dir", "compilation_cache_dir")
 
 
 def flat_values(config: ConfigDict) -> dict[str, Any]:
@@ -368,6 +375,11 @@ def _check_combinations(config: ConfigDict) -> None:
   if config.optimizer.repeat_updates and config.optimizer.name != "sgd":
     raise UserError(
       f'optimizer.repeat_updates=True needs optimizer.name="sgd", not {config.optimizer.name!r}'
+    )
+  if config.predict_mirror and not config.spatial.mirror_probability:
+    raise UserError(
+      "predict_mirror=True needs parts that mirroring keeps, so spatial.mirror_probability > 0, not 0: set "
+      "predict_mirror=False, or let the transform mirror"
     )
   if not config.sync_batch_norm and config.parallelism != "pmap":
     raise UserError(f'sync_batch_norm=False needs parallelism="pmap", not {config.parallelism!r}')

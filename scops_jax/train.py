@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 import pathlib
@@ -14,7 +15,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
 from scops_jax.config import check_values
 from scops_jax.data.collection import Collection, ExampleSource, open_collection
@@ -24,10 +24,12 @@ from scops_jax.data.workers import num_workers
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
+from scops_jax.progress import Bar, phase, tracked
 from scops_jax.report import charts, figures
 from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
 from scops_jax.runs.checkpoints import Checkpoints, is_intact, latest_step, restore_state, restore_variables
+from scops_jax.runs.compiled import keep_programs
 from scops_jax.runs.devices import announce_devices
 from scops_jax.runs.feature_cache import CachedFeatures
 from scops_jax.runs.interruption import Interruption
@@ -73,6 +75,7 @@ def train_and_evaluate(
     SystemExit: SIGTERM or SIGINT has come; the step in progress is saved (runs/interruption.py).
   """
   check_values(config)
+  keep_programs(config.compilation_cache_dir)
   with contextlib.ExitStack() as stack:
     hosts.first_host_first(stack.enter_context, owned(workdir))
     if _is_finished(config, workdir):
@@ -86,15 +89,17 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
   announce_devices(config)
   if jax.default_backend() == "cpu":
     map_large_blocks()
-  collection = hosts.first_host_first(open_collection, config)
+  with phase("opening the images"):
+    collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
 
   networks = setup.create_networks(config)
   transformation = setup.create_optimizer(networks, config)
   steps = compile_steps(networks, transformation, config)
   resumes = bool(hosts.broadcast_from_first(latest_step(workdir) > 0))
-  reference_variables = setup.load_reference(networks, config)
-  segmenter_variables = None if resumes else setup.init_segmenter(networks, config)
+  with phase("loading the networks"):
+    reference_variables = setup.load_reference(networks, config)
+    segmenter_variables = None if resumes else setup.init_segmenter(networks, config)
   hosts.first_host_first(setup.write_saliency_maps, collection, networks, reference_variables, config)
   reference_variables = hosts.first_host_first(
     setup.fit_feature_code, collection, networks, reference_variables, config
@@ -118,7 +123,8 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
   start = 0
   if resumes:
     template = setup.abstract_state(networks, transformation, config, sharding=steps.state_sharding)
-    state, position, start = restore_state(workdir, template)
+    with phase("restoring the newest checkpoint"):
+      state, position, start = restore_state(workdir, template)
     _check_same_images(position, collection, workdir)
     batches.set_state(position)
     dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
@@ -160,13 +166,16 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
     UserError: the config or the data can't serve, or `workdir` holds no such run or no intact checkpoint.
   """
   check_values(config)
+  keep_programs(config.compilation_cache_dir)
   announce_devices(config)
-  collection = hosts.first_host_first(open_collection, config)
+  with phase("opening the images"):
+    collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
   workdir = hosts.first_host_first(functools.partial(open_workdir, train=False), workdir, config)
   networks = setup.create_networks(config)
   steps = compile_steps(networks, setup.create_optimizer(networks, config), config)
-  variables, step = restore_variables(workdir, sharding=steps.state_sharding)
+  with phase("restoring the newest checkpoint"):
+    variables, step = restore_variables(workdir, sharding=steps.state_sharding)
   run = _Run(config, workdir, collection, steps)
 
   def factorized() -> tuple[Any, CachedFeatures | None]:
@@ -197,8 +206,8 @@ def _check_same_images(position: dict[str, Any], collection: Collection, workdir
   before, now = position["num_images"], len(collection.train)
   if before != now:
     raise UserError(
-      f"--workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
-      "give another --workdir"
+      f"workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
+      "give another workdir"
     )
 
 
@@ -214,6 +223,13 @@ def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[
     **options,
   )
   return map(hosts.all_gather, local_batches)
+
+
+def _tracked(
+  run: _Run, batches: Iterator[dict[str, Any]], source: ExampleSource, what: str
+) -> Iterator[dict[str, Any]]:
+  """Yields all hosts' batches of a split under a bar."""
+  return tracked(batches, len(source), what, size=run.config.eval_batch_size, first="compiling")
 
 
 def _load_or_fit_dff(run: _Run, inputs: Callable[[], tuple[Any, CachedFeatures | None]]) -> Dff:
@@ -235,17 +251,19 @@ def _fit_dff(run: _Run, reference_variables: Any, cached: CachedFeatures | None)
     used = {name: batch[name] for name in ("image", "saliency", "features") if name in batch}
     return run.steps.features(reference_variables, used)
 
-  def batches(source: ExampleSource) -> Iterator[dict[str, Any]]:
+  def batches(source: ExampleSource, what: str = "") -> Iterator[dict[str, Any]]:
     kept = cached if source is collection.train else None
-    return _batches(run, source, fields=("image", "saliency"), kept=kept)
+    images = _batches(run, source, fields=("image", "saliency"), kept=kept)
+    return _tracked(run, images, source, f"baseline: {what} images") if what else images
 
-  dff = fit_dff(
-    features,
-    train=batches(collection.train),
-    regression=batches(collection.regression),
-    test=batches(collection.test),
-    config=run.config,
-  )
+  with phase("factorising the reference's features (DFF, the baseline)"):
+    dff = fit_dff(
+      features,
+      train=batches(collection.train),
+      regression=batches(collection.regression, "regression"),
+      test=batches(collection.test, "test"),
+      config=run.config,
+    )
   # The hosts may round differently, but must start from one part basis.
   dff = hosts.broadcast_from_first(dff)
   if hosts.is_first():
@@ -279,13 +297,12 @@ def _train(
   config, steps = run.config, run.steps
   log = MetricsLog(run.workdir, start_step=start)
   num_images = len(run.collection.train)
-  progress = {"total": config.num_steps, "initial": start, "unit": "step", "desc": "train"}
-  bar = tqdm(**progress, dynamic_ncols=True, disable=not hosts.is_first())
+  bar = Bar(config.num_steps, "train", unit="step", done=start, first="compiling the step")
   fetched = StepMetrics(config, image_names=functools.partial(_image_names, run))
   lines = StepLog(config, metrics=fetched, log=log, bar=bar)
   stream = _prefetch(batches, steps.shard_batch)
   with (
-    Interruption() as interruption,
+    Interruption(start) as interruption,
     contextlib.closing(bar),
     contextlib.closing(stream),
     contextlib.closing(profiler),
@@ -308,13 +325,13 @@ def _train(
       last = step == config.num_steps
       logs = step % config.log_every == 0 or last
       evaluates = step % config.eval_every == 0 or last
-      # Hosts that ask one another wait for one another.
-      stops = (logs or jax.process_count() == 1) and interruption.received()
+      stops = interruption.stops_after(step)
       saves = step % config.checkpoint_every == 0 or evaluates or stops
       # On a CPU the step has been waited for; a checkpoint waits for it.
       lines.settle(step, logs=logs, wait=saves or jax.default_backend() == "cpu")
       # Before the evaluation, which may fail.
       if saves:
+        log.publish()  # before the checkpoint: whoever goes on from it keeps the lines up to it
         checkpoints.save(step, state, position={**position, "num_images": num_images})
       if stops:
         checkpoints.wait()
@@ -324,6 +341,7 @@ def _train(
       if evaluates:
         results = evaluate_now(step)
         lines.restart_clock()
+        bar.resume()
   log.close()
   return results
 
@@ -356,13 +374,16 @@ def _evaluate(
   """
   config, steps, refine = run.config, run.steps, run.config.crf.num_iterations > 0
 
+  def batches(source: ExampleSource, split: str) -> Iterator[dict[str, Any]]:
+    return _tracked(run, _batches(run, source), source, f"evaluating {split} images")
+
   def predictor(function: Callable[..., Any]) -> Callable[[Mapping[str, np.ndarray]], Any]:
     return lambda batch: function(variables, batch["image"])
 
   measures, figure, gallery = evaluate(
     predictor(steps.predict),
-    regression=_batches(run, run.collection.regression),
-    test=_batches(run, run.collection.test),
+    regression=batches(run.collection.regression, "regression"),
+    test=batches(run.collection.test, "test"),
     predict_refined=predictor(steps.predict_refined) if refine else None,
     # A CPU has no maps to send, and one program less to compile.
     predict_centers=None if jax.default_backend() == "cpu" else predictor(steps.centers),
@@ -375,7 +396,7 @@ def _evaluate(
     return results
   parts, losses, report = _result_files(run.workdir, step)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
-  with writing(run.workdir):
+  with writing(run.workdir), phase("writing figures and the report"):
     figures.part_figure(path=parts, **figure)
     if records:
       charts.loss_curves(records, losses, weights=config.loss.to_dict())
@@ -383,8 +404,9 @@ def _evaluate(
     write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")
-    with Image.open(parts) as picture:
+    with Image.open(io.BytesIO(parts.read_bytes())) as picture:
       log.write_image(step, "parts", np.asarray(picture.convert("RGB")))
+    log.publish()
   return results
 
 
@@ -404,4 +426,4 @@ def _print_results(results: dict[str, Any], workdir: pathlib.Path) -> None:
   rows.append(("part_area_fractions", fractions))
   width = max(len(name) for name, _ in rows)
   print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
-  print(*filter(pathlib.Path.exists, _result_files(workdir, results["step"])), sep="\n")
+  print(*(path for path in _result_files(workdir, results["step"]) if path.exists()), sep="\n")

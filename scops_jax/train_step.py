@@ -375,6 +375,9 @@ def predict_step(
 ) -> dict[str, chex.Array]:
   """Segments images in evaluation mode.
 
+  With config.predict_mirror the logits are averaged with the mirrored logits of the mirror image, which has
+  the same parts where the transform mirrors; so the mirror image's parts are the mirrored parts.
+
   Args:
     params: the segmenter's.
     batch_stats: the segmenter's running statistics.
@@ -390,9 +393,16 @@ def predict_step(
   """
   inputs = _segmenter_inputs(images, config)
   variables = {"params": params, "batch_stats": batch_stats}
-  logits: Any = networks.segmenter.apply(variables, inputs, train=False)
+
+  def segment(inputs: chex.Array) -> jax.Array:
+    logits: Any = networks.segmenter.apply(variables, inputs, train=False)
+    return logits.astype(jnp.float32)
+
+  logits = segment(inputs)
+  if config.predict_mirror:
+    logits = (logits + segment(inputs[:, :, ::-1])[:, :, ::-1]) / 2
   height, width = images.shape[1:3]
-  probs = jax.nn.softmax(geometry.resize_bilinear(logits.astype(jnp.float32), height, width))
+  probs = jax.nn.softmax(geometry.resize_bilinear(logits, height, width))
   maps = {"labels": _likeliest(probs), "probs": probs, "centers": geometry.part_centers(probs, epsilon=0.0)}
   if refine:
     maps["crf_labels"] = _likeliest(dense_crf.dense_crf(probs, images, **config.crf))

@@ -1,6 +1,9 @@
-"""A host of a run with tiny networks: what test_multihost.py starts several of.
+"""A host of a run with tiny networks: what test_multihost.py and test_buckets.py start one or two of.
 
-python -m tests.multihost_worker COORDINATOR PROCESS_ID CACHE DIES_AT PARALLELISM=WORKDIR …
+python -m tests.multihost_worker COORDINATOR PROCESS_ID CACHE SIGNAL@STEP PARALLELISM=WORKDIR …
+
+COORDINATOR is "" for a single host. SIGNAL@STEP, such as SIGTERM@2, is what this host gets in the last of the
+runs; "" is nothing.
 """
 
 import os
@@ -12,6 +15,7 @@ from typing import Any
 
 from scops_jax import models, train
 from scops_jax.runs import hosts
+from scops_jax.runs.checkpoints import latest_step
 from tests import tiny
 
 # The last batch of the test split is two images short: the second host's piece is nothing but padding.
@@ -43,36 +47,40 @@ def networks() -> tuple[dict[str, Any], dict[str, Any]]:
   return {"tiny": segmenter}, {"tiny": reference}
 
 
-def train_run(workdir: pathlib.Path, *, parallelism: str, cache: pathlib.Path) -> dict[str, Any]:
+def train_run(workdir: str | pathlib.Path, *, parallelism: str, cache: str | pathlib.Path) -> dict[str, Any]:
   """Trains and evaluates; the tables of networks hold the tiny ones."""
   settings = {"parallelism": parallelism, "data.cache_dir": str(cache)}
   return train.train_and_evaluate(tiny.config(**_SETTINGS, **settings), workdir)
 
 
-def _die_at(step: int, checkpoint: pathlib.Path) -> None:
-  """Makes this host die in the given step of training, once the checkpoint is complete."""
+def _signal_at(step: int, number: int, workdir: str) -> None:
+  """Makes this host send itself a signal in a step of training; SIGKILL once checkpoint 3 is complete."""
 
-  class Dying(train.StepMetrics):
+  class Signalled(train.StepMetrics):
     def add(self, at: int, metrics: Any) -> None:
       if at == step:
-        while not checkpoint.exists():
+        while number == signal.SIGKILL and latest_step(workdir) < 3:
           time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
+      elif at > step:
+        time.sleep(0.5)  # these steps take no time, and hosts agree within a second
       super().add(at, metrics)
 
-  train.StepMetrics = Dying
+  train.StepMetrics = Signalled
 
 
-def main(coordinator: str, process_id: str, cache: str, dies_at: str, *runs: str) -> None:
+def main(coordinator: str, process_id: str, cache: str, signal_at: str, *runs: str) -> None:
   segmenters, references = networks()
   models._SEGMENTERS.update(segmenters)
   models._REFERENCES.update(references)
-  hosts.join(coordinator_address=coordinator, num_processes=2, process_id=int(process_id))
+  if coordinator:
+    hosts.join(coordinator_address=coordinator, num_processes=2, process_id=int(process_id))
   for run in runs:
     parallelism, _, workdir = run.partition("=")
-    if dies_at != "never":
-      _die_at(int(dies_at), pathlib.Path(workdir) / "checkpoints" / "3")
-    train_run(pathlib.Path(workdir), parallelism=parallelism, cache=pathlib.Path(cache))
+    if signal_at and run == runs[-1]:
+      name, _, step = signal_at.partition("@")
+      _signal_at(int(step), signal.Signals[name], workdir)
+    train_run(workdir, parallelism=parallelism, cache=cache)
 
 
 if __name__ == "__main__":

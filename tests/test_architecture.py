@@ -13,14 +13,14 @@ PACKAGE = ROOT / "scops_jax"
 # A room imports only rooms of a lower floor. A room is a folder, or a file at the top of the package; a
 # command inside a folder is a room of its own.
 FLOORS = (
-  ("errors", "kernels", "storage"),
-  ("geometry", "config"),
+  ("errors", "kernels", "progress"),
+  ("geometry", "config", "catalogue", "storage"),
   ("losses", "warp", "appearance", "dense_crf", "optimizer", "models", "report", "cli"),
   ("weights", "train_step", "data"),
   ("saliency", "evaluation"),
   ("runs",),
   ("train", "prediction"),
-  ("main", "prepare", "predict", "weights.__main__"),
+  ("main", "prepare", "predict", "weights.__main__", "export.__main__"),
 )
 RANKS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("flax", "tensorflow", "tensorflow_datasets", "orbax", "optax", "grain", "ml_collections", "PIL")
@@ -61,7 +61,7 @@ def test_the_maths_imports_jax_and_chex_only(module):
   assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["predictor", "stream", "exporting"])
+@pytest.mark.parametrize("module", ["predictor", "stream", "program_file", "model_file"])
 def test_prediction_imports_neither_the_data_nor_the_logging_stack(module):
   heavy = ("tensorflow_datasets", "grain", "array_record", "tensorboardX", "matplotlib")
   code = f"import scops_jax.prediction.{module}, sys; print([n for n in {heavy} if n in sys.modules])"

@@ -1,8 +1,6 @@
 """A run on each published collection in miniature: prepared, trained for two steps, evaluated."""
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from scops_jax import train
 from scops_jax.runs import setup
@@ -39,21 +37,7 @@ COLLECTIONS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once(tmp_path_factory):
-  """All collections run the same programs."""
-  options = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()  # which else keeps the folder that it has, or that it has none
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 @pytest.mark.parametrize("name", COLLECTIONS)

@@ -18,6 +18,7 @@ from scops_jax.prediction import files, predictor, processes, stream
 from scops_jax.prediction.folder import PredictionFolder, image_files
 from scops_jax.prediction.labels import label_pixels
 from scops_jax.prediction.predictor import Predictor
+from scops_jax.report.overlays import display_size
 from scops_jax.report.palette import part_colors
 from tests import tiny_run
 
@@ -82,7 +83,7 @@ def test_the_files_and_the_table_hold_what_the_network_says(segmenter, photos, t
   names = {"a.jpg": "a.jpg", "a.png": "a.png", "b.png": "b", "sub/a.png": "sub/a", "sub/c.webp": "sub/c"}
   kinds = {"labels": "png", "overlays": "jpg", "probabilities": "npz"}
   expected = [f"{kind}/{stem}.{suffix}" for kind, suffix in kinds.items() for stem in names.values()]
-  assert tree(out) == sorted([*expected, "parts.csv", "progress.jsonl", "settings.json"])
+  assert tree(out) == sorted([*expected, "contact_sheet.jpg", "parts.csv", "progress.jsonl", "settings.json"])
   rows = table(out)
   assert [(row["image"], row["part"]) for row in rows] == [(n, str(k)) for n in names for k in (1, 2, 3)]
   predict_parts = Predictor(segmenter, batch_size=4)
@@ -101,10 +102,8 @@ def test_the_files_and_the_table_hold_what_the_network_says(segmenter, photos, t
       np.testing.assert_allclose(arrays["probs"], small.probs[0], atol=1e-3)
       np.testing.assert_allclose(arrays["centers"], small.centers[0], atol=1e-6)
     with Image.open(out / "overlays" / f"{stem}.jpg") as picture:
-      assert picture.size == (width, height)
-      background = found.labels == 0
-      difference = np.abs(np.asarray(picture).astype(int) - pixels)[background]
-      assert background.sum() < 20 or difference.mean() < 40
+      assert picture.width == display_size(width, height)[0]
+      assert picture.height > display_size(width, height)[1]  # a legend lies below
     for k, row in enumerate(rows[3 * i : 3 * i + 3], 1):
       assert (float(row["x"]), float(row["y"])) == pytest.approx(tuple(places[k - 1]), abs=1e-3)
       assert int(row["area"]) == (found.labels == k).sum()
@@ -112,6 +111,24 @@ def test_the_files_and_the_table_hold_what_the_network_says(segmenter, photos, t
         assert float(row["mean_probability"]) == pytest.approx(found.mean_probs[k], abs=1e-4)
       else:
         assert row["mean_probability"] == ""
+
+
+def test_plain_overlays_and_the_contact_sheet(segmenter, tmp_path):
+  photos = write_images(tmp_path / "photos", {"a.png": (420, 300), "b.png": (300, 420)})
+  out = tmp_path / "out"
+  run(segmenter, photos, out, marks=False)
+  with Image.open(out / "overlays" / "a.jpg") as picture, Image.open(out / "labels" / "a.png") as labels:
+    assert picture.size == labels.size == (300, 420)
+    background = np.asarray(labels) == 0
+    pixels = np.asarray(Image.open(photos / "a.png").convert("RGB")).astype(int)
+    assert np.abs(np.asarray(picture) - pixels)[background].mean() < 40
+  with Image.open(out / "contact_sheet.jpg") as sheet:
+    assert sheet.width > 500
+  with pytest.raises(UserError, match=r"another marks \(was False, now True\)"):
+    run(segmenter, photos, out)
+  (photos / "b.png").unlink()
+  run(segmenter, photos, out, marks=False)
+  assert not (out / "contact_sheet.jpg").exists()
 
 
 def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
@@ -194,7 +211,7 @@ def test_no_readable_image_is_an_error(segmenter, tmp_path):
 def test_predictions_of_another_network_are_not_mixed_in(segmenter, photos, tmp_path):
   out = photos / "parts"  # among the images: the files in it are not taken for images
   run(segmenter, photos, out)
-  with pytest.raises(UserError, match=r"holds predictions of another network .* give another --out"):
+  with pytest.raises(UserError, match=r"holds predictions of another network .* give another folder"):
     run(tiny_run.tiny_segmenter(seed=1), photos, out)
   run(segmenter, photos, out)
   assert len(table(out)) == 3 * len(SIZES)
@@ -202,7 +219,7 @@ def test_predictions_of_another_network_are_not_mixed_in(segmenter, photos, tmp_
 
 def test_a_folder_in_use_or_not_writable_is_an_error(segmenter, photos, tmp_path):
   out = tmp_path / "out"
-  folder = PredictionFolder(out, settings={}, probabilities=False)
+  folder = PredictionFolder(files.OutputFiles(out, probabilities=False), settings={})
   with pytest.raises(UserError, match="written by another call"):
     run(segmenter, photos, out)
   folder.close()
@@ -274,9 +291,9 @@ def test_a_process_that_is_killed_or_can_not_write_is_an_error(segmenter, photos
   out = tmp_path / "out"
   out.mkdir()
   (out / "overlays").touch()  # where a folder is to be
-  with pytest.raises(UserError, match=r"can't write to --out=.*run it again"):
+  with pytest.raises(UserError, match=r"can't write to out=.*run it again"):
     run(segmenter, photos, out, processes=1)
-  with pytest.raises(UserError, match=r"can't write to --out=.*run it again"):
+  with pytest.raises(UserError, match=r"can't write to out=.*run it again"):
     run(segmenter, photos, out, processes=2)
   (out / "overlays").unlink()
   make_job = stream.make_job
@@ -287,7 +304,7 @@ def test_a_process_that_is_killed_or_can_not_write_is_an_error(segmenter, photos
 
   with monkeypatch.context() as patch:
     patch.setattr(stream, "make_job", kill_meanwhile)
-    with pytest.raises(UserError, match=r"process of predict was killed, .*--processes=1"):
+    with pytest.raises(UserError, match=r"process of predict was killed, .*processes=1"):
       run(segmenter, photos, out, processes=2)
   assert run(segmenter, photos, out, processes=2) == []
   assert len(table(out)) == 3 * len(SIZES)
@@ -325,7 +342,7 @@ def test_processes_are_for_many_images_on_a_cpu(segmenter, photos, tmp_path, mon
   assert processes.fast_process_count(1000) == 1
   monkeypatch.setattr(stream.jax, "default_backend", lambda: "gpu")
   assert processes.fast_process_count(10**6) == 1
-  with pytest.raises(UserError, match="--processes=2 is for CPUs"):
+  with pytest.raises(UserError, match="processes=2 is for CPUs"):
     run(segmenter, photos, tmp_path / "out", processes=2)
 
 

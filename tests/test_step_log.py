@@ -26,7 +26,7 @@ class Recorder:
   def update(self):
     self.updates += 1
 
-  def set_postfix(self, **numbers):
+  def show(self, **numbers):
     self.postfix = numbers
 
 

@@ -292,6 +292,18 @@ def test_mirrored_references_commute_with_mirroring():
     assert same == mirrored
 
 
+def test_mirrored_predictions_commute_with_mirroring():
+  nets = tiny.networks()
+  params, *_ = tiny.variables(nets)
+  images = tiny.batch()["image"]
+  for mirrored in (False, True):
+    segment = functools.partial(
+      predict_step, params["segmenter"], {}, networks=nets, config=tiny.config(predict_mirror=mirrored)
+    )
+    probs, of_mirror = segment(images)["probs"], segment(images[:, :, ::-1])["probs"]
+    assert np.allclose(of_mirror[:, :, ::-1], probs, rtol=1e-5) == mirrored
+
+
 def dtypes_of_convolutions(function, *arguments):
   """The dtypes of the results of all convolutions and matrix products in a function."""
   found = set()

@@ -1,7 +1,6 @@
 """Prepares the collection that a config names, and opens it for random access."""
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image
 
 from scops_jax.data.builder import CollectionBuilder, describe
 from scops_jax.data.folder.collection import ImageFolder
-from scops_jax.data.prepared import find_damage, only_writer, quiet_tfds, rebuild, write
+from scops_jax.data.prepared import DIGESTS, find_damage, only_writer, quiet_tfds, rebuild, write
 from scops_jax.data.published.aflw import Aflw
 from scops_jax.data.published.base import PublishedCollection
 from scops_jax.data.published.celeba_wild import CelebaWild
@@ -24,6 +23,8 @@ from scops_jax.data.published.pascal_parts import PascalParts
 from scops_jax.data.saliency_maps import map_path, read_map
 from scops_jax.data.toy_faces.collection import ToyFaces
 from scops_jax.errors import UserError
+from scops_jax.storage.mirror import local_path, modified, pull, push
+from scops_jax.storage.paths import as_path, is_remote
 
 BUILDERS: dict[str, type[CollectionBuilder]] = {
   "aflw": Aflw,
@@ -113,8 +114,10 @@ class Collection:
   landmark_names: tuple[str, ...]
   part_names: tuple[str, ...]  # index 0 is the background; empty: no ground-truth parts
   fingerprint: str  # of the data's content
-  maps: Path | None  # folder of the computed saliency maps (data.saliency = "auto")
-  folder: Path  # of the prepared data set
+  # Folders of the computed saliency maps (data.saliency = "auto") and of the prepared data; storage.mirror
+  # has copies of those that lie in a bucket.
+  maps: Path | None
+  folder: Path
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,20 @@ def prepare_collection(config: ConfigDict) -> Preparation:
   if not config.data.cache_dir:
     raise UserError("data.cache_dir is empty: it should name a folder for prepared data sets")
   builder_class = BUILDERS[config.data.name]
+  for key in ("dir", "saliency_dir"):
+    if is_remote(config.data[key]):
+      raise UserError(
+        f"data.{key}={config.data[key]}: source files are read from a local folder; prepared data sets may "
+        "lie in a bucket (data.cache_dir)"
+      )
   try:
     variant, notes = _choose_variant(builder_class, config)
-    folder = Path(config.data.cache_dir, config.data.name, variant, str(builder_class.VERSION))
+    named = as_path(config.data.cache_dir) / config.data.name / variant / str(builder_class.VERSION)
+    # In a bucket a data set is complete once it has DIGESTS. Two hosts that prepare it at the same time write
+    # the same files.
+    folder, config = local_path(named), _on_disk(config)
     with only_writer(folder.parent):
+      pull(named, flat=True)
       damage = find_damage(folder) if folder.exists() else None
       built = damage is not None or not folder.exists()
       if damage is not None:
@@ -160,6 +173,7 @@ def prepare_collection(config: ConfigDict) -> Preparation:
         rebuild(builder_class, config, folder, damage)
       elif built:
         write(builder_class, config, folder)
+      push(named, flat=True, last=DIGESTS)
       metadata = _open_builder(config, folder).info.metadata
   except OSError as error:
     raise UserError(
@@ -167,11 +181,11 @@ def prepare_collection(config: ConfigDict) -> Preparation:
     ) from error
   if metadata["skipped"] and config.data.on_bad_example == "error":
     raise UserError(
-      f"{folder} was prepared without {len(metadata['skipped'])} bad examples, the first: "
+      f"{named} was prepared without {len(metadata['skipped'])} bad examples, the first: "
       f"{metadata['skipped'][0]} (set data.on_bad_example=skip, or delete the folder and repair the files)"
     )
   return Preparation(
-    path=folder,
+    path=named,
     built=built,
     counts=metadata["counts"],
     skipped=tuple(metadata["skipped"]),
@@ -191,14 +205,14 @@ def open_collection(config: ConfigDict, preparation: Preparation | None = None) 
     preparation = prepare_collection(config)
     if preparation.built or preparation.summary or preparation.notes:
       print(preparation)
-  builder = _open_builder(config, preparation.path)
+  builder = _open_builder(_on_disk(config), preparation.path)
   undecoded = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}
   maps = _maps_folder(config, preparation.path) if config.data.saliency == "auto" else None
   sources = {
     split: ExampleSource(
       builder.as_data_source(split, decoders=undecoded),
       saliency=config.data.saliency,
-      maps=maps,
+      maps=None if maps is None else pull(maps),
       origin=f"{preparation.path}, split {split}",
     )
     for split in builder.splits
@@ -233,14 +247,25 @@ def _choose_variant(builder_class: type[CollectionBuilder], config: ConfigDict) 
   variant = builder_class.variant(config)
   if not issubclass(builder_class, PublishedCollection):
     return variant, []
-  home = Path(config.data.cache_dir, config.data.name)
-  others = sorted(home.glob(f"{builder_class.place(config)}-*/{builder_class.VERSION}"), key=os.path.getmtime)
+  home = as_path(config.data.cache_dir) / config.data.name
+  prepared = home.glob(f"{builder_class.place(config)}-*/{builder_class.VERSION}/{DIGESTS}")
+  others = sorted(prepared, key=modified)
   if not others or (home / variant / str(builder_class.VERSION)).exists():
     return variant, []
-  latest = others[-1].parent
+  latest = others[-1].parent.parent
   if not Path(config.data.dir).is_dir():
     return latest.name, [f"there is no folder data.dir={config.data.dir}: taking {latest} as it was prepared"]
   return variant, [f"files in {config.data.dir} have changed since {latest} was prepared (you may delete it)"]
+
+
+def _on_disk(config: ConfigDict) -> ConfigDict:
+  """Returns the config with the local copy's path as data.cache_dir."""
+  if not is_remote(config.data.cache_dir):
+    return config
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.data.cache_dir = str(local_path(config.data.cache_dir))
+  return config
 
 
 def _open_builder(config: ConfigDict, folder: Path) -> CollectionBuilder:

@@ -85,7 +85,10 @@ def fit_baselines(
     num_parts=config.num_parts,
     num_iterations=config.nmf.num_iterations,
   )
-  rows = maps[weight > _ON_OBJECT]
+  # At least as many cells as clusters, if masks are very soft or small.
+  threshold = min(_ON_OBJECT, np.sort(weight, axis=None)[-config.num_parts])
+  on_object = weight >= threshold
+  rows = maps[on_object]
   means = KMeans(config.num_parts, n_init=1, random_state=config.seed).fit(rows).cluster_centers_
   means = jnp.asarray(means, jnp.float32)
   found = {
@@ -93,7 +96,8 @@ def fit_baselines(
     "dff": Baseline(config.num_parts, functools.partial(_label_by_factors, basis)),
     "kmeans": Baseline(config.num_parts, functools.partial(_label_by_clusters, means)),
     "kmeans_place": Baseline(
-      config.num_parts, functools.partial(_label_by_places, means, _place_scale(means, maps, weight))
+      config.num_parts,
+      functools.partial(_label_by_places, means, _place_scale(means, maps, weight, on_object)),
     ),
   }
   supervised = _Supervised()
@@ -201,13 +205,16 @@ def _spread(scores: chex.Array, weight: chex.Array) -> tuple[chex.Array, chex.Ar
   return parts, distances / (weight.mean(axis=(1, 2))[:, None, None, None] + _TINY)
 
 
-def _place_scale(means: chex.Array, maps: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+def _place_scale(
+  means: chex.Array, maps: np.ndarray, weight: np.ndarray, on_object: np.ndarray
+) -> tuple[float, float]:
   """Returns what a unit of squared distance counts and what a distance counts at most."""
   scores = _closeness(means, jnp.asarray(maps))
-  error = -float(scores.max(axis=-1)[weight > _ON_OBJECT].mean())
+  error = -float(scores.max(axis=-1)[on_object].mean())
   parts, distances = _spread(scores, jnp.asarray(weight))
   share = _PLACE_SHARE * error
-  return share / float((parts * distances).sum() / parts.sum()), _FAR * share
+  distance = float((parts * distances).sum() / (parts.sum() + _TINY))
+  return share / (distance + _TINY), _FAR * share
 
 
 def _label_by_places(

@@ -4,6 +4,7 @@ The networks come in as functions and the images as batches, so this module know
 Every image of the test split counts: the last batch's padding is marked by "valid" and dropped here.
 """
 
+import io
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ class Dff(NamedTuple):
       UserError: the file is missing or damaged.
     """
     try:
-      with np.load(path) as arrays:
+      with np.load(io.BytesIO(path.read_bytes())) as arrays:
         return cls(**{name: arrays[name] for name in cls._fields})
     except FileNotFoundError as error:
       raise UserError(f"{path} is missing") from error

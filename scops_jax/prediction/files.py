@@ -16,15 +16,14 @@ from scops_jax.data.image_files import pad_batch, read_image, resize_image
 from scops_jax.errors import UserError
 from scops_jax.geometry import pixels_from_points
 from scops_jax.prediction.labels import label_pixels
-from scops_jax.report.palette import part_colors
+from scops_jax.prediction.overlay import overlay_parts
+from scops_jax.report.overlays import PALETTE, display_size, draw_overlay
 from scops_jax.storage.files import replacing
 
 # Larger originals are not kept until their maps are there but read a second time: this bounds the memory.
 _KEPT_PIXELS = 1 << 20
-_OPACITIES = bytes([0] + [round(255 * 0.55)] * 255)  # in overlays, by label; the background is transparent
 _JPEG_QUALITY = 90
 _PNG_LEVEL = 1  # of compression: four times as fast as the default, and label maps are small anyway
-_PALETTE = np.concatenate([np.zeros((1, 3), np.uint8), part_colors(255)]).tobytes()
 
 
 class ImageFile(NamedTuple):
@@ -71,10 +70,12 @@ class DoneImage(NamedTuple):
 
 
 class OutputFiles(NamedTuple):
-  """The names of the output files."""
+  """What is written, and where."""
 
   path: pathlib.Path  # of the folder
   probabilities: bool  # whether soft maps are written
+  part_names: tuple[str, ...] = ()  # for legends
+  marks: bool = True  # whether overlays have numbers and a legend
 
   def of(self, stem: str) -> dict[str, pathlib.Path]:
     """Returns an image's output files by kind."""
@@ -137,9 +138,13 @@ def write_image(predicted: PredictedImage | UserError, *, out: OutputFiles) -> D
   width, height = image.size
   found = label_pixels(probs, height=height, width=width)
   labels = Image.fromarray(found.labels)
-  labels.putpalette(_PALETTE)
-  mask = Image.frombytes("L", labels.size, labels.tobytes().translate(_OPACITIES))
-  overlay = Image.composite(labels.convert("RGB"), image, mask)
+  labels.putpalette(PALETTE)
+  places = pixels_from_points(centers, width=width, height=height, square=probs.shape[0])
+  options = {"names": out.part_names, "numbers": out.marks, "legend": out.marks}
+  if display_size(width, height) == image.size:
+    overlay = draw_overlay(image, found.labels, places, **options)
+  else:
+    overlay = overlay_parts(image, probs, centers, **options)
   contents = {kind: io.BytesIO() for kind in out.of(file.stem)}
   labels.save(contents["labels"], format="PNG", compress_level=_PNG_LEVEL)
   overlay.save(contents["overlays"], format="JPEG", quality=_JPEG_QUALITY)
@@ -149,7 +154,6 @@ def write_image(predicted: PredictedImage | UserError, *, out: OutputFiles) -> D
     with replacing(path) as temporary:
       temporary.write_bytes(contents[kind].getbuffer())
   checksums = {kind: zlib.crc32(content.getbuffer()) for kind, content in contents.items()}
-  places = pixels_from_points(centers, width=width, height=height, square=probs.shape[0])
   rows = [
     [k, round(x, 3), round(y, 3), int(found.areas[k]), _rounded(found.mean_probs[k])]
     for k, (x, y) in enumerate(places.tolist(), 1)

@@ -4,57 +4,90 @@ An image is added to the journal (progress.jsonl) once all its files are written
 interrupted call, run again, labels only what is missing or damaged. At the end the table (parts.csv) is made
 from the journal. A folder is predict's own if its settings.json or journal says so; in any other folder files
 of the names that predict writes are somebody else's, and are not overwritten.
+
+In a bucket, whose objects can't be appended to, the journal grows in a local file and is uploaded every ten
+seconds and at the end: a killed call labels the images of the last seconds again.
 """
 
+import contextlib
 import csv
 import fcntl
 import json
 import os
 import pathlib
 import sys
+import tempfile
+import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
 from scops_jax.errors import UserError
 from scops_jax.prediction.files import DoneImage, ImageFile, OutputFiles
-from scops_jax.storage.files import replacing
+from scops_jax.prediction.overlay import LabelledFile, draw_contact_sheet
+from scops_jax.storage.files import replacing, upload
+from scops_jax.storage.locks import InUseError, exclusive
+from scops_jax.storage.paths import is_remote
 
 _COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
-_NAMES = ("settings.json", "progress.jsonl", "parts.csv", "failed.txt", "labels", "overlays", "probabilities")
+_JOURNAL = "progress.jsonl"
+_SHEET = "contact_sheet.jpg"
+_NAMES = (
+  "settings.json",
+  _JOURNAL,
+  "parts.csv",
+  "failed.txt",
+  _SHEET,
+  "labels",
+  "overlays",
+  "probabilities",
+)
+_UPLOAD_EVERY = 10.0  # seconds, of the journal
+_THREADS = 16  # that read a bucket
 
 
 class PredictionFolder:
   """The folder, locked while it is open."""
 
-  def __init__(self, path: pathlib.Path, *, settings: Mapping[str, Any], probabilities: bool) -> None:
+  def __init__(self, files: OutputFiles, *, settings: Mapping[str, Any]) -> None:
     """Creates the folder, or continues it.
 
     Args:
-      path: of the folder.
+      files: what is written, and where.
       settings: what the predictions depend on; a folder with other settings is refused.
-      probabilities: whether soft maps are written.
 
     Raises:
       UserError: it can't be written, is in use, holds predictions with other settings, or files of others.
     """
-    self.files = OutputFiles(path, probabilities)
+    self.files, path = files, files.path
     self._offsets: dict[str, int] = {}  # of the journal's line of each finished image, by stem
-    try:
-      path.mkdir(parents=True, exist_ok=True)
-      self._journal = (path / "progress.jsonl").open("a+b")
-    except OSError as error:
-      raise UserError(f"--out={path} can't be written ({error.strerror}): give a writable folder") from error
-    try:
-      fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    self._reading = threading.Lock()  # of the journal
+    self._uploaded = time.monotonic()
+    with contextlib.ExitStack() as stack:
+      try:
+        if is_remote(path):
+          stack.enter_context(exclusive(path / "lock"))
+          scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scops_jax_")))
+          self._local_journal = scratch / _JOURNAL
+          if (path / _JOURNAL).exists():
+            self._local_journal.write_bytes((path / _JOURNAL).read_bytes())
+        else:
+          path.mkdir(parents=True, exist_ok=True)
+          self._local_journal = path / _JOURNAL
+        self._journal = stack.enter_context(self._local_journal.open("a+b"))
+        if not is_remote(path):
+          fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except (BlockingIOError, InUseError) as error:
+        raise UserError(f"out={path} is being written by another call: wait for it") from error
+      except OSError as error:
+        raise UserError(
+          f"out={path} can't be written ({error.strerror or error}): give a writable folder"
+        ) from error
       self._open(settings)
-    except BlockingIOError as error:
-      self.close()
-      raise UserError(f"--out={path} is being written by another call: wait for it") from error
-    except Exception:
-      self.close()
-      raise
+      self._opened = stack.pop_all()
 
   def _open(self, settings: Mapping[str, Any]) -> None:
     path = self.files.path
@@ -68,12 +101,14 @@ class PredictionFolder:
       self._offsets.clear()
       end, damaged = 0, False
       with replacing(path / "settings.json") as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(
+          json.dumps({**settings, "crc": _crc(settings)}, indent=2) + "\n", encoding="utf-8"
+        )
     elif keys := [key for key in settings if before[key] != settings[key]]:
       shown = ", ".join(f"{key} (was {before[key]}, now {settings[key]})" for key in keys)
-      raise UserError(f"--out={path} holds predictions of another {shown}: give another --out")
+      raise UserError(f"out={path} holds predictions of another {shown}: give another folder")
     if damaged:
-      _note(f"{path / 'progress.jsonl'} is damaged: images after the damage are labelled again")
+      _note(f"{path / _JOURNAL} is damaged: images after the damage are labelled again")
     self._journal.truncate(end)
 
   def _check_empty(self) -> None:
@@ -81,11 +116,11 @@ class PredictionFolder:
     path = self.files.path
     foreign = [name for name in _NAMES if _has_content(path / name)]
     if foreign:
-      if "progress.jsonl" not in foreign:
-        (path / "progress.jsonl").unlink()  # made just now, to lock the folder
+      if _JOURNAL not in foreign and not is_remote(path):
+        (path / _JOURNAL).unlink()  # made just now, to lock the folder
       raise UserError(
-        f"--out={path} holds {', '.join(foreign)}, which predict did not write and would replace: give "
-        "another --out, or move them away"
+        f"out={path} holds {', '.join(foreign)}, which predict did not write and would replace: give "
+        "another folder, or move them away"
       )
 
   def _read_journal(self) -> tuple[int, bool]:
@@ -102,7 +137,12 @@ class PredictionFolder:
 
   def unfinished(self, files: Sequence[ImageFile]) -> list[ImageFile]:
     """Returns the images that are not done in their present version, or whose output files are damaged."""
-    todo = [file for file in files if not self._is_done(file)]
+    if is_remote(self.files.path):
+      with ThreadPoolExecutor(_THREADS) as threads:
+        done = list(threads.map(self._is_done, files))
+    else:
+      done = [self._is_done(file) for file in files]
+    todo = [file for file, is_done in zip(files, done, strict=True) if not is_done]
     for file in todo:
       self._offsets.pop(file.stem, None)
     return todo
@@ -122,16 +162,24 @@ class PredictionFolder:
   def _record(self, stem: str) -> dict[str, Any] | None:
     if stem not in self._offsets:
       return None
-    self._journal.seek(self._offsets[stem])
-    return _parse(self._journal.readline())
+    with self._reading:
+      self._journal.seek(self._offsets[stem])
+      return _parse(self._journal.readline())
 
   def add(self, image: DoneImage) -> None:
     """Records that an image is done."""
-    text = json.dumps(image._asdict())
-    line = f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'
+    record = image._asdict()
     self._offsets[image.stem] = self._journal.seek(0, os.SEEK_END)
-    self._journal.write(line.encode())
+    self._journal.write(json.dumps({**record, "crc": _crc(record)}).encode() + b"\n")
     self._journal.flush()
+    if time.monotonic() > self._uploaded + _UPLOAD_EVERY:
+      self._publish()
+
+  def _publish(self) -> None:
+    """Uploads the journal if the folder is in a bucket."""
+    if is_remote(self.files.path):
+      upload(self._local_journal, self.files.path / _JOURNAL)
+    self._uploaded = time.monotonic()
 
   def write_table(self, images: Sequence[ImageFile], failures: Sequence[str]) -> None:
     """Writes parts.csv and failed.txt.
@@ -154,9 +202,26 @@ class PredictionFolder:
     else:
       failed.unlink(missing_ok=True)
 
+  def write_contact_sheet(self, images: Sequence[ImageFile], *, num_parts: int) -> None:
+    """Writes a picture of several images with their parts, if two or more are done."""
+    done = []
+    for image in images:
+      record = self._record(image.stem)
+      if record is not None:
+        places = [(x, y) for _, x, y, *_ in record["rows"]]
+        done.append(LabelledFile(image.name, image.path, self.files.of(image.stem)["labels"], places))
+    names = self.files.part_names
+    sheet = draw_contact_sheet(done, num_parts=num_parts, names=names) if len(done) > 1 else None
+    if sheet is None:
+      (self.files.path / _SHEET).unlink(missing_ok=True)
+      return
+    with replacing(self.files.path / _SHEET) as temporary:
+      sheet.save(temporary, format="JPEG", quality=90)
+
   def close(self) -> None:
     """Unlocks the folder."""
-    self._journal.close()
+    with self._opened:
+      self._publish()
 
 
 def image_files(images: Mapping[str, pathlib.Path]) -> list[ImageFile]:
@@ -178,8 +243,9 @@ def _read_settings(path: pathlib.Path, expected: Mapping[str, Any]) -> dict[str,
   """Returns the settings that predict has written; None if the file is missing or anything else."""
   try:
     settings = json.loads(path.read_bytes())
-    return settings if settings.keys() == expected.keys() else None
-  except (OSError, ValueError, AttributeError):
+    crc = settings.pop("crc")
+    return settings if (settings.keys(), _crc(settings)) == (expected.keys(), crc) else None
+  except (OSError, ValueError, AttributeError, KeyError, TypeError):
     return None
 
 
@@ -187,14 +253,20 @@ def _parse(line: bytes) -> dict[str, Any] | None:
   """Returns a line of the journal as a dict of DoneImage's fields; None if it is damaged or unfinished."""
   try:
     record = json.loads(line)
-    intact = line.endswith(b"\n") and record.pop("crc") == zlib.crc32(json.dumps(record).encode())
+    intact = line.endswith(b"\n") and record.pop("crc") == _crc(record)
     return record if intact else None
   except (ValueError, AttributeError, KeyError, TypeError):
     return None
 
 
+def _crc(record: Mapping[str, Any]) -> int:
+  return zlib.crc32(json.dumps(record).encode())
+
+
 def _has_content(path: pathlib.Path) -> bool:
-  return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
+  if path.is_dir():
+    return any(path.iterdir())
+  return path.exists() and bool(path.open("rb").read(1))
 
 
 def _note(text: str) -> None:

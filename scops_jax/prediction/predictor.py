@@ -1,47 +1,58 @@
-"""A run's network as a function of images: scops_jax.load_predictor(workdir)(images)."""
+"""A trained network as a function of images: scops_jax.load_predictor("toy_faces")("photo.jpg")."""
 
 import functools
+import os
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from scops_jax import geometry
-from scops_jax.data.image_files import pad_batch, resize_pixels
+from scops_jax.data.image_files import decode_picture, pad_batch, read_image, resize_image
 from scops_jax.dense_crf import dense_crf
 from scops_jax.kernels.compilation import jit
 from scops_jax.prediction.labels import resize_maps
-from scops_jax.prediction.restore import Segmenter, load_segmenter
+from scops_jax.prediction.overlay import overlay_parts
+from scops_jax.prediction.restore import load_segmenter
+from scops_jax.prediction.segmenter import Segmenter
 from scops_jax.train_step import predict_step
+
+# A file's path, Pillow's image of any mode, or uint8 [H, W, 3] RGB.
+OneImage: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
 class PartPrediction(NamedTuple):
-  """The parts in a batch of images; label and channel 0 are the background."""
+  """The parts in images; label and channel 0 are the background. Without B for a single image."""
 
   labels: chex.Array  # uint8 [B, H, W], the likeliest channel
   probs: chex.Array  # float32 [B, H, W, K+1], sums to 1 over the channels
   centers: chex.Array  # float32 [B, K, 2], soft part centres (x, y) in the network's square, see geometry.py
 
 
-def load_predictor(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> "Predictor":
-  """Loads the newest checkpoint of a run.
+def load_predictor(
+  workdir: str | pathlib.Path, *, batch_size: int | None = None, crf: bool = False
+) -> "Predictor":
+  """Loads a trained network.
 
   Args:
-    workdir: the run's directory.
+    workdir: a run's directory, whose newest checkpoint is used; a file that `python -m scops_jax.export` has
+      written, NAME.scops; or "toy_faces", the network of the default run, which comes with this package.
     batch_size: images per call of the network; None: `fast_batch_size`.
+    crf: whether a dense CRF sharpens the maps along the image's edges.
 
   Returns:
     A function of images, see Predictor.
 
   Raises:
-    UserError: no run, or no checkpoint yet.
+    UserError: there is no such network, or it is damaged.
   """
-  return Predictor(load_segmenter(workdir), batch_size=batch_size)
+  return Predictor(load_segmenter(workdir), batch_size=batch_size, crf=crf)
 
 
 class Predictor:
@@ -51,46 +62,125 @@ class Predictor:
   as Pillow does it, before the likeliest channel is taken. The centres are those of the maps before that, in
   the square's frame: `geometry.pixels_from_points` gives pixels of the image. Small batches are padded to a
   power of two, so that few programs are compiled.
+
+  Attributes:
+    num_parts: K.
+    part_names: of parts 1..K, or ().
+    image_size: of the network's square, pixels.
   """
 
-  def __init__(self, segmenter: Segmenter, *, batch_size: int | None = None) -> None:
+  def __init__(self, segmenter: Segmenter, *, batch_size: int | None = None, crf: bool = False) -> None:
     if batch_size is not None and batch_size < 1:
       raise ValueError(f"expected batch_size >= 1, got {batch_size}")
     self._batch_size = batch_size or fast_batch_size()
-    self._predict = compile_segmenter(segmenter)
+    self._predict = compile_segmenter(segmenter, crf=crf)
     self.image_size: int = segmenter.config.image_size
     self.num_parts: int = segmenter.config.num_parts
+    self.part_names = segmenter.part_names
 
-  def __call__(self, images: NDArray[np.uint8]) -> PartPrediction:
+  def __call__(self, images: OneImage | Sequence[OneImage]) -> PartPrediction | list[PartPrediction]:
     """Finds the parts.
 
     Args:
-      images: uint8 `[B, H, W, 3]` RGB, B at least 1.
+      images: one image (a file's path, Pillow's image, or uint8 `[H, W, 3]` RGB), a list of them, of any
+        sizes, or uint8 `[B, H, W, 3]` RGB, B at least 1.
 
     Returns:
-      Labels uint8 `[B, H, W]`, probs float32 `[B, H, W, K+1]` and centers float32 `[B, K, 2]`, NumPy arrays.
+      Of one image labels uint8 `[H, W]`, probs float32 `[H, W, K+1]` and centers float32 `[K, 2]`, NumPy
+      arrays; of a list a list of these; of `[B, H, W, 3]` the same arrays with a leading B. Image files are
+      turned upright. probs takes 4 (K + 1) bytes for each pixel.
 
     Raises:
-      TypeError, ValueError: `images` has another dtype or shape.
+      TypeError, ValueError: an image is of another type, dtype or shape.
+      UserError: a file can't be read.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8:
-      raise TypeError(f"expected images of dtype uint8, RGB 0..255, got {images.dtype}")
-    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-      raise ValueError(f"expected images [B, H, W, 3] with B, H, W >= 1, got shape {images.shape}")
-    size = padded_batch_size(len(images), self._batch_size)
-    found = [self._predict_batch(images[i : i + size], size) for i in range(0, len(images), size)]
-    return PartPrediction(*map(np.concatenate, zip(*found, strict=True)))
+    if isinstance(images, list | tuple):
+      found = self.find_maps(pictures := [open_picture(image) for image in images])
+      return [_at_size(maps, picture.size) for maps, picture in zip(found, pictures, strict=True)]
+    if getattr(images, "ndim", None) != 4:
+      (maps,) = self.find_maps([picture := open_picture(images)])
+      return _at_size(maps, picture.size)
+    batch = np.asarray(images)
+    if batch.shape[3] != 3 or 0 in batch.shape:
+      raise ValueError(f"expected images [B, H, W, 3] with B, H, W >= 1, got shape {batch.shape}")
+    found = self.find_maps([open_picture(image) for image in batch])
+    return PartPrediction(
+      *map(np.stack, zip(*(_at_size(maps, batch.shape[2:0:-1]) for maps in found), strict=True))
+    )
 
-  def _predict_batch(self, images: NDArray[np.uint8], size: int) -> PartPrediction:
-    height, width = images.shape[1:3]
-    pixels = np.stack([resize_pixels(image, self.image_size) for image in images])
-    arrays = jax.device_get(self._predict(pad_batch(pixels, size)))
-    maps = PartPrediction(*(array[: len(images)] for array in arrays))
-    if (height, width) != pixels.shape[1:3]:
-      probs = np.stack([resize_maps(image, height, width) for image in maps.probs])
-      maps = maps._replace(probs=probs, labels=probs.argmax(axis=-1).astype(np.uint8))
+  def overlay(
+    self,
+    image: OneImage,
+    *,
+    shown: Collection[int] | None = None,
+    opacity: float = 0.5,
+    numbers: bool = True,
+    legend: bool = True,
+  ) -> Image.Image:
+    """Draws the parts over an image.
+
+    Args:
+      image: one image, as above.
+      shown: the parts that are drawn, of 1..K; None: all.
+      opacity: of the colours, 0 to 1.
+      numbers: whether the parts' centres are marked with their numbers.
+      legend: whether a legend is added below the image.
+
+    Returns:
+      RGB; an image whose longer side is below 400 pixels is enlarged.
+    """
+    picture = open_picture(image)
+    (maps,) = self.find_maps([picture])
+    return overlay_parts(
+      picture,
+      maps.probs,
+      maps.centers,
+      names=self.part_names,
+      shown=shown,
+      opacity=opacity,
+      numbers=numbers,
+      legend=legend,
+    )
+
+  def find_maps(self, pictures: Sequence[Image.Image]) -> list[PartPrediction]:
+    """Returns the network's output for RGB images, at image_size²."""
+    size = padded_batch_size(len(pictures), self._batch_size)
+    found: list[PartPrediction] = []
+    for start in range(0, len(pictures), size):
+      pixels = [resize_image(picture, self.image_size) for picture in pictures[start : start + size]]
+      arrays = jax.device_get(self._predict(pad_batch(np.stack(pixels), size)))
+      found.extend(PartPrediction(*(array[i] for array in arrays)) for i in range(len(pixels)))
+    return found
+
+
+def open_picture(image: OneImage) -> Image.Image:
+  """Returns an image as Pillow's, RGB and upright; transparent pixels are blended with white.
+
+  Raises:
+    TypeError, ValueError: it is not one of the types of OneImage, or an array of another dtype or shape.
+    UserError: the file can't be read.
+  """
+  if isinstance(image, str | os.PathLike):
+    return read_image(image).image
+  if isinstance(image, Image.Image):
+    return image if image.mode == "RGB" and not image.getexif() else decode_picture(image.copy()).image
+  pixels = np.asarray(image)
+  if pixels.dtype != np.uint8:
+    raise TypeError(
+      f"expected a path, Pillow's image, or an array of dtype uint8, RGB 0..255, got {pixels.dtype}"
+    )
+  if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+    raise ValueError(f"expected an image [H, W, 3] or images [B, H, W, 3], got shape {pixels.shape}")
+  return Image.fromarray(pixels)
+
+
+def _at_size(maps: PartPrediction, size: tuple[int, int]) -> PartPrediction:
+  """Returns the maps of one image at its (width, height)."""
+  width, height = size
+  if maps.labels.shape == (height, width):
     return maps
+  probs = resize_maps(maps.probs, height, width)
+  return maps._replace(probs=probs, labels=probs.argmax(axis=-1).astype(np.uint8))
 
 
 def fast_batch_size() -> int:

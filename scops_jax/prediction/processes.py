@@ -91,7 +91,7 @@ def predict_in_processes(
     except BrokenProcessPool as error:
       raise UserError(
         "a process of predict was killed, usually because memory ran out; finished images are kept: run it "
-        "again, with --processes=1 if memory is short"
+        "again, with processes=1 if memory is short"
       ) from error
     finally:
       pool.shutdown(cancel_futures=True)

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 import pathlib
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,6 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from scops_jax.data.lookahead import ahead, batches
 from scops_jax.errors import UserError, printable
@@ -35,6 +33,8 @@ from scops_jax.prediction.predictor import (
 )
 from scops_jax.prediction.processes import Job, fast_process_count, predict_in_processes
 from scops_jax.prediction.restore import Segmenter
+from scops_jax.progress import Bar, say
+from scops_jax.storage.paths import as_path
 
 _MAX_THREADS = 16
 
@@ -46,6 +46,7 @@ def predict_images(
   *,
   probabilities: bool = False,
   crf: bool = False,
+  marks: bool = True,
   batch_size: int | None = None,
   processes: int | None = None,
 ) -> list[str]:
@@ -61,6 +62,7 @@ def predict_images(
     out: the folder to write or to continue.
     probabilities: whether to keep the soft maps.
     crf: whether to refine the maps with dense_crf.
+    marks: whether overlays have numbered part centres and a legend.
     batch_size: images per call of the network; None: `fast_batch_size`.
     processes: how many share the cores of a CPU; None: `fast_process_count` of the images that are not done
       yet. If there are several, each imports the main program: it needs `if __name__ == "__main__"`.
@@ -73,20 +75,26 @@ def predict_images(
       several processes are asked for on an accelerator.
   """
   if (processes or 1) > 1 and jax.default_backend() != "cpu":
-    raise UserError(
-      f"--processes={processes} is for CPUs, and this is a {jax.default_backend()}: leave it out"
-    )
-  out = pathlib.Path(out)
-  settings = {"network": _digest(segmenter), "step": segmenter.step, "crf": crf}
+    raise UserError(f"processes={processes} is for CPUs, and this is a {jax.default_backend()}: leave it out")
+  out = as_path(out)
+  names = segmenter.part_names
+  settings = {
+    "network": _digest(segmenter),
+    "step": segmenter.step,
+    "crf": crf,
+    "marks": marks,
+    "part_names": list(names),
+  }
   failures: list[str] = []
   try:
-    with contextlib.closing(PredictionFolder(out, settings=settings, probabilities=probabilities)) as folder:
+    writes = OutputFiles(out, probabilities, names, marks)
+    with contextlib.closing(PredictionFolder(writes, settings=settings)) as folder:
       files = image_files(images)
       todo = folder.unfinished(files)
       size = padded_batch_size(len(images), batch_size or fast_batch_size())
       num_batches = -(-len(todo) // size)
       count = min(processes or fast_process_count(len(todo)), max(1, num_batches))
-      with tqdm(total=len(files), initial=len(files) - len(todo), unit="image", desc="predict") as bar:
+      with Bar(len(files), "predict", done=len(files) - len(todo), first="compiling") as bar:
         if count == 1:
           stream = _in_threads(segmenter, todo, folder.files, crf=crf, batch_size=size)
         else:
@@ -96,15 +104,14 @@ def predict_images(
           for outcome in stream:
             if isinstance(outcome, UserError):
               failures.append(str(outcome))
-              tqdm.write(f"left out: {printable(str(outcome), None)}", file=sys.stderr)
+              say(f"left out: {printable(str(outcome), None)}")
             else:
               folder.add(outcome)
             bar.update()
       folder.write_table(files, failures)
+      folder.write_contact_sheet(files, num_parts=segmenter.config.num_parts)
   except OSError as error:
-    raise UserError(
-      f"can't write to --out={out} ({error}); finished images are kept: run it again"
-    ) from error
+    raise UserError(f"can't write to out={out} ({error}); finished images are kept: run it again") from error
   _summarize(len(files), len(todo), failures, out)
   return failures
 

@@ -1,6 +1,7 @@
 """Checkpoints: the training state and the input pipeline's position, written together by orbax.
 
-A checkpoint is complete or absent: orbax writes to a temporary name and renames. It holds a digest of each
+A checkpoint is complete or absent: orbax writes to a temporary name and renames; in a bucket, which has no
+renaming, it writes a last file that says so. It holds a digest of each
 array, taken from the state in memory, and whoever restores a checkpoint compares what comes back with it. A
 damaged checkpoint is reported and the one before it is used.
 """
@@ -22,6 +23,8 @@ import orbax.checkpoint as ocp
 
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
+from scops_jax.runs.staged_checkpoints import StagedManager, complete_steps, is_staged, readable, remove
+from scops_jax.storage.paths import as_path, is_remote
 
 T = TypeVar("T")
 
@@ -34,11 +37,15 @@ class Checkpoints:
   """Writes the `checkpoints/` folder of a run; only the process that trains the run may open it."""
 
   def __init__(self, workdir: str | pathlib.Path) -> None:
+    self._folder = _folder(workdir)
     options = ocp.CheckpointManagerOptions(
       preservation_policy=ocp.checkpoint_managers.LatestN(_KEPT), cleanup_tmp_directories=True
     )
-    self._folder = _folder(workdir)
-    self._manager = ocp.CheckpointManager(self._folder, options=options)
+    self._manager: Any = (
+      StagedManager(self._folder, kept=_KEPT)
+      if is_staged(self._folder)
+      else ocp.CheckpointManager(self._folder, options=options)
+    )
     self._step = 0  # being written
 
   def save(self, step: int, state: Any, *, position: dict[str, Any]) -> None:
@@ -53,8 +60,10 @@ class Checkpoints:
     except ValueError as error:
       raise UserError(
         f"step {step} is not saved, because {error}: go on from the checkpoint before it, or lower "
-        "optimizer.learning_rate in another --workdir"
+        "optimizer.learning_rate in another workdir"
       ) from error
+    if is_staged(self._folder):
+      state = jax.device_get(state)  # as StagedManager wants it
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       position=ocp.args.JsonSave(position),
@@ -140,7 +149,7 @@ def _newest_intact(
   """
   steps = sorted(_steps(workdir), reverse=True)
   if not steps:
-    raise UserError(f"--workdir={workdir} holds no checkpoint yet: train there first")
+    raise UserError(f"workdir={workdir} holds no checkpoint yet: train there first")
   damaged: dict[int, str] = {}
   for step in steps:
     found, damage = _try(read, _folder(workdir) / str(step))
@@ -150,14 +159,14 @@ def _newest_intact(
   else:
     listed = ", ".join(f"{step} ({damage})" for step, damage in damaged.items())
     raise UserError(
-      f"--workdir={workdir} holds no intact checkpoint: {listed}. Restore its checkpoints/ from a copy, or "
-      "give another --workdir to train from the start"
+      f"workdir={workdir} holds no intact checkpoint: {listed}. Restore its checkpoints/ from a copy, or "
+      "give another workdir to train from the start"
     )
   if hosts.is_first():
     for number, damage in damaged.items():
       print(f"checkpoint {number} is damaged ({damage}): going on from {step}", file=sys.stderr)
       if aside:
-        _move_aside(pathlib.Path(workdir), number)
+        _move_aside(as_path(workdir), number)
   return found, step
 
 
@@ -167,7 +176,8 @@ def _try(read: Callable[[pathlib.Path], T], path: pathlib.Path) -> tuple[T, str 
   with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-      found = read(path)
+      with readable(path) as here:
+        found = read(here)
     except ValueError as error:
       damage = _reason(error)
     finally:
@@ -255,23 +265,25 @@ def _reason(error: Exception) -> str:
 
 
 def _move_aside(workdir: pathlib.Path, step: int) -> None:
-  target = workdir / "damaged" / str(step)
+  source, target = _folder(workdir) / str(step), workdir / "damaged" / str(step)
   try:
+    if is_remote(workdir):
+      remove(source, target=target)
+      return
     target.parent.mkdir(exist_ok=True)
     if target.exists():
       shutil.rmtree(target)
-    (_folder(workdir) / str(step)).rename(target)
+    source.rename(target)
   except OSError as error:
-    raise UserError(f"the damaged checkpoint can't be moved to {target}: {error.strerror}") from error
+    reason = error.strerror or error
+    raise UserError(f"the damaged checkpoint can't be moved to {target}: {reason}") from error
 
 
 def _steps(workdir: str | pathlib.Path) -> list[int]:
   """Returns the steps of all checkpoints that are not being written, damaged or not."""
-  folder = _folder(workdir)
-  if not folder.is_dir():
-    return []
-  return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+  return complete_steps(_folder(workdir))
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
-  return pathlib.Path(workdir).absolute() / "checkpoints"
+  path = as_path(workdir)
+  return (path if is_remote(path) else path.absolute()) / "checkpoints"

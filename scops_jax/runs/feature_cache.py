@@ -24,13 +24,14 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from scops_jax.data.collection import Collection
 from scops_jax.data.pipeline import Kept, evaluation_batches
 from scops_jax.data.workers import num_workers
 from scops_jax.errors import UserError
+from scops_jax.progress import Bar
 from scops_jax.storage.files import replacing
+from scops_jax.storage.mirror import local_path, pull, push
 
 _FORMAT = 2  # of the records; part of the digest
 _DTYPE = np.dtype(jnp.bfloat16)
@@ -109,17 +110,25 @@ def cache_features(
   # The dtype that the maps are computed in, because "auto" depends on the device.
   dtypes = [str(each.dtype) for each in maps]
   digest = features_digest(collection, config, variables, dtypes, *settings)
-  path = collection.folder / "reference_features" / f"{digest}.array_record"
+  named = collection.folder / "reference_features" / f"{digest}.array_record"
+  path = local_path(named)
+  try:
+    for each in (named, _digest_path(named)):
+      pull(each)
+  except OSError as error:
+    raise UserError(f"the reference's features can't be copied from {named}: {error}") from error
   if not _is_intact(path):
     _check_space(collection, path, images.size + _DTYPE.itemsize * sum(map(math.prod, shapes)))
     try:
       _write(path, collection, functools.partial(features, variables), config)
+      for each in (named, _digest_path(named)):
+        push(each)
     except OSError as error:
       raise UserError(
         f"the reference's features can't be written to {path}: {error} (or set "
         "data.cache_reference_features=False)"
       ) from error
-    print(f"kept the reference's features of {len(collection.train)} images: {path}")
+    print(f"kept the reference's features of {len(collection.train)} images: {named}")
   return CachedFeatures(path, shapes, config.image_size)
 
 
@@ -154,7 +163,7 @@ def _digest(path: Path) -> bytes:
 
 def _check_space(collection: Collection, path: Path, record_bytes: int) -> None:
   needed = len(collection.train) * record_bytes
-  free = shutil.disk_usage(collection.folder).free
+  free = shutil.disk_usage(local_path(collection.folder)).free
   if needed > free:
     raise UserError(
       f"the reference's features may take {needed / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB "
@@ -179,7 +188,7 @@ def _write(path: Path, collection: Collection, features: Features, config: Confi
     num_threads=num_workers(config.data),
     fields=("image",),
   )
-  progress = tqdm(total=len(collection.train), desc="reference features", unit="image", disable=None)
+  progress = Bar(len(collection.train), "reference features", first="compiling")
   with replacing(path) as temporary, progress:
     writer = ArrayRecordWriter(str(temporary), _OPTIONS)
     for batch in batches:

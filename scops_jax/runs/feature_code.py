@@ -20,6 +20,7 @@ from scops_jax.errors import UserError
 from scops_jax.models import nonnegative
 from scops_jax.runs.feature_cache import features_digest
 from scops_jax.storage.files import replacing
+from scops_jax.storage.mirror import local_path, pull, push
 
 
 def add_code(
@@ -39,10 +40,13 @@ def add_code(
   """
   code = config.signed_features
   digest = features_digest(collection, config, variables, code.method, code.num_images, code.num_components)
-  path = collection.folder / "reference_features" / f"{digest}_code.npz"
+  named = collection.folder / "reference_features" / f"{digest}_code.npz"
+  path = local_path(named)
   try:
+    pull(named)
     if not path.exists():
       _write(path, _fit(collection, features, config, variables=variables))
+      push(named)
     codes = _read(path)
   except (OSError, ValueError, KeyError) as error:
     raise UserError(f"the features' code {path} can't be written or read ({error}): delete it") from error

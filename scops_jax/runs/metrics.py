@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -13,8 +14,11 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from scops_jax.runs import hosts
 from scops_jax.runs.workdir import write_text, writing
+from scops_jax.storage.files import upload
+from scops_jax.storage.paths import is_remote
 
 _FILE = "metrics.jsonl"
+_UPLOAD_EVERY = 10.0  # seconds; stores take one version of an object a second
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
@@ -25,7 +29,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   path = workdir / _FILE
   if not path.exists():
     return []
-  lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+  lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
   records = [record for line in lines if (record := _record(line)) is not None]
   if len(records) < len(lines):
     print(f"{path}: damaged lines left out: {len(lines) - len(records)}", file=sys.stderr)
@@ -44,7 +48,11 @@ def _record(line: str) -> dict[str, float] | None:
 
 
 class MetricsLog:
-  """`metrics.jsonl` (one object for each log step) and TensorBoard events, which the first host writes."""
+  """`metrics.jsonl` (one object for each log step) and TensorBoard events, which the first host writes.
+
+  Objects of a bucket can't be appended to. There both grow in a local folder and are uploaded whole, at most
+  every ten seconds and with `publish`.
+  """
 
   def __init__(self, workdir: pathlib.Path, *, start_step: int) -> None:
     """Drops lines after `start_step`: the steps that a killed run did after its last checkpoint.
@@ -52,15 +60,19 @@ class MetricsLog:
     Raises:
       UserError: the files can't be written; so do all methods.
     """
-    self._path = workdir / _FILE
+    self._workdir = workdir
     if not hosts.is_first():
       return
+    self._scratch = tempfile.TemporaryDirectory(prefix="scops_jax_") if is_remote(workdir) else None
+    self._folder = workdir if self._scratch is None else pathlib.Path(self._scratch.name)
+    self._uploaded = 0.0
+    self._path = self._folder / _FILE
     kept = [record for record in read_metrics(workdir) if record["step"] <= start_step]
-    with writing(self._path):
+    with writing(workdir / _FILE):
       write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
       self._file = self._path.open("a", encoding="utf-8")
       # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and its queue then blocks for ever.
-      self._events = EventsWriter(str(workdir / "events"))
+      self._events = EventsWriter(str(self._folder / "events"))
       start = SessionLog(status=SessionLog.START)
       self._events.write_event(Event(step=start_step + 1, session_log=start))  # hides what was dropped
 
@@ -68,10 +80,12 @@ class MetricsLog:
     """Appends a line and the scalars."""
     if not hosts.is_first():
       return
-    with writing(self._path):
+    with writing(self._workdir / _FILE):
       self._file.write(json.dumps({"step": step, **scalars}) + "\n")
       self._file.flush()
     self.write_scalars(step, scalars, prefix="train")
+    if time.monotonic() > self._uploaded + _UPLOAD_EVERY:
+      self.publish()
 
   def write_scalars(self, step: int, scalars: dict[str, Any], *, prefix: str) -> None:
     """TensorBoard only: numbers, and lists of them as NAME/1, NAME/2, …; other entries are left out."""
@@ -86,14 +100,26 @@ class MetricsLog:
     self._write_event(step, summary.image(name, image, dataformats="HWC"))
 
   def _write_event(self, step: int, content: Any) -> None:
-    with writing(self._path.with_name("events.out.tfevents")):
+    with writing(self._workdir / "events.out.tfevents"):
       self._events.write_event(Event(step=step, summary=content, wall_time=time.time()))
       self._events.flush()
+
+  def publish(self) -> None:
+    """Uploads what a bucket does not have yet; readers then find all lines there, as on a disk."""
+    if not hosts.is_first() or self._scratch is None:
+      return
+    for path in self._folder.iterdir():
+      with writing(self._workdir / path.name):
+        upload(path, self._workdir / path.name)
+    self._uploaded = time.monotonic()
 
   def close(self) -> None:
     """Closes both."""
     if not hosts.is_first():
       return
-    with writing(self._path):
+    with writing(self._workdir / _FILE):
       self._file.close()
       self._events.close()
+    self.publish()
+    if self._scratch is not None:
+      self._scratch.cleanup()

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from scops_jax import optimizer
+from scops_jax.progress import Bar
 from scops_jax.runs.metrics import MetricsLog
 from scops_jax.runs.step_metrics import StepMetrics
 
@@ -15,7 +15,7 @@ from scops_jax.runs.step_metrics import StepMetrics
 class StepLog:
   """Writes the lines of metrics.jsonl, each while an accelerator computes the step after it."""
 
-  def __init__(self, config: ConfigDict, *, metrics: StepMetrics, log: MetricsLog, bar: tqdm) -> None:
+  def __init__(self, config: ConfigDict, *, metrics: StepMetrics, log: MetricsLog, bar: Bar) -> None:
     """Takes the run's config, what checks its steps, and where their lines and progress go."""
     self._batch_size, self._metrics, self._log, self._bar = config.batch_size, metrics, log, bar
     self._schedule = optimizer.make_schedule(config.optimizer, num_steps=config.num_steps)
@@ -61,5 +61,5 @@ class StepLog:
     # The rate of the update just done, which is schedule(step - 1).
     rate = optimizer.rate_on_host(self._schedule, step - 1)
     self._log.write(step, {**scalars, "lr": rate, "images_per_second": speed})
-    self._bar.set_postfix(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
+    self._bar.show(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
     self.restart_clock()

@@ -73,12 +73,12 @@ class StepMetrics:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     shown = ", ".join(names[:_SHOWN]) + more
     if self._in_a_row > _MOST_SKIPPED:
-      advice = f"it is one of {self._in_a_row} such steps in a row: start another --workdir with a lower rate"
+      advice = f"it is one of {self._in_a_row} such steps in a row: start another workdir with a lower rate"
     elif step == 1:
       advice = "before the first update only the weight files or the images can be the cause"
     else:
       advice = (
         f"optimizer.learning_rate={self._config.optimizer.learning_rate} or a loss weight may be too high: "
-        "lower it in another --workdir, or go on here with --config.on_nonfinite_step=skip"
+        "lower it in another workdir, or go on here with on_nonfinite_step=skip"
       )
     return f"step {step} is not kept: {what} (images {shown}); {advice}"

@@ -3,25 +3,23 @@
 The hosts of a run share it; only the first writes.
 """
 
-import errno
-import fcntl
-import json
-import os
+import contextlib
 import pathlib
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from scops_jax.config import config_from_json, config_to_json, flat_values
+from scops_jax.config import config_to_json, flat_values
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
+from scops_jax.runs.saved_config import CONFIG, has_results, load_config, no_run
 from scops_jax.storage.files import replacing
+from scops_jax.storage.locks import InUseError, exclusive
+from scops_jax.storage.paths import as_path, is_remote
 
-_CONFIG, _LOCK = "config.json", "lock"
-_CURE = "restore it from a copy, or give another --workdir"
+_LOCK = "lock"
 # Keys that decide neither what is trained nor on what: those of evaluation (with crf.*), of logging, of input
 # threads, and folders, which may be moved.
 _CHANGEABLE = (
@@ -29,7 +27,9 @@ _CHANGEABLE = (
   "eval_every",
   "checkpoint_every",
   "eval_batch_size",
+  "predict_mirror",
   "on_nonfinite_step",
+  "compilation_cache_dir",
   "data.dir",
   "data.cache_dir",
   "data.num_threads",
@@ -59,44 +59,32 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 def owned(workdir: str | pathlib.Path) -> Iterator[None]:
   """Makes the directory and keeps other trainers out of it while the context is open, on the first host.
 
-  The lock is flock's on the file `lock`: the system releases it when this process ends in any way. On a
-  network file system the server releases it when it gives up this host. A file system without locks keeps
-  nobody out. A directory that is left without a config.json is removed.
+  The lock is the file `lock` (storage.locks). A directory that is left without a config.json is removed.
 
   Raises:
     UserError: another process trains there, or the directory can't be written.
   """
-  path = pathlib.Path(workdir)
+  path = as_path(workdir)
   if not hosts.is_first():
     yield
     return
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    file = (path / _LOCK).open("a+", encoding="utf-8")
-  except OSError as error:
-    raise UserError(
-      f"--workdir={path} can't be written ({error.strerror}): give a writable directory"
-    ) from error
-  with file:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
+      if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(exclusive(path / _LOCK))
+    except InUseError as error:
       raise UserError(
-        f"--workdir={path} is being trained by {file.read().strip() or 'another process'}: wait for it, end "
-        "it, or give another --workdir"
+        f"workdir={path} is being trained by {error}: wait for it, end it, or give another workdir"
       ) from error
     except OSError as error:
-      if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-        raise
-    with writing(path / _LOCK):
-      file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-      file.flush()
+      raise UserError(
+        f"workdir={path} can't be written ({error.strerror or error}): give a writable directory"
+      ) from error
     try:
       yield
     finally:
-      if not (path / _CONFIG).exists():
+      if not is_remote(path) and not (path / CONFIG).exists():
         _remove_unused(path)
 
 
@@ -106,40 +94,6 @@ def _remove_unused(path: pathlib.Path) -> None:
     if [entry.name for entry in path.iterdir()] == [_LOCK]:
       (path / _LOCK).unlink()
       path.rmdir()
-
-
-def load_config(workdir: str | pathlib.Path) -> ConfigDict:
-  """Returns the resolved, locked config of the run in `workdir`; a key that it lacks has the default.
-
-  Raises:
-    UserError: there is no run, its config is damaged, or this version does not know it.
-  """
-  path = pathlib.Path(workdir) / _CONFIG
-  try:
-    saved = json.loads(path.read_bytes())
-  except FileNotFoundError as error:
-    raise UserError(_no_run(path.parent)) from error
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} can't be read ({error}): {_CURE}") from error
-  try:
-    return config_from_json(saved)
-  except ValueError as error:
-    raise UserError(f"{path} is damaged: {error}: {_CURE}") from error
-  except (AttributeError, KeyError, TypeError) as error:
-    detail = " ".join(str(error).split())
-    raise UserError(
-      f"{path} is damaged, or the config of another version of scops_jax: {detail}: {_CURE}"
-    ) from error
-
-
-def _has_results(path: pathlib.Path) -> bool:
-  return (path / "checkpoints").exists() or (path / "evaluation.json").exists()
-
-
-def _no_run(path: pathlib.Path) -> str:
-  if _has_results(path):
-    return f"--workdir={path} holds results, but no {_CONFIG} that says of which settings: {_CURE}"
-  return f"--workdir={path} holds no run (no {_CONFIG}): train there first"
 
 
 def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool = True) -> pathlib.Path:
@@ -153,23 +107,21 @@ def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool
       results without their config, can't be written, or holds no run although `train` is false or the first
       host has made it.
   """
-  path = pathlib.Path(workdir)
-  if (path / _CONFIG).exists():
+  path = as_path(workdir)
+  if (path / CONFIG).exists():
     changed = _accepted_changes(load_config(path), config, path)
     if not changed:
       return path
     if hosts.is_first():
       note = _schedule_note(config) if "num_steps" in changed else ""
-      print(f"--workdir={path} is used with other settings: {_listed(changed)}{note}")
-  elif not train or _has_results(path):
-    raise UserError(_no_run(path))
+      print(f"workdir={path} is used with other settings: {_listed(changed)}{note}")
+  elif not train or has_results(path):
+    raise UserError(no_run(path))
   elif not hosts.is_first():
-    raise UserError(
-      f"--workdir={path} is not what the first host sees: give a directory that all hosts share"
-    )
+    raise UserError(f"workdir={path} is not what the first host sees: give a directory that all hosts share")
   if train and hosts.is_first():
-    with writing(path / _CONFIG):
-      write_text(path / _CONFIG, config_to_json(config))
+    with writing(path / CONFIG):
+      write_text(path / CONFIG, config_to_json(config))
   return path
 
 
@@ -180,8 +132,8 @@ def _accepted_changes(before: ConfigDict, now: ConfigDict, path: pathlib.Path) -
   refused = {key: values for key, values in changed.items() if not _may_change(key, *values)}
   if refused:
     raise UserError(
-      f"--workdir={path} holds a run of another config: {_listed(refused)}. "
-      "Give another --workdir, or the same config to resume"
+      f"workdir={path} holds a run of another config: {_listed(refused)}. "
+      "Give another workdir, or the same config to resume"
     )
   return changed
 

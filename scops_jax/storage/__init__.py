@@ -1,1 +1,1 @@
-"""Files on disk that are complete or absent."""
+"""Files on disk and in buckets that are complete or absent, and locks."""

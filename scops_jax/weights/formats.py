@@ -11,7 +11,8 @@ import numpy as np
 import safetensors.numpy
 
 from scops_jax.errors import printable
-from scops_jax.storage.files import replacing
+from scops_jax.storage.files import local_copy, replacing
+from scops_jax.storage.paths import as_path
 from scops_jax.weights import torch_pickle
 from scops_jax.weights.conversion import WeightsError
 
@@ -35,11 +36,12 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     WeightsError: the file is missing, damaged, of another format or beyond the limits above and those of
       torch_pickle, or its pickle asks for more than tensors.
   """
-  path = pathlib.Path(path)
+  path = as_path(path)
   if not path.is_file():
     raise WeightsError(f"weight file {path}: no such file")
   try:
-    arrays = _read(path)
+    with local_copy(path) as local:
+      arrays = _read(local)
   except Exception as error:  # a damaged pickle can raise anything
     detail = printable(" ".join(str(error).split()), None) or type(error).__name__
     raise WeightsError(
@@ -79,7 +81,7 @@ def save_state_dict(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray]) 
   Raises:
     WeightsError: the name ends otherwise, the format lacks a dtype, or the file can't be written.
   """
-  path = pathlib.Path(path)
+  path = as_path(path)
   if path.suffix not in SUFFIXES.values():
     raise WeightsError(
       f"{path}: weights are written as .safetensors, which PyTorch loads with "

@@ -13,6 +13,7 @@ import numpy as np
 from scops_jax import models
 from scops_jax.errors import printable
 from scops_jax.models.dino import ARCHITECTURES
+from scops_jax.storage.paths import as_path
 from scops_jax.weights import dino_files, names
 from scops_jax.weights.conversion import (
   Match,
@@ -154,7 +155,7 @@ def output_path(source: pathlib.Path, *, out: str | None, to: str | None) -> pat
   if out is None:
     suffix = SUFFIXES[to or "safetensors"]
     return source / f"segmenter{suffix}" if source.is_dir() else source.with_suffix(suffix)
-  path = pathlib.Path(out)
+  path = as_path(out)
   if to is not None and path.suffix != SUFFIXES[to]:
     raise WeightsError(f"--out={out} does not end with {SUFFIXES[to]}, as --to={to} asks for")
   return path

@@ -61,9 +61,9 @@ def test_a_signal_saves_and_the_next_start_ends_as_a_run_left_alone(
 SECOND = """
 import os, signal
 from scops_jax.runs.interruption import Interruption
-with Interruption() as interruption:
+with Interruption(0) as interruption:
   os.kill(os.getpid(), signal.SIGINT)
-  assert interruption.received()
+  assert interruption.stops_after(1)
   print("first", flush=True)
   os.kill(os.getpid(), signal.SIGTERM)
   print("second")
@@ -80,8 +80,8 @@ def test_outside_the_main_thread_training_gets_no_signals():
 
   def work():
     try:
-      with Interruption() as interruption:
-        assert not interruption.received()
+      with Interruption(0) as interruption:
+        assert not interruption.stops_after(1)
     except BaseException as error:
       failed.append(error)
 

@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 
 from scops_jax.data.image_files import read_image, resize_image
 from scops_jax.geometry import pixels_from_points
-from scops_jax.prediction.exporting import PLATFORMS, PROGRAM, export_program
 from scops_jax.prediction.predictor import Predictor, predict_parts
+from scops_jax.prediction.program_file import PLATFORMS, PROGRAM, export_program
 from tests import tiny_run
 
 

@@ -12,6 +12,7 @@ from scops_jax.kernels.platforms import every_platform
 from scops_jax.prediction.predictor import predict_parts
 from scops_jax.prediction.restore import Segmenter
 from scops_jax.storage.files import replacing
+from scops_jax.storage.paths import as_path
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM = "parts.stablehlo"
@@ -109,7 +110,7 @@ def export_program(segmenter: Segmenter, directory: str | pathlib.Path) -> pathl
     "decoding": "\n\n".join(inspect.getsource(item) for item in image_files.DECODING),
     "version": jax.__version__,
   }
-  path = pathlib.Path(directory) / PROGRAM
+  path = as_path(directory) / PROGRAM
   for name, data in (
     (PROGRAM, exported.serialize()),
     ("run.py", _SCRIPT.format(**values).encode()),

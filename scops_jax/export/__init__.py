@@ -1,0 +1,1 @@
+"""Packs a run's network into one file."""
