@@ -93,7 +93,7 @@ def test_a_profile_has_the_five_steps_after_the_first_five(profile, tmp_path, ca
   profiler.close()
   files = list(tmp_path.rglob("*.xplane.pb"))
   assert len(files) == profile
-  assert ("xprof --logdir=" in capsys.readouterr().out) == profile
+  assert ("xprof --logdir=" in capsys.readouterr().err) == profile
   if profile:
     steps = {name for name in (b"step_num", b"train") if name in files[0].read_bytes()}
     assert steps == {b"step_num", b"train"}

@@ -6,7 +6,7 @@ import sys
 import jax
 from ml_collections import ConfigDict
 
-from scops_jax.runs import hosts
+from scops_jax.progress import say
 from scops_jax.train_step import reference_dtype
 
 # Files of NVIDIA's driver, natively, in containers and in WSL.
@@ -29,14 +29,11 @@ def announce_devices(config: ConfigDict) -> None:
       "set JAX_PLATFORMS=cpu if that is intended",
       file=sys.stderr,
     )
-  if not hosts.is_first():
-    return
   places = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
-  print(
+  say(
     f"computing on {jax.device_count()} × {jax.devices()[0].device_kind}{places} ({config.parallelism}): "
     f"segmenter in {config.compute_dtype}, reference in {reference_dtype(config)}, parameters and losses in "
-    "float32",
-    file=sys.stderr,
+    "float32"
   )
 
 

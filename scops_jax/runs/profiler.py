@@ -6,6 +6,9 @@ from typing import Any
 
 import jax
 
+from scops_jax.progress import say
+from scops_jax.storage.mirror import local_path, push
+
 # The first steps of a process compile and warm up.
 _SKIPPED, _STEPS = 5, 5
 
@@ -24,7 +27,7 @@ class Profiler:
     if self._folder is not None and number == self._first:
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # every call of every function: a hundred megabytes
-      jax.profiler.start_trace(self._folder, profiler_options=options)
+      jax.profiler.start_trace(local_path(self._folder), profiler_options=options)
       self._tracing = True
     with jax.profiler.StepTraceAnnotation("train", step_num=number):
       result = train(*arguments)
@@ -35,7 +38,8 @@ class Profiler:
 
   def close(self) -> None:
     """Writes the trace, if one is being recorded."""
-    if self._tracing:
+    if self._tracing and self._folder is not None:
       self._tracing = False
       jax.profiler.stop_trace()
-      print(f"profile of training steps: {self._folder} (xprof --logdir={self._folder})")
+      push(self._folder)
+      say(f"profile of training steps: {self._folder} (xprof --logdir={self._folder})")
