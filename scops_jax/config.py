@@ -36,9 +36,9 @@ def default_config() -> ConfigDict:
   # does; False takes each device's own and needs "pmap".
   config.sync_batch_norm = True
 
-  # The segmenter's arithmetic: "float32" or "bfloat16" (for GPUs and TPUs; half as fast on a CPU). Its
-  # parameters and the losses stay in float32.
-  config.compute_dtype = "float32"
+  # The segmenter's arithmetic: "float32", "bfloat16" (half as fast on a CPU), or "auto": float32 on a CPU,
+  # bfloat16 elsewhere. Its parameters, batch statistics and the losses stay in float32.
+  config.compute_dtype = "auto"
   # Beyond the paper: predictions are averaged with those of the mirror image, at twice the cost. It needs
   # spatial.mirror_probability > 0; elsewhere parts may be left or right ones.
   config.predict_mirror = False
@@ -250,7 +250,7 @@ def _with_tuples(value: Any) -> Any:
 _CHOICES = {
   "data.name": ("aflw", "celeba_wild", "cub_parts", "image_folder", "pascal_parts", "toy_faces"),
   "parallelism": ("jit", "pmap"),
-  "compute_dtype": ("float32", "bfloat16"),
+  "compute_dtype": ("auto", "float32", "bfloat16"),
   "reference_dtype": ("auto", "float32", "bfloat16"),
   "spatial.mode": ("similarity", "projective", "thin_plate"),
   "spatial.padding": ("zeros", "border"),

@@ -1,6 +1,7 @@
 """A run from its config to its results: train, log, evaluate, save. No maths here."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -26,6 +27,7 @@ from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
 from scops_jax.progress import Bar, phase, tracked
 from scops_jax.report import charts, figures
+from scops_jax.report.gallery import GALLERY_FILE
 from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
 from scops_jax.runs.checkpoints import Checkpoints, is_intact, latest_step, restore_state, restore_variables
@@ -394,6 +396,11 @@ def _evaluate(
   results = {**measures, "step": step}
   if not hosts.is_first():
     return results
+  gallery = dataclasses.replace(
+    gallery,
+    names=tuple(run.collection.test.read(i, ("name",))["name"] for i in gallery.indices),
+    landmark_names=run.collection.landmark_names,
+  )
   parts, losses, report = _result_files(run.workdir, step)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
   with writing(run.workdir), phase("writing figures and the report"):
@@ -401,6 +408,7 @@ def _evaluate(
     if records:
       charts.loss_curves(records, losses, weights=config.loss.to_dict())
     write_report(report, results=results, records=records, config=config, gallery=gallery)
+    gallery.save(report.with_name(GALLERY_FILE))
     write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")

@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from scops_jax.progress import say
-from scops_jax.train_step import reference_dtype
+from scops_jax.train_step import resolve_dtype
 
 # Files of NVIDIA's driver, natively, in containers and in WSL.
 _GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
@@ -32,8 +32,8 @@ def announce_devices(config: ConfigDict) -> None:
   places = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
   say(
     f"computing on {jax.device_count()} × {jax.devices()[0].device_kind}{places} ({config.parallelism}): "
-    f"segmenter in {config.compute_dtype}, reference in {reference_dtype(config)}, parameters and losses in "
-    "float32"
+    f"segmenter in {resolve_dtype(config.compute_dtype)}, reference in "
+    f"{resolve_dtype(config.reference_dtype)}, parameters and losses in float32"
   )
 
 
