@@ -30,12 +30,19 @@ from scops_jax.report import charts, figures
 from scops_jax.report.gallery import GALLERY_FILE
 from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
-from scops_jax.runs.checkpoints import Checkpoints, is_intact, latest_step, restore_state, restore_variables
+from scops_jax.runs.checkpoints import (
+  Checkpoints,
+  is_intact,
+  latest_step,
+  read_position,
+  restore_state,
+  restore_variables,
+)
 from scops_jax.runs.compiled import keep_programs
 from scops_jax.runs.devices import announce_devices
 from scops_jax.runs.feature_cache import CachedFeatures
 from scops_jax.runs.interruption import Interruption
-from scops_jax.runs.metrics import MetricsLog, read_metrics
+from scops_jax.runs.metrics import MetricsLog, check_metrics, read_metrics
 from scops_jax.runs.parallel import CompiledSteps, compile_steps
 from scops_jax.runs.profiler import Profiler
 from scops_jax.runs.sizes import choose_sizes
@@ -128,6 +135,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
     with phase("restoring the newest checkpoint"):
       state, position, start = restore_state(workdir, template)
     _check_same_images(position, collection, workdir)
+    check_metrics(workdir, start, position.get("metrics"))
     batches.set_state(position)
     dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
   else:
@@ -178,6 +186,7 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   steps = compile_steps(networks, setup.create_optimizer(networks, config), config)
   with phase("restoring the newest checkpoint"):
     variables, step = restore_variables(workdir, sharding=steps.state_sharding)
+  check_metrics(workdir, step, read_position(workdir, step).get("metrics"))
   run = _Run(config, workdir, collection, steps)
 
   def factorized() -> tuple[Any, CachedFeatures | None]:
@@ -334,7 +343,8 @@ def _train(
       # Before the evaluation, which may fail.
       if saves:
         log.publish()  # before the checkpoint: whoever goes on from it keeps the lines up to it
-        checkpoints.save(step, state, position={**position, "num_images": num_images})
+        kept = {**position, "num_images": num_images, "metrics": log.digest()}
+        checkpoints.save(step, state, position=kept)
       if stops:
         checkpoints.wait()
         bar.close()
