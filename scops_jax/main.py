@@ -18,7 +18,7 @@ from scops_jax.runs import hosts
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "The run's directory; a run found there is resumed.", required=True
+  "workdir", None, "The run's directory, local, gs:// or s3://; a run found there is resumed.", required=True
 )
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
