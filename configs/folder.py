@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
   # The mirror image of an animal's left view is a right view with the same parts.
   config.spatial.mirror_probability = 0.5
   config.reference_mirror = True
+  config.predict_mirror = True
   config.spatial.rotation_degrees = 35.0
   config.spatial.scale_low = 0.8
   config.spatial.scale_high = 1.4

@@ -48,13 +48,20 @@ SETTINGS: dict[str, dict[str, Overrides]] = {
   "photographs": {"full": {"crf.num_iterations": 0}, "small": _SMALL},
   "paper": {"full": {}},
 }
-_OFF: dict[str, tuple[str, ...]] = {"toy_faces": ("background",), "photographs": ("orthonormality",)}
+# Losses that a suite's config does not use, and the weight that they get instead of none.
+_UNUSED = {"toy_faces": {"background": 300.0}, "photographs": {"orthonormality": 1.0}}
 _LAYERS = {
-  "toy_faces": {"block5": ("block5_depthwise",), "block15": ("block15_depthwise",)},
-  "photographs": {"block10": ("block10_depthwise",), "block15": ("block15_depthwise",)},
+  "toy_faces": {
+    "block5": ("block5_depthwise",),
+    "block15": ("block15_depthwise",),
+    "blocks10_15": ("block10_depthwise", "block15_depthwise"),
+  },
+  "photographs": {
+    "block10": ("block10_depthwise",),
+    "block15": ("block15_depthwise",),
+    "blocks7_10_15": ("block7_depthwise", "block10_depthwise", "block15_depthwise"),
+  },
 }
-_LAYERS["toy_faces"]["blocks10_15"] = ("block10_depthwise", "block15_depthwise")
-_LAYERS["photographs"]["blocks7_10_15"] = ("block7_depthwise", "block10_depthwise", "block15_depthwise")
 
 
 def suite(name: str, data_root: pathlib.Path) -> list[Run]:
@@ -71,9 +78,8 @@ def _ablations(name: str, data_root: pathlib.Path) -> list[Run]:
   config, fixed = "configs/toy_faces.py", {}
   if name == "photographs":
     config, fixed = "configs/folder.py", {"data.dir": str(data_root / "mammals")}
-  # A loss that the config does not use is switched on instead.
-  losses = {f"without {loss}": {f"loss.{loss}": 0.0} for loss in LOSSES if loss not in _OFF[name]}
-  losses |= {f"with {loss}": {f"loss.{loss}": 1.0} for loss in _OFF[name]}
+  losses = {f"without {loss}": {f"loss.{loss}": 0.0} for loss in LOSSES if loss not in _UNUSED[name]}
+  losses |= {f"with {loss}": {f"loss.{loss}": weight} for loss, weight in _UNUSED[name].items()}
   others: dict[str, Overrides] = {
     "without saliency": {"data.saliency": "ones"},
     **{f"K = {count}": {"num_parts": count} for count in PARTS if count != 8},

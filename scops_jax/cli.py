@@ -5,29 +5,77 @@ of the library name its arguments; here they name the flags. SIGINT (Ctrl-C) end
 SIGTERM with 143; temporary files are removed, and a second signal ends the process at once.
 """
 
+import ast
 import difflib
+import functools
+import os
 import pathlib
 import re
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from scops_jax.config import default_config, flat_values
 from scops_jax.errors import UserError, printable
 
 _OVERRIDE, _FILE = "--config.", "--config="
+# A config file whose argument is the work directory of a run.
+_SAVED_CONFIG = pathlib.Path(__file__).parent / "runs" / "saved_config.py"
 _ARGUMENT = re.compile(r"(?<![\w.\-/])([a-z_]+)=")  # of a function, in an error's message
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALLED = tuple(128 + number for number in _SIGNALS)  # exit codes
 
 
-def run(command: Callable[..., None], *, argument: str = "") -> None:
+class _NamesParser(tuple_parser.TupleParser):
+  """Also takes `a,b` for a tuple, where ml_collections asks for "('a','b')"."""
+
+  def parse(self, argument: Any) -> tuple:
+    if isinstance(argument, str):
+      try:
+        ast.literal_eval(argument)
+      except (SyntaxError, ValueError):
+        return tuple(name.strip() for name in argument.split(",") if name.strip())
+    return super().parse(argument)
+
+
+config_flags.register_flag_parser_for_type(tuple, _NamesParser())
+
+
+def train() -> None:
+  """The command `scops-train`, python -m scops_jax.main."""
+  _run_module("main")
+
+
+def prepare() -> None:
+  """The command `scops-prepare`, python -m scops_jax.prepare."""
+  _run_module("prepare")
+
+
+def predict() -> None:
+  """The command `scops-predict`, python -m scops_jax.predict."""
+  _run_module("predict")
+
+
+def _run_module(name: str) -> None:
+  # As python -m does it: --help then shows the module's text and flags, and processes that predict starts
+  # find the main program.
+  runpy.run_module(f"scops_jax.{name}", run_name="__main__", alter_sys=True)
+
+
+def run(command: Callable[..., None], *, argument: str = "", resumes: bool = False) -> None:
   """Parses the flags defined so far, then calls `command`; does not return.
 
   Args:
     command: called with the positional argument, if it takes one.
     argument: the name of that argument in messages, "FILE"; empty: there is none.
+    resumes: whether the config of the run in --workdir is taken where no --config is given.
   """
 
   def main(argv: Sequence[str]) -> None:
@@ -39,17 +87,21 @@ def run(command: Callable[..., None], *, argument: str = "") -> None:
       sys.exit(f"error: no {argument} is given; see --help")
     if len(arguments) > expected:
       sys.exit(f"error: unexpected argument {arguments[expected]!r}; options start with --")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
       signal.signal(number, _end)
     try:
       command(*arguments)
     except UserError as error:
-      sys.exit(f"error: {printable(as_flags(str(error)), None)}")
-    except _EndedBySignal as ended:
-      print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
+      lines = (f"error: {error.message}", *error.details)
+      sys.exit("\n  ".join(printable(as_flags(line), None) for line in lines))
+    except SystemExit as ended:
+      if isinstance(ended, _EndedBySignal):
+        print(f"ended by {ended.name}", file=sys.stderr)  # progress bars are closed by now
+      if ended.code in _SIGNALLED:
+        _leave(ended.code)
       raise
 
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=functools.partial(_parse, resumes=resumes))
 
 
 class _EndedBySignal(SystemExit):
@@ -62,27 +114,78 @@ class _EndedBySignal(SystemExit):
 
 def _end(number: int, frame: FrameType | None) -> None:
   """Ends the command as a signal asks; a second signal does so at once."""
-  for each in (signal.SIGINT, signal.SIGTERM):
+  for each in _SIGNALS:
     signal.signal(each, signal.SIG_DFL)
   raise _EndedBySignal(number)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _leave(code: int) -> None:
+  """Ends the process without waiting for the libraries' threads, which a signal may find anywhere.
+
+  An interpreter that takes itself apart while one of them computes can end in a segmentation fault.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def _parse(argv: Sequence[str], *, resumes: bool) -> list[str]:
   """Returns the positional arguments; an unknown key, a wrong type or an unreadable config file exits."""
+  argv = list(argv)
   for argument in argv[1:]:
     if argument.startswith(_OVERRIDE):
       check_key(argument[len(_OVERRIDE) :].split("=")[0])
     elif argument.startswith(_FILE):
       check_file(argument[len(_FILE) :])
+  if "config" in flags.FLAGS and not any(a == "--config" or a.startswith(_FILE) for a in argv):
+    _add_config(argv, _workdir(argv) if resumes else None)
   flags.FLAGS.set_gnu_getopt()  # flags may follow the argument
   try:
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
       # A config file is loaded when its value is first read.
       flags.FLAGS.config.keys()
+  except UserError as error:
+    sys.exit(f"error: {printable(as_flags(str(error)), None)}")
   except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
   return positional
+
+
+def _workdir(argv: Sequence[str]) -> str | None:
+  """Returns the value of --workdir, before the flags are parsed."""
+  for argument, following in zip(argv, [*argv[1:], None], strict=True):
+    if argument == "--workdir":
+      return following
+    if argument.startswith("--workdir="):
+      return argument.removeprefix("--workdir=")
+  return None
+
+
+def _add_config(argv: list[str], workdir: str | None) -> None:
+  """Adds --config with the saved config of the run in `workdir`; exits if there is none, but for --help."""
+  if any(argument.startswith(("--help", "-help")) or argument in ("-h", "-?") for argument in argv):
+    return
+  where = (
+    f"no run in --workdir={workdir} to take it from" if workdir else "no --workdir of a run to take it from"
+  )
+  if workdir is None or ("://" not in workdir and not pathlib.Path(workdir, "config.json").exists()):
+    sys.exit(f"error: give --config=configs/NAME.py: there is none, and {where}")
+  argv.insert(1, f"{_FILE}{_SAVED_CONFIG}:{workdir}")
+  # Config_flags looks for overrides behind --config there.
+  sys.argv[:] = argv
+
+
+def print_config(config: ConfigDict) -> None:
+  """Prints a line key=value for each key, as --config.KEY=VALUE takes it, and the default if it differs."""
+  defaults = flat_values(default_config())
+  for key, value in flat_values(config).items():
+    line = f"{key}={_shown(value)}"
+    print(line if value == defaults[key] else f"{line}  # default: {_shown(defaults[key])}")
+
+
+def _shown(value: Any) -> str:
+  return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def as_flags(message: str) -> str:

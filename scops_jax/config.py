@@ -36,9 +36,12 @@ def default_config() -> ConfigDict:
   # does; False takes each device's own and needs "pmap".
   config.sync_batch_norm = True
 
-  # The segmenter's arithmetic: "float32" or "bfloat16" (for GPUs and TPUs; half as fast on a CPU). Its
-  # parameters and the losses stay in float32.
-  config.compute_dtype = "float32"
+  # The segmenter's arithmetic: "float32", "bfloat16" (half as fast on a CPU), or "auto": float32 on a CPU,
+  # bfloat16 elsewhere. Its parameters, batch statistics and the losses stay in float32.
+  config.compute_dtype = "auto"
+  # Beyond the paper: predictions are averaged with those of the mirror image, at twice the cost. It needs
+  # spatial.mirror_probability > 0; elsewhere parts may be left or right ones.
+  config.predict_mirror = False
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or the path of a weight file
   config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
@@ -245,8 +248,9 @@ def _with_tuples(value: Any) -> Any:
 
 
 _CHOICES = {
+  "data.name": ("aflw", "celeba_wild", "cub_parts", "image_folder", "pascal_parts", "toy_faces"),
   "parallelism": ("jit", "pmap"),
-  "compute_dtype": ("float32", "bfloat16"),
+  "compute_dtype": ("auto", "float32", "bfloat16"),
   "reference_dtype": ("auto", "float32", "bfloat16"),
   "spatial.mode": ("similarity", "projective", "thin_plate"),
   "spatial.padding": ("zeros", "border"),
@@ -371,6 +375,11 @@ def _check_combinations(config: ConfigDict) -> None:
   if config.optimizer.repeat_updates and config.optimizer.name != "sgd":
     raise UserError(
       f'optimizer.repeat_updates=True needs optimizer.name="sgd", not {config.optimizer.name!r}'
+    )
+  if config.predict_mirror and not config.spatial.mirror_probability:
+    raise UserError(
+      "predict_mirror=True needs parts that mirroring keeps, so spatial.mirror_probability > 0, not 0: set "
+      "predict_mirror=False, or let the transform mirror"
     )
   if not config.sync_batch_norm and config.parallelism != "pmap":
     raise UserError(f'sync_batch_norm=False needs parallelism="pmap", not {config.parallelism!r}')

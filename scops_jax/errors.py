@@ -1,8 +1,19 @@
 """The error for a user's mistake, and how names from files are shown."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
-  """A mistake that the user can fix, in one line; a command prints it and exits without a traceback."""
+  """A mistake that the user can fix, in one line; a command prints it and exits without a traceback.
+
+  Attributes:
+    details: lines that a command prints below it, such as one for each missing file.
+  """
+
+  def __init__(self, message: str, *, details: Sequence[str] = ()) -> None:
+    """Takes the line and what is printed below it."""
+    super().__init__("; ".join([message, *details]))
+    self.message, self.details = message, tuple(details)
 
 
 def printable(text: str, length: int | None = 200) -> str:

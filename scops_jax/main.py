@@ -12,17 +12,25 @@ The same command goes on with a run that was interrupted, from its newest intact
 from absl import flags
 from ml_collections import config_flags
 
-from scops_jax import cli, train
+from scops_jax import cli, progress
+from scops_jax.catalogue import check_files
+from scops_jax.config import check_values
 from scops_jax.errors import UserError
-from scops_jax.runs import hosts
+from scops_jax.runs import saved_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "The run's configuration, configs/NAME.py. Default: that of the run in --workdir. A key is set with "
+  "--config.KEY=VALUE, one that takes several values with --config.KEY=A,B.",
+)
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "The run's directory, local, gs:// or s3://; a run found there is resumed.", required=True
+  "workdir", None, "The run's directory, local, gs:// or s3://; a run found there is resumed."
 )
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
 )
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print all keys with their values, and end.")
 _MULTIHOST = flags.DEFINE_bool(
   "multihost", False, "Run on several hosts, each started with this command; they share --workdir."
 )
@@ -44,7 +52,25 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --multihost: this h
 
 
 def main() -> None:
-  """Trains or evaluates."""
+  """Checks what needs no library, then trains or evaluates."""
+  config, workdir = _CONFIG.value, _WORKDIR.value
+  if _PRINT_CONFIG.value:
+    cli.print_config(config)
+    return
+  if workdir is None:
+    raise UserError("give --workdir=DIR, where the run is kept")
+  given = [f.name for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if f.value is not None]
+  if given and not _MULTIHOST.value:
+    raise UserError(f"--{given[0]} needs --multihost")
+  check_values(config)
+  if _MODE.value == "eval":
+    saved_config.load_config(workdir)
+  elif not _MULTIHOST.value:  # only the first host needs them
+    check_files(config)
+  with progress.phase("loading the libraries"):
+    from scops_jax import train
+    from scops_jax.runs import hosts
+    from scops_jax.runs.interruption import StoppedError
   if _MULTIHOST.value:
     hosts.join(
       coordinator_address=_COORDINATOR.value,
@@ -52,12 +78,15 @@ def main() -> None:
       process_id=_PROCESS_ID.value,
       timeout=_TIMEOUT.value,
     )
-  elif given := [f.name for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if f.value is not None]:
-    raise UserError(f"--{given[0]} needs --multihost")
+    if not hosts.is_first():
+      progress.mute()
   command = train.evaluate_run if _MODE.value == "eval" else train.train_and_evaluate
-  command(_CONFIG.value, _WORKDIR.value)
+  try:
+    command(config, workdir)
+  except StoppedError:  # by a signal: the process then ends without what Python does at its end
+    hosts.leave()
+    raise
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
-  cli.run(main)
+  cli.run(main, resumes=True)

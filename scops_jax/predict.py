@@ -24,11 +24,14 @@ without --images; a .scops file needs this package.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
 from scops_jax import cli
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
+from scops_jax.prediction.sources import find_network
+from scops_jax.progress import phase
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A run, whose newest checkpoint is used, a .scops file, or toy_faces.", required=True
@@ -54,20 +57,29 @@ _PROCESSES = flags.DEFINE_integer(
 def main() -> None:
   """Checks the flags, then exports and predicts."""
   # Not at the top: each of --processes imports this module again without needing these.
-  from scops_jax.data.image_files import find_images
-  from scops_jax.prediction.program_file import export_program
-  from scops_jax.prediction.restore import load_segmenter
-  from scops_jax.prediction.stream import predict_images
+  from scops_jax.data.image_files import find_images, unread_images
   from scops_jax.storage.paths import is_remote
 
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
   if (where is None) != (out is None) or (where is None and export is None):
     raise UserError("give --images and --out together, or --export, or all three")
-  # Before loading the network: a wrong path shows at once.
+  # Before loading anything large: a wrong path shows at once.
   if where is not None and is_remote(where):
     raise UserError(f"--images={where}: images are read from a local folder; copy them there first")
   images = find_images(where, outside=pathlib.Path(out)) if where is not None and out is not None else {}
-  segmenter = load_segmenter(_WORKDIR.value)
+  if where is not None and (others := unread_images(where)):
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    print(
+      f"left out, because only JPEG, PNG and WebP files are read: {printable(', '.join(others[:3]))}{more}",
+      file=sys.stderr,
+    )
+  find_network(_WORKDIR.value)
+  with phase("loading the libraries and the network"):
+    from scops_jax.prediction.program_file import export_program
+    from scops_jax.prediction.restore import load_segmenter
+    from scops_jax.prediction.stream import predict_images
+
+    segmenter = load_segmenter(_WORKDIR.value)
   if export is not None:
     try:
       print(export_program(segmenter, export))

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
 from scops_jax import optimizer
 from scops_jax.config import check_values
@@ -26,6 +25,7 @@ from scops_jax.data.pipeline import evaluation_batches, image_order, train_batch
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
+from scops_jax.progress import Bar, phase, tracked
 from scops_jax.report import charts, figures
 from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
@@ -82,15 +82,17 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path) -> dict[st
   """Opens and builds everything, then trains as train_and_evaluate does."""
   compute_in_calling_thread()
   map_large_blocks()
-  collection = hosts.first_host_first(open_collection, config)
+  with phase("opening the images"):
+    collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
 
   networks = setup.create_networks(config)
   transformation = setup.create_optimizer(networks, config)
   steps = compile_steps(networks, transformation, config)
   resumes = bool(hosts.broadcast_from_first(latest_step(workdir) > 0))
-  reference_variables = setup.load_reference(networks, config)
-  segmenter_variables = None if resumes else setup.init_segmenter(networks, config)
+  with phase("loading the networks"):
+    reference_variables = setup.load_reference(networks, config)
+    segmenter_variables = None if resumes else setup.init_segmenter(networks, config)
   hosts.first_host_first(setup.write_saliency_maps, collection, networks, reference_variables, config)
   reference_variables = hosts.first_host_first(
     setup.fit_feature_code, collection, networks, reference_variables, config
@@ -114,7 +116,8 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path) -> dict[st
   start = 0
   if resumes:
     template = setup.abstract_state(networks, transformation, config, sharding=steps.state_sharding)
-    state, position, start = restore_state(workdir, template)
+    with phase("restoring the newest checkpoint"):
+      state, position, start = restore_state(workdir, template)
     _check_same_images(position, collection, workdir)
     batches.set_state(position)
     dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
@@ -147,12 +150,14 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   """
   check_values(config)
   keep_programs(config.compilation_cache_dir)
-  collection = hosts.first_host_first(open_collection, config)
+  with phase("opening the images"):
+    collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
   workdir = hosts.first_host_first(functools.partial(open_workdir, train=False), workdir, config)
   networks = setup.create_networks(config)
   steps = compile_steps(networks, setup.create_optimizer(networks, config), config)
-  variables, step = restore_variables(workdir, sharding=steps.state_sharding)
+  with phase("restoring the newest checkpoint"):
+    variables, step = restore_variables(workdir, sharding=steps.state_sharding)
   run = _Run(config, workdir, collection, steps)
 
   def factorized() -> tuple[Any, CachedFeatures | None]:
@@ -202,6 +207,13 @@ def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[
   return map(hosts.all_gather, local_batches)
 
 
+def _tracked(
+  run: _Run, batches: Iterator[dict[str, Any]], source: ExampleSource, what: str
+) -> Iterator[dict[str, Any]]:
+  """Yields all hosts' batches of a split under a bar."""
+  return tracked(batches, len(source), what, size=run.config.eval_batch_size, first="compiling")
+
+
 def _load_or_fit_dff(run: _Run, inputs: Callable[[], tuple[Any, CachedFeatures | None]]) -> Dff:
   """Returns the run's DFF baseline; if it is damaged, fits it again to what `inputs` returns."""
   dff = None
@@ -222,17 +234,19 @@ def _fit_dff(run: _Run, reference_variables: Any, cached: CachedFeatures | None)
     used = {name: batch[name] for name in ("image", "saliency", "features") if name in batch}
     return run.steps.features(reference_variables, used)
 
-  def batches(source: ExampleSource) -> Iterator[dict[str, Any]]:
+  def batches(source: ExampleSource, what: str = "") -> Iterator[dict[str, Any]]:
     kept = cached if source is collection.train else None
-    return _batches(run, source, fields=("image", "saliency"), kept=kept)
+    images = _batches(run, source, fields=("image", "saliency"), kept=kept)
+    return _tracked(run, images, source, f"baseline: {what} images") if what else images
 
-  dff = fit_dff(
-    features,
-    train=batches(collection.train),
-    regression=batches(collection.regression),
-    test=batches(collection.test),
-    config=run.config,
-  )
+  with phase("factorising the reference's features (DFF, the baseline)"):
+    dff = fit_dff(
+      features,
+      train=batches(collection.train),
+      regression=batches(collection.regression, "regression"),
+      test=batches(collection.test, "test"),
+      config=run.config,
+    )
   # The hosts may round differently, but must start from one part basis.
   dff = hosts.broadcast_from_first(dff)
   if hosts.is_first():
@@ -267,8 +281,7 @@ def _train(
   schedule = optimizer.make_schedule(config.optimizer, num_steps=config.num_steps)
   fetched = StepMetrics(config, image_names=functools.partial(_image_names, run))
   num_images = len(run.collection.train)
-  progress = {"total": config.num_steps, "initial": start, "unit": "step", "desc": "train"}
-  bar = tqdm(**progress, dynamic_ncols=True, disable=not hosts.is_first())
+  bar = Bar(config.num_steps, "train", unit="step", done=start, first="compiling the step")
   stream = _prefetch(batches, steps.shard_batch)
   with Interruption(start) as interruption, contextlib.closing(bar), contextlib.closing(stream):
 
@@ -300,7 +313,7 @@ def _train(
         speed = images / (time.perf_counter() - began)
         # The rate of the update just done, which is schedule(step - 1).
         log.write(step, {**scalars, "lr": float(schedule(step - 1)), "images_per_second": speed})
-        bar.set_postfix(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
+        bar.show(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
         began, images = time.perf_counter(), 0
       # Before the evaluation, which may fail.
       if saves:
@@ -314,6 +327,7 @@ def _train(
       if evaluates:
         results = evaluate_now(step)
         began, images = time.perf_counter(), 0
+        bar.resume()
   log.close()
   return results
 
@@ -346,13 +360,16 @@ def _evaluate(
   """
   config, steps, refine = run.config, run.steps, run.config.crf.num_iterations > 0
 
+  def batches(source: ExampleSource, split: str) -> Iterator[dict[str, Any]]:
+    return _tracked(run, _batches(run, source), source, f"evaluating {split} images")
+
   def predictor(function: Callable[..., Any]) -> Callable[[Mapping[str, np.ndarray]], Any]:
     return lambda batch: function(variables, batch["image"])
 
   measures, figure, gallery = evaluate(
     predictor(steps.predict),
-    regression=_batches(run, run.collection.regression),
-    test=_batches(run, run.collection.test),
+    regression=batches(run.collection.regression, "regression"),
+    test=batches(run.collection.test, "test"),
     predict_refined=predictor(steps.predict_refined) if refine else None,
     dff=dff,
     num_classes=len(run.collection.part_names),
@@ -363,7 +380,7 @@ def _evaluate(
     return results
   parts, losses, report = _result_files(run.workdir, step)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
-  with writing(run.workdir):
+  with writing(run.workdir), phase("writing figures and the report"):
     figures.part_figure(path=parts, **figure)
     if records:
       charts.loss_curves(records, losses, weights=config.loss.to_dict())

@@ -10,6 +10,8 @@ import tempfile
 os.environ.setdefault(
   "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# On the CPU unless the user says otherwise: with libtpu but no TPU, every start complains.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Runs keep compiled programs in the user's home (config.compilation_cache_dir); tests keep theirs here.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

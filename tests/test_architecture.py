@@ -13,8 +13,8 @@ PACKAGE = ROOT / "scops_jax"
 # A room imports only rooms of a lower floor. A room is a folder, or a file at the top of the package; a
 # command inside a folder is a room of its own.
 FLOORS = (
-  ("errors", "kernels"),
-  ("geometry", "config", "storage"),
+  ("errors", "kernels", "progress"),
+  ("geometry", "config", "catalogue", "storage"),
   ("losses", "warp", "appearance", "dense_crf", "optimizer", "models", "report", "cli"),
   ("weights", "train_step", "data"),
   ("saliency", "evaluation"),

@@ -1,9 +1,17 @@
 """The command line's checks, without a process of its own (tests/test_train.py has those)."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
 from scops_jax.cli import as_flags, check_key
+from scops_jax.config import config_to_json, default_config, flat_values
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
 @pytest.mark.parametrize("key", ["seed", "loss.concentration", "data.landmark_normalizer"])
@@ -23,6 +31,50 @@ def test_unknown_keys_name_the_nearest(key, nearest):
 def test_a_section_is_not_a_key():
   with pytest.raises(SystemExit, match="no config key 'loss'"):
     check_key("loss")
+
+
+@pytest.mark.parametrize(
+  ("text", "names"),
+  [
+    ("relu5_2,relu5_4", ("relu5_2", "relu5_4")),
+    ("stem, block", ("stem", "block")),
+    ("norm", ("norm",)),
+    ("('relu5_2','relu5_4')", ("relu5_2", "relu5_4")),
+    ("", ()),
+    ("()", ()),
+  ],
+)
+def test_several_values_are_separated_by_commas(text, names):
+  overrides = {"config.reference_layers": text}
+  arguments = ["main", f"--config={CONFIGS / 'toy_faces.py'}", *(f"--{k}={v}" for k, v in overrides.items())]
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+  values(arguments)
+  assert config.value.reference_layers == names
+
+
+def printed_config(*arguments):
+  command = [sys.executable, "-m", "scops_jax.main", *arguments, "--print_config"]
+  result = subprocess.run(command, capture_output=True, text=True, cwd=CONFIGS.parent, check=True)
+  return result.stdout.splitlines()
+
+
+def test_print_config_shows_every_key_as_a_flag_takes_it():
+  lines = printed_config("--config=configs/celeba.py", "--config.optimizer.frozen_modules=stem,block0_")
+  assert {line.split("=")[0] for line in lines} == set(flat_values(default_config()))
+  assert "optimizer.frozen_modules=stem,block0_  # default: " in lines
+  assert "reference_layers=relu5_2,relu5_4  # default: block10_depthwise" in lines
+  assert "seed=0" in lines
+
+
+def test_a_run_gives_its_own_config(tmp_path):
+  config = default_config()
+  config.num_parts, config.reference_layers = 5, ("stem",)
+  (tmp_path / "config.json").write_text(config_to_json(config))
+  lines = printed_config(f"--workdir={tmp_path}", "--config.num_steps=77")
+  assert "num_parts=5  # default: 8" in lines
+  assert "num_steps=77  # default: 100000" in lines
+  assert "reference_layers=stem  # default: block10_depthwise" in lines
 
 
 def test_the_librarys_errors_name_flags_in_a_command():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax.data.image_files import find_images, read_image, resize_pixels
+from scops_jax.data.image_files import find_images, read_image, resize_pixels, unread_images
 from scops_jax.errors import UserError
 
 HEIGHT, WIDTH = 5, 8
@@ -214,6 +214,13 @@ def test_a_folder_is_searched_with_its_subfolders(folder):
   assert list(found) == ["a.jpg", "b.PNG", "sub/a.jpg"]
   assert found["sub/a.jpg"] == folder / "sub" / "a.jpg"
   assert "out/d.png" in find_images(folder)
+
+
+def test_image_files_of_other_formats_are_named(folder):
+  (folder / "sub" / "c.GIF").touch()
+  (folder / "d.tif").touch()
+  assert unread_images(folder) == ["d.tif", "sub/c.GIF"]
+  assert unread_images(folder / "d.tif") == []
 
 
 def test_a_file_or_a_glob_is_taken_as_it_is(folder):

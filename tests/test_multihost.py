@@ -89,8 +89,8 @@ def store():
 def workdirs(folder, store):
   """Directories of runs: "alone" on one device; "jit" and "pmap" on two hosts of two, both interrupted.
 
-  "jit" is in a bucket, as are the data. It gets SIGTERM on its second host, goes on on one host of one device,
-  which gets it too, and ends on two hosts. "pmap" loses its second host in step 5 and starts again.
+  "jit" is in a bucket, as are the data. It gets SIGTERM on its second host, goes on on one host of one
+  device, which gets it too, and ends on two hosts. "pmap" loses its second host in step 5 and starts again.
   """
   found = {"alone": folder / "alone", "jit": as_path(f"{BUCKET}/jit"), "pmap": folder / "pmap"}
   jit, pmap = (f"{name}={found[name]}" for name in ("jit", "pmap"))

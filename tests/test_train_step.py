@@ -6,13 +6,15 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax import geometry, models
+from scops_jax import models
 from scops_jax.errors import UserError
+from scops_jax.kernels.platforms import targeting
 from scops_jax.runs.parallel import compile_steps
 from scops_jax.train_step import (
   create_optimizer,
@@ -135,22 +137,34 @@ def test_a_segmenter_with_batch_statistics_makes_a_pass_over_each_batch():
   logits, warped_logits, after = segment_pair(nets.segmenter, variables, images, warped)
   for batch, found in ((images, logits), (warped, warped_logits)):
     expected, updates = nets.segmenter.apply(variables, batch, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(found, geometry.resize_bilinear(expected, 16, 16), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     variables |= updates
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, variables["batch_stats"])
 
 
-def test_one_pass_over_both_batches_gives_what_two_do(monkeypatch):
-  nets = tiny.networks()
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_both_passes_together_give_what_they_do_one_by_one(batch_norm):
+  nets = tiny.networks(tiny.BatchNormSegmenter() if batch_norm else None)
   params, batch_stats, _ = tiny.variables(nets)
   variables = {"params": params["segmenter"], "batch_stats": batch_stats}
   images, warped = (np.float32(tiny.batch(seed=seed)["image"]) for seed in (0, 1))
-  *two_passes, _ = segment_pair(nets.segmenter, variables, images, warped)
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  *one_pass, _ = segment_pair(nets.segmenter, variables, images, warped)
-  for a, b in zip(one_pass, two_passes, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-  assert not np.allclose(*two_passes)
+  one_by_one = segment_pair(nets.segmenter, variables, images, warped)
+  with targeting("tpu"):
+    together = segment_pair(nets.segmenter, variables, images, warped)
+  chex.assert_trees_all_close(together, one_by_one, rtol=1e-4, atol=1e-4)
+  assert not np.allclose(*one_by_one[:2])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_the_step_of_another_platform_gives_the_same_numbers(platform, parallelism):
+  config = tiny.config(parallelism=parallelism, compute_dtype="float32", reference_dtype="float32")
+  state, history = run_steps(config, segmenter=tiny.BatchNormSegmenter())
+  with targeting(platform):
+    other_state, other_history = run_steps(config, segmenter=tiny.BatchNormSegmenter())
+  for found, expected in zip(other_history, history, strict=True):
+    assert found == pytest.approx(expected, rel=1e-3)
+  chex.assert_trees_all_close(other_state, state, rtol=1e-3, atol=1e-5)
 
 
 def test_batch_statistics_of_each_device_are_averaged():
@@ -279,6 +293,18 @@ def test_mirrored_references_commute_with_mirroring():
     (of_mirror,) = reference_features(reference, images[:, :, ::-1], networks=nets, config=config)
     same = np.allclose(of_mirror[:, :, ::-1], maps, rtol=1e-5)
     assert same == mirrored
+
+
+def test_mirrored_predictions_commute_with_mirroring():
+  nets = tiny.networks()
+  params, *_ = tiny.variables(nets)
+  images = tiny.batch()["image"]
+  for mirrored in (False, True):
+    segment = functools.partial(
+      predict_step, params["segmenter"], {}, networks=nets, config=tiny.config(predict_mirror=mirrored)
+    )
+    probs, of_mirror = segment(images)["probs"], segment(images[:, :, ::-1])["probs"]
+    assert np.allclose(of_mirror[:, :, ::-1], probs, rtol=1e-5) == mirrored
 
 
 def dtypes_of_convolutions(function, *arguments):

@@ -92,11 +92,12 @@ def test_output_path(tmp_path):
 
 
 def run_command(*arguments, before=""):
-  """Runs `python -m scops_jax.weights` after the code `before`."""
+  """Runs `python -m scops_jax.weights` after the code `before`; returns its code, output and error."""
   code = f"{before}\nimport runpy\nrunpy.run_module('scops_jax.weights', run_name='__main__', alter_sys=True)"
   command = [sys.executable, "-c", code, *map(str, arguments)]
   result = subprocess.run(command, capture_output=True, text=True, check=False)
-  return result.returncode, result.stdout, result.stderr
+  lines = result.stderr.splitlines(keepends=True)
+  return result.returncode, result.stdout, "".join(line for line in lines if not line.startswith("loading "))
 
 
 def test_command_overwrites_nothing(tmp_path):

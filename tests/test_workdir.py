@@ -74,3 +74,16 @@ def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path):
   steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert steps == [10, 20, 30]
   assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_tensorboard_gets_numbers_and_lists_of_them(tmp_path, monkeypatch):
+  log, written = MetricsLog(tmp_path, start_step=0), {}
+
+  def keep(step, content):
+    written.update({value.tag: round(value.simple_value, 6) for value in content.value})
+
+  monkeypatch.setattr(log, "_write_event", keep)
+  results = {"ari": 0.5, "nmi": None, "num_test": 4, "purity": [0.25, None, 1.0]}
+  log.write_scalars(10, results, prefix="evaluation")
+  log.close()
+  assert written == {"evaluation/ari": 0.5, "evaluation/purity/1": 0.25, "evaluation/purity/3": 1.0}

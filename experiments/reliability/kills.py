@@ -1,92 +1,236 @@
-"""Kills training at random moments, starts it again, and compares the end with a run left alone.
+"""Kills training, evaluation and prediction at seeded moments, starts them again, and compares the end.
 
-python -m experiments.reliability.kills --count=1000 --seed=0 --out=kills.json
-
-A process trains (tiny_training.py) and gets SIGKILL after a time drawn from the length of a whole run, which
-begins with the preparation of the data set and ends with the last evaluation. The same command follows until
-the run is finished. Then another run begins, every second one with its data set deleted.
+A run is killed up to a dozen times and then left alone until it ends; its metrics, evaluation, checkpoint and
+predictions must equal those of a run that nobody killed. Every moment is drawn: a phase among those that the
+files say are still to come, and a time after the phase began. Sometimes a file that can be rebuilt is damaged
+before the next start, so that kills fall into recovery too.
 """
 
-import argparse
 import collections
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from experiments.reliability import children, tiny_training
+from experiments.reliability.records import Records
+from experiments.reliability.tiny_training import Place
+from scops_jax import train
+from scops_jax.data import collection
+from scops_jax.prediction import files, folder, restore
+from scops_jax.prediction import stream as prediction
+from scops_jax.runs import checkpoints, feature_cache, metrics
 from tests.faults.conftest import outcome
 
-
-def start(root: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen[bytes]:
-  """Starts or resumes a training in another process."""
-  command = [sys.executable, "-m", "experiments.reliability.tiny_training", str(root), str(workdir)]
-  return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+_KILLS_A_RUN = 12
+_DAMAGES = 0.08  # share of kills after which a file is damaged
+_LEFTOVERS = ("*.tmp", "*orbax-checkpoint-tmp*", "incomplete.*", "damaged.*")
 
 
-def phase(root: pathlib.Path, workdir: pathlib.Path) -> str:
-  """Returns what a process that was just killed had been doing, by the files that there are."""
-  if not list(root.glob("cache/**/dataset_info.json")):
-    return "start or data set"
-  if not (workdir / "config.json").exists():
-    return "networks or features"
-  if not (workdir / "checkpoints").is_dir() or not list((workdir / "checkpoints").iterdir()):
-    return "factorisation or first steps"
-  if list((workdir / "checkpoints").glob("*tmp*")):
-    return "save"
-  return "last evaluation" if (workdir / "checkpoints" / "6").exists() else "steps or evaluation"
+@dataclass(frozen=True)
+class Phase:
+  """A function in which processes are killed, or after which, within a time."""
+
+  name: str
+  owner: Any
+  function: str
+  seconds: float = 0.0  # in which the kill may fall, if longer than the function takes
+  ahead: Callable[[Place, pathlib.Path], bool] = lambda place, workdir: True
 
 
-def main() -> None:
-  """Prints a line per finished run and writes the counts."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--count", type=int, default=1000, help="kills")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="a JSON file")
-  options = parser.parse_args()
-  rng = np.random.default_rng(options.seed)
-  kills: collections.Counter[str] = collections.Counter()
-  wrong: list[str] = []
-  finished, began = 0, time.monotonic()
-  with tempfile.TemporaryDirectory() as name:
-    root = pathlib.Path(name)
-    for _ in range(2):  # the second has the compiled programs, as those that are killed have
-      shutil.rmtree(root / "cache", ignore_errors=True)
-      shutil.rmtree(root / "alone", ignore_errors=True)
-      first = time.monotonic()
-      start(root, root / "alone").communicate()
-      seconds = time.monotonic() - first
-    expected = outcome(root / "alone")
-    while sum(kills.values()) < options.count:
-      workdir = root / "run"
-      shutil.rmtree(workdir, ignore_errors=True)
-      if finished % 2:
-        shutil.rmtree(root / "cache")
-      while True:
-        process = start(root, workdir)
-        try:
-          _, error = process.communicate(timeout=rng.uniform(0.2, 1.2) * seconds)
-        except subprocess.TimeoutExpired:
-          process.kill()
-          process.communicate()
-          kills[phase(root, workdir)] += 1
-          continue
-        break
-      finished += 1
-      if process.returncode:
-        wrong.append(f"run {finished}: exit code {process.returncode}: {error.decode()[-500:]}")
-      elif outcome(workdir) != expected:
-        wrong.append(f"run {finished}: other results")
-      print(f"{sum(kills.values())} kills, {finished} runs, {len(wrong)} wrong", flush=True)
-  minutes = (time.monotonic() - began) / 60
-  report = {"seed": options.seed, "kills": kills, "runs": finished, "wrong": wrong, "minutes": minutes}
-  options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-  sys.exit(bool(wrong))
+def _lacks(pattern: str) -> Callable[[Place, pathlib.Path], bool]:
+  return lambda place, workdir: not list(place.cache.glob(pattern))
 
 
-if __name__ == "__main__":
-  main()
+def _has(pattern: str) -> Callable[[Place, pathlib.Path], bool]:
+  return lambda place, workdir: bool(list(place.cache.glob(pattern)))
+
+
+def _has_checkpoint(place: Place, workdir: pathlib.Path) -> bool:
+  return bool(list(workdir.glob("checkpoints/[0-9]")))
+
+
+TRAINING = (
+  Phase("data set: writing it", collection, "write", ahead=_lacks("**/digests.txt")),
+  Phase("data set: checking it", collection, "find_damage", ahead=_has("**/digests.txt")),
+  Phase("features: computing and keeping them", feature_cache, "_write", ahead=_lacks("**/*.digest")),
+  Phase("features: their digest", feature_cache, "_digest", 0.01),
+  Phase("factorisation", train, "_fit_dff", ahead=lambda *places: not _has_checkpoint(*places)),
+  Phase("restoring a checkpoint", train, "restore_state", ahead=_has_checkpoint),
+  Phase("training steps", train.StepMetrics, "add", 0.1),
+  Phase("line of the metrics", metrics.MetricsLog, "write", 0.005),
+  Phase("before a save", checkpoints, "_digests", 0.01),
+  Phase("in a save", checkpoints.Checkpoints, "save", 0.2),
+  Phase("after a save", checkpoints.Checkpoints, "wait", 0.3),
+  Phase("evaluation", train, "_evaluate"),
+  Phase("report and evaluation.json", train, "write_report", 0.02),
+  Phase("any moment", train, "check_values", 2.0),
+)
+EVALUATION = (
+  Phase("--mode=eval: restoring", train, "restore_variables"),
+  Phase("--mode=eval: measuring", train, "_evaluate"),
+  Phase("--mode=eval: report and evaluation.json", train, "write_report", 0.02),
+)
+PREDICTION = (
+  Phase("predict: restoring", restore, "restore_variables"),
+  Phase("predict: opening the folder", folder.PredictionFolder, "_open", 0.005),
+  Phase("predict: labelling", files, "label_pixels", 0.05),
+  Phase("predict: journal", folder.PredictionFolder, "add", 0.02),
+  Phase("predict: table", folder.PredictionFolder, "write_table", 0.005),
+  Phase("predict: any moment", prediction, "PredictionFolder", 0.6),
+)
+
+
+def run(root: pathlib.Path, *, seed: int, count: int, records: Records) -> None:
+  """Kills processes `count` times; `records` get an entry for each run, after those of earlier calls."""
+  compiled, alone = root / "compiled", Place(root / "alone")
+  _leave_alone(compiled, alone)
+  expected = _results(alone)
+  while (done := sum(sum(record["kills"].values()) for record in records.entries)) < count:
+    index = len(records.entries)
+    rng = np.random.default_rng([seed, index])
+    began = time.monotonic()
+    place = Place(root / "killed")
+    shutil.rmtree(place.root, ignore_errors=True)
+    shutil.copytree(alone.own, place.own)
+    shutil.copytree(alone.photos, place.photos, copy_function=shutil.copy2)
+    killer = _Killer(place, compiled, rng, most=min(_KILLS_A_RUN, count - done))
+    wrong = killer.train() or _difference(_results(place), expected)
+    records.add(
+      {
+        "kills": dict(killer.kills),
+        "damaged": killer.damaged,
+        "starts": killer.starts,
+        "wrong": wrong,
+        "cpu": round(killer.cpu, 2),
+        "seconds": round(time.monotonic() - began, 1),
+      }
+    )
+    if wrong:
+      keep = root / "wrong" / str(index)
+      shutil.rmtree(keep, ignore_errors=True)
+      shutil.copytree(place.root, keep)
+
+
+def _leave_alone(compiled: pathlib.Path, place: Place) -> None:
+  """Makes the run that nobody kills."""
+  if (place.root / "done").exists():
+    return
+  shutil.rmtree(place.root, ignore_errors=True)
+  place.draw_images()
+  for command in _commands(place):
+    ended = children.run(_set_up(compiled, command), log=place.root / "log")
+    if ended.code:
+      raise RuntimeError(ended.error)
+  (place.root / "done").touch()
+
+
+def _commands(place: Place) -> list[children.Command]:
+  workdir, out = place.root / "run", place.root / "out"
+  return [
+    lambda: tiny_training.train(place, workdir),
+    lambda: tiny_training.evaluate(place, workdir),
+    lambda: tiny_training.predict(place, workdir, out),
+  ]
+
+
+def _set_up(compiled: pathlib.Path, command: children.Command) -> children.Command:
+  def start() -> None:
+    tiny_training.set_up(compiled)
+    command()
+
+  return start
+
+
+class _Killer:
+  """Kills a run's commands."""
+
+  def __init__(self, place: Place, compiled: pathlib.Path, rng: np.random.Generator, *, most: int) -> None:
+    self.kills: collections.Counter[str] = collections.Counter()
+    self.damaged: list[str] = []
+    self.starts, self.cpu = 0, 0.0
+    self._place, self._compiled, self._rng, self._most = place, compiled, rng, most
+
+  def train(self) -> str:
+    """Trains, evaluates and predicts; returns what went wrong, or ""."""
+    shares = (
+      (TRAINING, self._most - self._most // 4),
+      (EVALUATION, self._most // 12),
+      (PREDICTION, self._most // 6),
+    )
+    for (phases, most), command in zip(shares, _commands(self._place), strict=True):
+      if wrong := self._until_it_ends(command, phases, most):
+        return wrong
+    return ""
+
+  def _until_it_ends(self, command: children.Command, phases: tuple[Phase, ...], most: int) -> str:
+    killed = 0
+    while True:
+      start, phase = command, None
+      if killed < most:
+        phase = self._rng.choice([p for p in phases if p.ahead(self._place, self._place.root / "run")])
+        delay = self._rng.uniform(0, phase.seconds or _SECONDS)
+        call = 1 + int(self._rng.geometric(0.6) - 1)
+        start = children.killing(command, phase.owner, phase.function, call=call, delay=delay)
+      ended = children.run(_set_up(self._compiled, start), log=self._place.root / "log", seconds=120)
+      self.starts += 1
+      self.cpu += ended.cpu
+      if phase is not None and children.was_killed(ended):
+        killed += 1
+        self.kills[phase.name] += 1
+        if phases is TRAINING and self._rng.random() < _DAMAGES:
+          self._damage()
+        continue
+      if ended.code:
+        return f"exit code {ended.code}{' (hung)' if ended.hung else ''}: {ended.error[-1500:]}"
+      return ""
+
+  def _damage(self) -> None:
+    """Flips a byte of a file that the next start rebuilds."""
+    workdir = self._place.root / "run"
+    found = [path for path in self._place.cache.rglob("*") if path.is_file() and path.name != "lock"]
+    found += [path for name in ("dff.npz", "evaluation.json") if (path := workdir / name).exists()]
+    steps = sorted(workdir.glob("checkpoints/[0-9]"))
+    if len(steps) == 2:  # the one before it then serves
+      found += [path for path in steps[1].rglob("*") if path.is_file()]
+    found = sorted(path for path in found if path.stat().st_size)
+    if found:
+      path = found[self._rng.integers(len(found))]
+      content = bytearray(path.read_bytes())
+      content[self._rng.integers(len(content))] ^= 1 << int(self._rng.integers(8))
+      path.write_bytes(content)
+      self.damaged.append(str(path.relative_to(self._place.root)))
+
+
+_SECONDS = 0.3  # in which the kill falls, in a function of unknown length
+
+
+def _results(place: Place) -> dict[str, Any]:
+  """Returns all that a finished run consists of."""
+  workdir, out = place.root / "run", place.root / "out"
+  metrics_, evaluation = outcome(workdir)
+  newest = max(workdir.glob("checkpoints/*"), key=lambda path: int(path.name))
+  return {
+    "metrics": metrics_,
+    "evaluation": evaluation,
+    "step": newest.name,
+    "arrays": json.loads((newest / "digests" / "metadata").read_text()),
+    "position": json.loads((newest / "position" / "metadata").read_text()),
+    "images": {path.name: path.read_bytes() for path in sorted(out.rglob("*.[pj][np]g"))},
+    "table": (out / "parts.csv").read_text(),
+    "leftovers": sorted(str(path.relative_to(place.root)) for path in _leftovers(place.root)),
+  }
+
+
+def _leftovers(root: pathlib.Path) -> Iterator[pathlib.Path]:
+  for pattern in _LEFTOVERS:
+    yield from root.rglob(pattern)
+
+
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+  return ", ".join(name for name in expected if found[name] != expected[name])

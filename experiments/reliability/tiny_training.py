@@ -1,21 +1,27 @@
-"""Trains tiny networks on six images in seconds: the run that is killed and damaged.
+"""Tiny networks on six images: the run that is killed, damaged and resumed, and predictions of it.
 
-python -m experiments.reliability.tiny_training ROOT WORKDIR
-
-ROOT holds the images, the prepared data set and the compiled programs; it is filled at the first call.
+All of it takes two seconds of a core, because JAX keeps the compiled programs, and figures are not drawn but
+written as a grey pixel unless asked for: drawing them would take three quarters of the time.
 """
 
+import dataclasses
 import pathlib
-import sys
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from experiments.reliability.executables import keep_compiled_steps, sources_digest
 from scops_jax.config import default_config
+from scops_jax.data.image_files import find_images
+from scops_jax.prediction import model_file, restore
+from scops_jax.prediction.stream import predict_images
+from scops_jax.report import charts, figures
 from scops_jax.runs import setup
-from scops_jax.train import train_and_evaluate
+from scops_jax.storage.files import replacing
+from scops_jax.train import evaluate_run, train_and_evaluate
 from tests import tiny
 from tests.faults.conftest import SETTINGS
 
@@ -28,31 +34,75 @@ NETWORKS = {
   "data.name": "image_folder",
   "optimizer.learning_rate": 1e-3,
 }
+_NUM_PREDICTED = 14
 
 
-def tiny_config(root: pathlib.Path) -> ConfigDict:
-  """Returns the run's config; draws the images at the first call and lets JAX keep compiled programs."""
-  jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  setup.create_networks = lambda config: tiny.networks()
-  images = root / "own" / "images"
-  if not (root / "own" / "test.txt").exists():
-    images.mkdir(parents=True, exist_ok=True)
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A folder with images, and where runs, their data sets and predictions go."""
+
+  root: pathlib.Path
+
+  @property
+  def own(self) -> pathlib.Path:
+    """The collection."""
+    return self.root / "own"
+
+  @property
+  def cache(self) -> pathlib.Path:
+    """The prepared data set and the kept features."""
+    return self.root / "cache"
+
+  @property
+  def photos(self) -> pathlib.Path:
+    """Images to label."""
+    return self.root / "photos"
+
+  def config(self, **overrides: Any) -> ConfigDict:
+    """Returns the run's config."""
+    config = default_config()
+    places = {"data.dir": str(self.own), "data.cache_dir": str(self.cache)}
+    config.update_from_flattened_dict(NETWORKS | SETTINGS | places | overrides)
+    return config
+
+  def draw_images(self) -> None:
+    """Draws the collection and the images to label."""
     rng = np.random.default_rng(0)
-    for index in range(6):
-      Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(images / f"{index}.png")
-    (root / "own" / "test.txt").write_text("4.png\n5.png\n", encoding="utf-8")
-  config = default_config()
-  places = {"data.dir": str(root / "own"), "data.cache_dir": str(root / "cache")}
-  config.update_from_flattened_dict(NETWORKS | SETTINGS | places)
-  return config
+    for folder, count in ((self.own / "images", 6), (self.photos, _NUM_PREDICTED)):
+      folder.mkdir(parents=True)
+      for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{index}.png")
+    (self.own / "test.txt").write_text("4.png\n5.png\n", encoding="utf-8")
 
 
-def main(arguments: list[str]) -> None:
+def set_up(compiled: pathlib.Path, *, draws: bool = False) -> None:
+  """Makes this process train tiny networks; JAX keeps the compiled programs in the folder `compiled`."""
+  jax.config.update("jax_compilation_cache_dir", str(compiled))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  for module in (setup, restore, model_file):
+    module.create_networks = lambda config: tiny.networks()
+  keep_compiled_steps(compiled / "steps" / sources_digest())
+  if not draws:
+    figures.part_figure = lambda *, path, **_: _grey_pixel(path)
+    charts.loss_curves = lambda records, path, **_: _grey_pixel(path)
+    charts.loss_curves_uri = lambda records, **_: "data:,"
+
+
+def train(place: Place, workdir: pathlib.Path, **overrides: Any) -> None:
   """Trains, or goes on with training."""
-  root, workdir = map(pathlib.Path, arguments)
-  train_and_evaluate(tiny_config(root), workdir)
+  train_and_evaluate(place.config(**overrides), workdir)
 
 
-if __name__ == "__main__":
-  main(sys.argv[1:])
+def evaluate(place: Place, workdir: pathlib.Path) -> None:
+  """Evaluates as --mode=eval does."""
+  evaluate_run(place.config(), workdir)
+
+
+def predict(place: Place, workdir: pathlib.Path, out: pathlib.Path) -> None:
+  """Labels the photos, in batches of two."""
+  predict_images(restore.load_segmenter(workdir), find_images(place.photos), out, batch_size=2)
+
+
+def _grey_pixel(path: pathlib.Path) -> None:
+  with replacing(path) as temporary:
+    Image.new("RGB", (1, 1), "grey").save(temporary, format="PNG")

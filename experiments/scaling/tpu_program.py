@@ -28,7 +28,14 @@ from scops_jax import cli
 from scops_jax.errors import UserError
 from scops_jax.kernels.platforms import targeting
 from scops_jax.runs import parallel
-from scops_jax.train_step import Networks, TrainState, create_networks, create_optimizer, train_step
+from scops_jax.train_step import (
+  Networks,
+  TrainState,
+  create_networks,
+  create_optimizer,
+  resolve_dtype,
+  train_step,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "The slice: a generation of TPU and its chips.")
@@ -155,6 +162,8 @@ def main() -> None:
   config = _CONFIG.value
   devices = slice_devices(_TOPOLOGY.value)
   config.batch_size = _IMAGES.value * len(devices)
+  with targeting("tpu"):
+    compute_dtype = resolve_dtype(config.compute_dtype)
   lowered = lower(create_networks(config), config, devices, step=_STEP.value)
   settings = {
     "config": config_flags.get_config_filename(flags.FLAGS["config"]),
@@ -162,7 +171,7 @@ def main() -> None:
     "images_per_chip": _IMAGES.value,
     "step": _STEP.value,
     "parallelism": config.parallelism,
-    "compute_dtype": config.compute_dtype,
+    "compute_dtype": compute_dtype,
   }
   text = json.dumps({**settings, **measure(lowered, devices)}, indent=2)
   pathlib.Path(_OUT.value).write_text(text + "\n", encoding="utf-8")

@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from scops_jax.data.image_files import decode_image, encode_png
 from scops_jax.errors import UserError, printable
+from scops_jax.progress import Bar
 
 EMPTY = 0.005  # share of an image; a mask that covers less is of no use
 _CHUNK = 64  # examples held in memory while they are read by threads
@@ -115,7 +115,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     records, counts = self.list_records(split), self.counts[split]
     has_foreground, shown = False, np.zeros(len(self.landmark_names), np.bool_)
-    progress = tqdm(total=len(records), desc=f"{self.name} {split}", unit="image", disable=None)
+    progress = Bar(len(records), f"preparing {self.name} {split}")
     with ThreadPoolExecutor(self.settings.data.num_threads) as threads, progress:
       for start in range(0, len(records), _CHUNK):
         for outcome in threads.map(self._try_example, records[start : start + _CHUNK]):

@@ -22,6 +22,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of image files in folders, in l
 MAX_PIXELS = 10**8  # of an image; decoding one takes up to a gigabyte of memory
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_UNREAD = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".tif", ".tiff")  # suffixes of other formats
 
 
 class Picture(NamedTuple):
@@ -139,6 +140,16 @@ def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = Non
       f"no image is found at {where}: give an image file, a folder of {', '.join(SUFFIXES)} files, or a glob"
     )
   return dict(sorted(images.items()))
+
+
+def unread_images(where: str | pathlib.Path) -> list[str]:
+  """Returns the names of a folder's image files of other formats, which `find_images` leaves out, sorted."""
+  path = pathlib.Path(where)
+  if not path.is_dir():
+    return []
+  return sorted(
+    file.relative_to(path).as_posix() for file in path.rglob("*") if file.suffix.lower() in _UNREAD
+  )
 
 
 def resize_pixels(

@@ -85,12 +85,7 @@ def write(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Pa
           raise OSError(code, os.strerror(code), str(folder)) from error
       raise
   written = {path.name: (path.stat().st_size, file_digest(path)) for path in sorted(folder.iterdir())}
-  damaged = _damaged_folder(folder)
-  if damaged.is_dir():
-    for cache in damaged.iterdir():
-      if cache.is_dir():  # files computed from the data set have names that depend on its content
-        cache.rename(folder / cache.name)
-    shutil.rmtree(damaged)
+  _take_caches(_damaged_folder(folder), folder)
   # A data set without this record counts as incomplete.
   with replacing(folder / DIGESTS) as temporary:
     text = json.dumps(written)
@@ -100,8 +95,7 @@ def write(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Pa
 def rebuild(builder_class: type[CollectionBuilder], config: ConfigDict, folder: Path, damage: str) -> None:
   """Prepares a damaged data set again; if that fails, it raises as `write` and leaves the damaged one."""
   damaged = _damaged_folder(folder)
-  if damaged.exists():
-    shutil.rmtree(damaged)
+  _take_caches(damaged, folder)  # the preparation that was to follow was killed
   folder.rename(damaged)
   try:
     write(builder_class, config, folder)
@@ -114,6 +108,16 @@ def rebuild(builder_class: type[CollectionBuilder], config: ConfigDict, folder: 
         f"{damage}, and preparing the data set again from data.dir={config.data.dir} failed: {error}"
       ) from error
     raise
+
+
+def _take_caches(damaged: Path, folder: Path) -> None:
+  """Moves what was computed from a data set, whose names depend on its content, and removes the rest."""
+  if not damaged.is_dir():
+    return
+  for cache in damaged.iterdir():
+    if cache.is_dir() and not (folder / cache.name).exists():
+      cache.rename(folder / cache.name)
+  shutil.rmtree(damaged)
 
 
 def _damaged_folder(folder: Path) -> Path:

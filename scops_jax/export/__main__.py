@@ -17,6 +17,8 @@ from typing import Any
 from absl import flags
 
 from scops_jax import cli
+from scops_jax.prediction.sources import find_network
+from scops_jax.progress import phase
 from scops_jax.storage.files import file_size
 from scops_jax.storage.paths import as_path
 
@@ -36,10 +38,12 @@ _PART_NAMES = flags.DEFINE_list(
 
 def main() -> None:
   """Loads the network and writes it."""
-  from scops_jax.prediction.model_file import write_model
-  from scops_jax.prediction.restore import load_segmenter
+  find_network(_WORKDIR.value)
+  with phase("loading the libraries and the network"):
+    from scops_jax.prediction.model_file import write_model
+    from scops_jax.prediction.restore import load_segmenter
 
-  segmenter = load_segmenter(_WORKDIR.value)
+    segmenter = load_segmenter(_WORKDIR.value)
   if segmenter.evaluation is None:
     segmenter = segmenter._replace(evaluation=_read_evaluation(as_path(_WORKDIR.value), segmenter.step))
   if _PART_NAMES.value is not None:

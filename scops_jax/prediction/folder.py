@@ -101,7 +101,9 @@ class PredictionFolder:
       self._offsets.clear()
       end, damaged = 0, False
       with replacing(path / "settings.json") as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(
+          json.dumps({**settings, "crc": _crc(settings)}, indent=2) + "\n", encoding="utf-8"
+        )
     elif keys := [key for key in settings if before[key] != settings[key]]:
       shown = ", ".join(f"{key} (was {before[key]}, now {settings[key]})" for key in keys)
       raise UserError(f"out={path} holds predictions of another {shown}: give another folder")
@@ -166,10 +168,9 @@ class PredictionFolder:
 
   def add(self, image: DoneImage) -> None:
     """Records that an image is done."""
-    text = json.dumps(image._asdict())
-    line = f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'
+    record = image._asdict()
     self._offsets[image.stem] = self._journal.seek(0, os.SEEK_END)
-    self._journal.write(line.encode())
+    self._journal.write(json.dumps({**record, "crc": _crc(record)}).encode() + b"\n")
     self._journal.flush()
     if time.monotonic() > self._uploaded + _UPLOAD_EVERY:
       self._publish()
@@ -242,8 +243,9 @@ def _read_settings(path: pathlib.Path, expected: Mapping[str, Any]) -> dict[str,
   """Returns the settings that predict has written; None if the file is missing or anything else."""
   try:
     settings = json.loads(path.read_bytes())
-    return settings if settings.keys() == expected.keys() else None
-  except (OSError, ValueError, AttributeError):
+    crc = settings.pop("crc")
+    return settings if (settings.keys(), _crc(settings)) == (expected.keys(), crc) else None
+  except (OSError, ValueError, AttributeError, KeyError, TypeError):
     return None
 
 
@@ -251,10 +253,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
   """Returns a line of the journal as a dict of DoneImage's fields; None if it is damaged or unfinished."""
   try:
     record = json.loads(line)
-    intact = line.endswith(b"\n") and record.pop("crc") == zlib.crc32(json.dumps(record).encode())
+    intact = line.endswith(b"\n") and record.pop("crc") == _crc(record)
     return record if intact else None
   except (ValueError, AttributeError, KeyError, TypeError):
     return None
+
+
+def _crc(record: Mapping[str, Any]) -> int:
+  return zlib.crc32(json.dumps(record).encode())
 
 
 def _has_content(path: pathlib.Path) -> bool:

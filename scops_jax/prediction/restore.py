@@ -8,13 +8,10 @@ import numpy as np
 from scops_jax.errors import UserError
 from scops_jax.prediction.model_file import read_model
 from scops_jax.prediction.segmenter import Segmenter, check_finite
+from scops_jax.prediction.sources import find_network
 from scops_jax.runs.checkpoints import restore_variables
 from scops_jax.runs.workdir import load_config
-from scops_jax.storage.paths import as_path
 from scops_jax.train_step import create_networks
-
-# Networks that are installed with this package; ready/README.md says how they were made.
-_READY = pathlib.Path(__file__).parent / "ready"
 
 
 def load_segmenter(source: str | pathlib.Path) -> Segmenter:
@@ -28,18 +25,8 @@ def load_segmenter(source: str | pathlib.Path) -> Segmenter:
     UserError: it is none of these, the file is damaged, or the run has no checkpoint yet, or one with numbers
       that are not finite.
   """
-  path = as_path(source)
-  if path.is_file():
-    return read_model(path)
-  ready = {file.stem: file for file in _READY.glob("*.scops")}
-  if not path.exists() and str(source) in ready:
-    return read_model(ready[str(source)])
-  if not path.exists():
-    raise UserError(
-      f"workdir={source}: there is no such run or .scops file: give one of these, or {' or '.join(ready)}, "
-      "a network that comes with scops_jax"
-    )
-  return _restore_run(path)
+  path = find_network(source)
+  return read_model(path) if path.is_file() else _restore_run(path)
 
 
 def _restore_run(workdir: pathlib.Path) -> Segmenter:

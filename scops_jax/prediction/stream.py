@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 import pathlib
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,6 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from scops_jax.data.lookahead import ahead, batches
 from scops_jax.errors import UserError, printable
@@ -35,6 +33,7 @@ from scops_jax.prediction.predictor import (
 )
 from scops_jax.prediction.processes import Job, fast_process_count, predict_in_processes
 from scops_jax.prediction.restore import Segmenter
+from scops_jax.progress import Bar, say
 from scops_jax.storage.paths import as_path
 
 _MAX_THREADS = 16
@@ -95,7 +94,7 @@ def predict_images(
       size = padded_batch_size(len(images), batch_size or fast_batch_size())
       num_batches = -(-len(todo) // size)
       count = min(processes or fast_process_count(len(todo)), max(1, num_batches))
-      with tqdm(total=len(files), initial=len(files) - len(todo), unit="image", desc="predict") as bar:
+      with Bar(len(files), "predict", done=len(files) - len(todo), first="compiling") as bar:
         if count == 1:
           stream = _in_threads(segmenter, todo, folder.files, crf=crf, batch_size=size)
         else:
@@ -105,7 +104,7 @@ def predict_images(
           for outcome in stream:
             if isinstance(outcome, UserError):
               failures.append(str(outcome))
-              tqdm.write(f"left out: {printable(str(outcome), None)}", file=sys.stderr)
+              say(f"left out: {printable(str(outcome), None)}")
             else:
               folder.add(outcome)
             bar.update()

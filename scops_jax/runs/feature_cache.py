@@ -24,11 +24,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from scops_jax.data.collection import Collection
 from scops_jax.data.pipeline import Kept, evaluation_batches
 from scops_jax.errors import UserError
+from scops_jax.progress import Bar
 from scops_jax.storage.files import replacing
 from scops_jax.storage.mirror import local_path, pull, push
 
@@ -187,7 +187,7 @@ def _write(path: Path, collection: Collection, features: Features, config: Confi
     num_threads=config.data.num_threads,
     fields=("image",),
   )
-  progress = tqdm(total=len(collection.train), desc="reference features", unit="image", disable=None)
+  progress = Bar(len(collection.train), "reference features", first="compiling")
   with replacing(path) as temporary, progress:
     writer = ArrayRecordWriter(str(temporary), _OPTIONS)
     for batch in batches:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
-from scops_jax.kernels.compilation import jit
+from scops_jax.kernels.compilation import jit, traced_for_training
 from scops_jax.train_step import (
   Networks,
   TrainState,
@@ -100,7 +100,7 @@ def jit_step(step: Callable, replicated: NamedSharding, sharded: NamedSharding) 
 
 def pmap_step(step: Callable, devices: Sequence[Any] | None = None) -> jax.stages.Wrapped:
   """Compiles a bound train_step for parallelism "pmap"; all arguments have an axis of devices in front."""
-  mapped = functools.partial(step, axis_name="data")
+  mapped = traced_for_training(functools.partial(step, axis_name="data"))
   return jax.pmap(mapped, axis_name="data", devices=devices, donate_argnums=0)
 
 

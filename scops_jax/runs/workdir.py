@@ -4,7 +4,6 @@ The hosts of a run share it; only the first writes.
 """
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,15 +11,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scops_jax.config import config_from_json, config_to_json, flat_values
+from scops_jax.config import config_to_json, flat_values
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
+from scops_jax.runs.saved_config import CONFIG, has_results, load_config, no_run
 from scops_jax.storage.files import replacing
 from scops_jax.storage.locks import InUseError, exclusive
 from scops_jax.storage.paths import as_path, is_remote
 
-_CONFIG, _LOCK = "config.json", "lock"
-_CURE = "restore it from a copy, or give another workdir"
+_LOCK = "lock"
 # Keys that decide neither what is trained nor on what: those of evaluation (with crf.*), of logging, of input
 # threads, and folders, which may be moved.
 _CHANGEABLE = (
@@ -28,6 +27,7 @@ _CHANGEABLE = (
   "eval_every",
   "checkpoint_every",
   "eval_batch_size",
+  "predict_mirror",
   "on_nonfinite_step",
   "compilation_cache_dir",
   "data.dir",
@@ -84,7 +84,7 @@ def owned(workdir: str | pathlib.Path) -> Iterator[None]:
     try:
       yield
     finally:
-      if not is_remote(path) and not (path / _CONFIG).exists():
+      if not is_remote(path) and not (path / CONFIG).exists():
         _remove_unused(path)
 
 
@@ -94,40 +94,6 @@ def _remove_unused(path: pathlib.Path) -> None:
     if [entry.name for entry in path.iterdir()] == [_LOCK]:
       (path / _LOCK).unlink()
       path.rmdir()
-
-
-def load_config(workdir: str | pathlib.Path) -> ConfigDict:
-  """Returns the resolved, locked config of the run in `workdir`; a key that it lacks has the default.
-
-  Raises:
-    UserError: there is no run, its config is damaged, or this version does not know it.
-  """
-  path = as_path(workdir) / _CONFIG
-  try:
-    saved = json.loads(path.read_bytes())
-  except FileNotFoundError as error:
-    raise UserError(_no_run(path.parent)) from error
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} can't be read ({error}): {_CURE}") from error
-  try:
-    return config_from_json(saved)
-  except ValueError as error:
-    raise UserError(f"{path} is damaged: {error}: {_CURE}") from error
-  except (AttributeError, KeyError, TypeError) as error:
-    detail = " ".join(str(error).split())
-    raise UserError(
-      f"{path} is damaged, or the config of another version of scops_jax: {detail}: {_CURE}"
-    ) from error
-
-
-def _has_results(path: pathlib.Path) -> bool:
-  return (path / "checkpoints").exists() or (path / "evaluation.json").exists()
-
-
-def _no_run(path: pathlib.Path) -> str:
-  if _has_results(path):
-    return f"workdir={path} holds results, but no {_CONFIG} that says of which settings: {_CURE}"
-  return f"workdir={path} holds no run (no {_CONFIG}): train there first"
 
 
 def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool = True) -> pathlib.Path:
@@ -142,20 +108,20 @@ def open_workdir(workdir: str | pathlib.Path, config: ConfigDict, *, train: bool
       host has made it.
   """
   path = as_path(workdir)
-  if (path / _CONFIG).exists():
+  if (path / CONFIG).exists():
     changed = _accepted_changes(load_config(path), config, path)
     if not changed:
       return path
     if hosts.is_first():
       note = _schedule_note(config) if "num_steps" in changed else ""
       print(f"workdir={path} is used with other settings: {_listed(changed)}{note}")
-  elif not train or _has_results(path):
-    raise UserError(_no_run(path))
+  elif not train or has_results(path):
+    raise UserError(no_run(path))
   elif not hosts.is_first():
     raise UserError(f"workdir={path} is not what the first host sees: give a directory that all hosts share")
   if train and hosts.is_first():
-    with writing(path / _CONFIG):
-      write_text(path / _CONFIG, config_to_json(config))
+    with writing(path / CONFIG):
+      write_text(path / CONFIG, config_to_json(config))
   return path
 
 

@@ -15,13 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from scops_jax import geometry, models
 from scops_jax.data.collection import Collection, ExampleSource
 from scops_jax.data.image_files import resize_pixels
 from scops_jax.data.saliency_maps import image_digest, is_current, map_path, write_map
 from scops_jax.errors import UserError
+from scops_jax.progress import Bar, phase
 from scops_jax.saliency.foreground import SIDE, ForegroundModel, fit_foreground, foreground_maps
 from scops_jax.storage.mirror import pull, push
 from scops_jax.train_step import Networks
@@ -75,8 +75,9 @@ def write_missing_maps(collection: Collection, features: Features, config: Confi
   if not missing:
     return 0
   with ThreadPoolExecutor(config.data.num_threads) as threads:
-    model = _fit(collection.train, features, threads, config)
-    with tqdm(total=len(missing), desc="saliency maps", unit="image", disable=None) as progress:
+    with phase("learning objects and backgrounds for the saliency maps"):
+      model = _fit(collection.train, features, threads, config)
+    with Bar(len(missing), "saliency maps") as progress:
       for start in range(0, len(missing), _BATCH):
         batch = missing[start : start + _BATCH]
         images = _read([(item.source, item.number) for item in batch], features, threads, config)

@@ -10,23 +10,22 @@ safetensors.torch.load_file(path), in place of torch.load(path).
 """
 
 import pathlib
+from typing import Any
 
-import numpy as np
 from absl import flags
 
-from scops_jax import cli, weights
-from scops_jax.errors import printable
-from scops_jax.prediction import restore
+from scops_jax import cli
+from scops_jax.errors import UserError, printable
+from scops_jax.progress import phase
 from scops_jax.storage.files import file_digest
 from scops_jax.storage.paths import as_path
-from scops_jax.weights import formats, inspection, names
 
-_MODEL = flags.DEFINE_enum("model", None, names.MODELS, "The network the file is for. Default: found.")
+_MODEL = flags.DEFINE_string("model", None, "The network the file is for. Default: found.")
 _NUM_PARTS = flags.DEFINE_integer("num_parts", None, "K that the file's head should have.", lower_bound=1)
 _TO = flags.DEFINE_enum(
   "to",
   None,
-  list(formats.SUFFIXES),
+  ["safetensors", "npz"],
   "Convert to this format. PyTorch loads safetensors with safetensors.torch.load_file(path).",
 )
 _OUT = flags.DEFINE_string("out", None, "The file to write; its ending is the format. Default: next to FILE.")
@@ -36,6 +35,14 @@ _DROP_HEAD = flags.DEFINE_bool("drop_head", False, "Do not write a segmenter's h
 def main(argument: str) -> None:
   """Reads a file or a run, describes it, and converts it if asked to."""
   source = as_path(argument)
+  if not source.exists():
+    raise UserError(f"there is no file {printable(str(source))}")
+  with phase("loading the libraries"):
+    from scops_jax import weights
+    from scops_jax.prediction import restore
+    from scops_jax.weights import inspection, names
+  if _MODEL.value not in (None, *names.MODELS):
+    raise UserError(f"--model={_MODEL.value} is not one of {', '.join(names.MODELS)}")
   basis, model_name = None, _MODEL.value
   if source.is_dir():
     segmenter = restore.load_segmenter(source)
@@ -58,7 +65,9 @@ def main(argument: str) -> None:
     _write(outputs)
 
 
-def _write(outputs: dict[pathlib.Path, dict[str, np.ndarray]]) -> None:
+def _write(outputs: dict[pathlib.Path, dict[str, Any]]) -> None:
+  from scops_jax import weights
+
   for path in outputs:
     if path.exists():
       raise weights.WeightsError(f"{path} already exists: give another --out")

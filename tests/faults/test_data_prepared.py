@@ -148,6 +148,18 @@ def test_a_damaged_data_set_is_prepared_again(folder, damage):
     assert sorted(p.name for p in whole.folder.parent.iterdir()) == ["2.0.0", "lock"]
 
 
+def test_what_was_computed_from_a_data_set_survives_a_kill_while_it_is_prepared_again(folder):
+  path = prepare_collection(folder).path
+  (path / "reference_features").mkdir()
+  (path / "reference_features" / "kept").touch()
+  # The files are there again, but not yet their digests, and what was computed has not been taken over.
+  damaged = path.rename(path.with_name(f"damaged.{path.name}"))
+  shutil.copytree(damaged, path, ignore=shutil.ignore_patterns("digests.txt", "reference_features"))
+  assert prepare_collection(folder).built
+  assert (path / "reference_features" / "kept").exists()
+  assert sorted(p.name for p in path.parent.iterdir()) == ["2.0.0", "lock"]
+
+
 def test_a_damaged_data_set_without_sources_names_file_and_cure(config):
   config.data.name = "celeba_wild"
   celeba_wild.write(pathlib.Path(config.data.dir), faults=False)

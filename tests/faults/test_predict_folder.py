@@ -1,6 +1,7 @@
 """predict: foreign and damaged files, weights and maps that are not finite, kills and Ctrl-C."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -109,6 +110,19 @@ def test_damaged_files_are_written_again(name, damage, segmenter, photos, tmp_pa
     assert "damaged" in said
 
 
+def test_a_setting_whose_digit_has_changed_is_written_again(segmenter, photos, tmp_path, capsys):
+  out = tmp_path / "out"
+  run(segmenter, photos, out)
+  whole = content(out)
+  settings = (out / "settings.json").read_text()
+  step = f'"step": {segmenter.step}'
+  assert step in settings
+  (out / "settings.json").write_text(settings.replace(step, step[:-1] + "9"))
+  run(segmenter, photos, out)
+  assert content(out) == whole
+  assert "settings.json is missing or damaged" in capsys.readouterr().err
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path, monkeypatch):
   workdir = tiny_run.write_run(tmp_path / "run")
   original = restore.restore_variables
@@ -182,7 +196,8 @@ def call(photos, moments, signum, processes=1):
   """
   outs = [f"{out}@{moment}" for out, moment in moments.items()]
   command = [sys.executable, "-c", PREDICT, str(photos), str(int(signum)), str(processes), *outs]
-  result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # others that are installed may speak
+  result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200, env=environment)
   codes = result.stdout.split("exit codes")[1].split()
   return list(map(int, codes)), result.stderr
 
