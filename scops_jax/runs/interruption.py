@@ -74,6 +74,6 @@ class Interruption:
       self._at_once = False
 
   def exit(self) -> None:
-    """Raises StoppedError with the code that shells give to a process ended by the signal: 128 + its number."""
+    """Raises StoppedError with the code that shells give to a process ended by a signal: 128 + its number."""
     # On a host that has received none: another has, and all end with the same code.
     raise StoppedError(128 + (self._received or signal.SIGTERM))
