@@ -87,7 +87,7 @@ def reached_stop(step: int) -> bool:
 
 
 def leave() -> None:
-  """Waits for all hosts to call this, and disconnects: a connected host that ends is an error of the others."""
+  """Waits for all hosts to call this, and disconnects: a host that just ends is an error of the others."""
   if jax.process_count() > 1:
     jax.distributed.shutdown()
 
