@@ -1,6 +1,7 @@
 """A run from its config to its results: train, log, evaluate, save. No maths here."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -27,13 +28,21 @@ from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
 from scops_jax.progress import Bar, phase, tracked
 from scops_jax.report import charts, figures
+from scops_jax.report.gallery import GALLERY_FILE
 from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
-from scops_jax.runs.checkpoints import Checkpoints, is_intact, latest_step, restore_state, restore_variables
+from scops_jax.runs.checkpoints import (
+  Checkpoints,
+  is_intact,
+  latest_step,
+  read_position,
+  restore_state,
+  restore_variables,
+)
 from scops_jax.runs.compiled import keep_programs
 from scops_jax.runs.feature_cache import CachedFeatures
 from scops_jax.runs.interruption import Interruption
-from scops_jax.runs.metrics import MetricsLog, read_metrics
+from scops_jax.runs.metrics import MetricsLog, check_metrics, read_metrics
 from scops_jax.runs.parallel import CompiledSteps, compile_steps
 from scops_jax.runs.sizes import choose_sizes
 from scops_jax.runs.step_metrics import StepMetrics
@@ -119,6 +128,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path) -> dict[st
     with phase("restoring the newest checkpoint"):
       state, position, start = restore_state(workdir, template)
     _check_same_images(position, collection, workdir)
+    check_metrics(workdir, start, position.get("metrics"))
     batches.set_state(position)
     dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
   else:
@@ -158,6 +168,7 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   steps = compile_steps(networks, setup.create_optimizer(networks, config), config)
   with phase("restoring the newest checkpoint"):
     variables, step = restore_variables(workdir, sharding=steps.state_sharding)
+  check_metrics(workdir, step, read_position(workdir, step).get("metrics"))
   run = _Run(config, workdir, collection, steps)
 
   def factorized() -> tuple[Any, CachedFeatures | None]:
@@ -318,7 +329,8 @@ def _train(
       # Before the evaluation, which may fail.
       if saves:
         log.publish()  # before the checkpoint: whoever goes on from it keeps the lines up to it
-        checkpoints.save(step, steps.unreplicate(state), position={**position, "num_images": num_images})
+        kept = {**position, "num_images": num_images, "metrics": log.digest()}
+        checkpoints.save(step, steps.unreplicate(state), position=kept)
       if stops:
         checkpoints.wait()
         bar.close()
@@ -378,6 +390,11 @@ def _evaluate(
   results = {**measures, "step": step}
   if not hosts.is_first():
     return results
+  gallery = dataclasses.replace(
+    gallery,
+    names=tuple(run.collection.test.read(i, ("name",))["name"] for i in gallery.indices),
+    landmark_names=run.collection.landmark_names,
+  )
   parts, losses, report = _result_files(run.workdir, step)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
   with writing(run.workdir), phase("writing figures and the report"):
@@ -385,6 +402,7 @@ def _evaluate(
     if records:
       charts.loss_curves(records, losses, weights=config.loss.to_dict())
     write_report(report, results=results, records=records, config=config, gallery=gallery)
+    gallery.save(report.with_name(GALLERY_FILE))
     write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")

@@ -93,9 +93,9 @@ def train(place: Place, workdir: pathlib.Path, **overrides: Any) -> None:
   train_and_evaluate(place.config(**overrides), workdir)
 
 
-def evaluate(place: Place, workdir: pathlib.Path) -> None:
+def evaluate(place: Place, workdir: pathlib.Path, **overrides: Any) -> None:
   """Evaluates as --mode=eval does."""
-  evaluate_run(place.config(), workdir)
+  evaluate_run(place.config(**overrides), workdir)
 
 
 def predict(place: Place, workdir: pathlib.Path, out: pathlib.Path) -> None:
