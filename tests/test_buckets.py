@@ -18,6 +18,8 @@ from scops_jax.prediction.restore import load_segmenter
 from scops_jax.prediction.stream import predict_images
 from scops_jax.runs.checkpoints import latest_step
 from scops_jax.runs.workdir import load_config
+from scops_jax.storage import locks
+from scops_jax.storage.locks import InUseError, exclusive
 from scops_jax.storage.paths import as_path, filesystem
 from scops_jax.train import evaluate_run
 from tests import multihost_worker
@@ -129,3 +131,17 @@ def test_a_damaged_checkpoint_is_moved_away_and_its_step_done_again(on_disk, in_
   assert metrics(in_bucket) == metrics(on_disk)
   assert files.exists(f"{saved}/commit_success.txt")
   assert files.exists(f"{in_bucket}/damaged/7")
+
+
+def test_of_two_that_ask_for_a_lock_at_once_one_gets_it(monkeypatch):
+  path = as_path(f"{BUCKET}/lock")
+  with exclusive(path):
+    with pytest.raises(InUseError, match="process"), exclusive(path):
+      pass
+    # This one has looked for the lock before it was there: the store refuses it.
+    monkeypatch.setattr(locks._ObjectLock, "_read", lambda self: None)
+    with pytest.raises(InUseError), exclusive(path):
+      pass
+    monkeypatch.undo()
+    assert path.exists()
+  assert not path.exists()
