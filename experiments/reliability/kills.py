@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.reliability import children, tiny_training
 from experiments.reliability.records import Records
-from experiments.reliability.tiny_training import Place
+from experiments.reliability.tiny_training import Place, is_done, mark_done
 from scops_jax import train
 from scops_jax.data import collection
 from scops_jax.prediction import files, folder, restore
@@ -125,7 +125,7 @@ def run(root: pathlib.Path, *, seed: int, count: int, records: Records) -> None:
 
 def _leave_alone(compiled: pathlib.Path, place: Place) -> None:
   """Makes the run that nobody kills."""
-  if (place.root / "done").exists():
+  if is_done(place):
     return
   shutil.rmtree(place.root, ignore_errors=True)
   place.draw_images()
@@ -133,7 +133,7 @@ def _leave_alone(compiled: pathlib.Path, place: Place) -> None:
     ended = children.run(_set_up(compiled, command), log=place.root / "log")
     if ended.code:
       raise RuntimeError(ended.error)
-  (place.root / "done").touch()
+  mark_done(place)
 
 
 def _commands(place: Place) -> list[children.Command]:
