@@ -75,7 +75,7 @@ def main() -> None:
   with progress.phase("loading the libraries"):
     from scops_jax import train
     from scops_jax.runs import hosts
-    from scops_jax.runs.interruption import StoppedError
+    from scops_jax.runs.interruption import leaving_together
   if _MULTIHOST.value:
     hosts.join(
       coordinator_address=_COORDINATOR.value,
@@ -85,14 +85,11 @@ def main() -> None:
     )
     if not hosts.is_first():
       progress.mute()
-  try:
+  with leaving_together():
     if _MODE.value == "eval":
       train.evaluate_run(config, workdir)
     else:
       train.train_and_evaluate(config, workdir, profile=_PROFILE.value)
-  except StoppedError:  # by a signal: the process then ends without what Python does at its end
-    hosts.leave()
-    raise
 
 
 if __name__ == "__main__":
