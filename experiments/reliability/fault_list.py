@@ -173,7 +173,7 @@ def _files_of_a_data_set(template: Site) -> Iterator[Fault]:
       f"the lock is {how}, prepare",
       "prepare",
       "lock",
-      lambda site, damage=damage, name=name: damage(site.only(f"cache/*/{name}")),
+      lambda site, damage=damage, name=name: damage(site.only(f"cache/*/*/{name}")),
     )
   wholes: dict[str, Damage] = {
     "the cache is a file": lambda site: (shutil.rmtree(site.place.cache), site.place.cache.touch()),

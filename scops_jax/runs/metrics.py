@@ -15,6 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from scops_jax.config import flat_values
+from scops_jax.errors import UserError
 from scops_jax.runs import hosts
 from scops_jax.runs.workdir import write_text, writing
 from scops_jax.storage.files import file_digest, upload
@@ -28,11 +29,17 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   """Returns the lines of metrics.jsonl; damaged ones are left out and reported.
 
   A last line without its end, as a killed run leaves it, is left out without a word.
+
+  Raises:
+    UserError: it can't be read at all.
   """
   path = workdir / _FILE
   if not path.exists():
     return []
-  lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
+  try:
+    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
+  except OSError as error:
+    raise UserError(f"{path} can't be read ({error.strerror or error}): move it away") from error
   records = [record for line in lines if (record := _record(line)) is not None]
   if len(records) < len(lines):
     print(f"{path}: damaged lines left out: {len(lines) - len(records)}", file=sys.stderr)

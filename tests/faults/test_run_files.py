@@ -80,6 +80,12 @@ def test_damaged_lines_of_the_metrics_are_left_out_and_counted(line, tmp_path, c
   assert "metrics.jsonl: damaged lines left out: 1" in capsys.readouterr().err
 
 
+def test_metrics_that_are_a_folder_are_named(tmp_path):
+  (tmp_path / "metrics.jsonl").mkdir()
+  with pytest.raises(UserError, match=r"metrics\.jsonl can't be read \(Is a directory\): move it away"):
+    read_metrics(tmp_path)
+
+
 def other_digit(text):
   return text.replace('"step": 2, "loss": 1', '"step": 2, "loss": 2')
 
