@@ -36,9 +36,9 @@ def default_config() -> ConfigDict:
   # does; False takes each device's own and needs "pmap".
   config.sync_batch_norm = True
 
-  # The segmenter's arithmetic: "float32" or "bfloat16" (for GPUs and TPUs; half as fast on a CPU). Its
-  # parameters and the losses stay in float32.
-  config.compute_dtype = "float32"
+  # The segmenter's arithmetic: "float32", "bfloat16" (half as fast on a CPU), or "auto": float32 on a CPU,
+  # bfloat16 elsewhere. Its parameters, batch statistics and the losses stay in float32.
+  config.compute_dtype = "auto"
   # Beyond the paper: predictions are averaged with those of the mirror image, at twice the cost. It needs
   # spatial.mirror_probability > 0; elsewhere parts may be left or right ones.
   config.predict_mirror = False
@@ -155,7 +155,7 @@ def default_config() -> ConfigDict:
   config.data.name = "toy_faces"  # the collection, a name of data/collection.py
   config.data.dir = "data"  # folder of the published files or your own images; unused by toy_faces
   config.data.cache_dir = "data/tfds"  # folder of the prepared data sets
-  config.data.num_threads = 2  # host threads that decode images, ≥ 1
+  config.data.num_threads = 0  # of each host, that decode images; 0 = one for each core, at most 32
   # "collection": the collection's maps; "ones": every pixel is foreground; "auto": computed without labels
   # from the reference's features of the whole collection (saliency/).
   config.data.saliency = "collection"
@@ -250,7 +250,7 @@ def _with_tuples(value: Any) -> Any:
 _CHOICES = {
   "data.name": ("aflw", "celeba_wild", "cub_parts", "image_folder", "pascal_parts", "toy_faces"),
   "parallelism": ("jit", "pmap"),
-  "compute_dtype": ("float32", "bfloat16"),
+  "compute_dtype": ("auto", "float32", "bfloat16"),
   "reference_dtype": ("auto", "float32", "bfloat16"),
   "spatial.mode": ("similarity", "projective", "thin_plate"),
   "spatial.padding": ("zeros", "border"),
@@ -316,7 +316,7 @@ RANGES = {
   "crf.appearance_weight": "[0, 1e6]",
   "crf.appearance_sigma": "(0, 1e6]",
   "crf.color_sigma": "(0, 1e6]",
-  "data.num_threads": "[1, 1024]",
+  "data.num_threads": "[0, 1024]",
   "cub.category": "[0, 200]",
   "toy_faces.num_train": "[1, 1e7]",
   "toy_faces.num_test": "[1, 1e7]",

@@ -145,11 +145,9 @@ def network_features(
   With config.reference_mirror they are averaged with the mirrored maps of the mirror image. The features of a
   mirror image are then the mirrored features, as the parts must be where the transform mirrors.
   """
-  side, dtype = config.reference_image_size, config.reference_dtype
-  if dtype == "auto":
-    dtype = "float32" if target() == "cpu" else "bfloat16"
+  side = config.reference_image_size
   enlarged = geometry.resize_bilinear(images.astype(jnp.float32), side, side)
-  inputs = models.normalize(config.reference, enlarged).astype(dtype)
+  inputs = models.normalize(config.reference, enlarged).astype(resolve_dtype(config.reference_dtype))
   variables = {name: collection for name, collection in variables.items() if name != "code"}
   maps = networks.reference.apply(variables, inputs)
   if not config.reference_mirror:
@@ -167,9 +165,17 @@ def _batch_features(
   return reference_features(variables, batch["image"], networks=networks, config=config)
 
 
+def resolve_dtype(name: str) -> str:
+  """Returns the dtype that a config key asks for: "auto" is float32 on a CPU and bfloat16 elsewhere."""
+  if name == "auto":
+    return "float32" if target() == "cpu" else "bfloat16"
+  return name
+
+
 def _segmenter_inputs(images: chex.Array, config: ConfigDict) -> chex.Array:
   """Returns the segmenter's input of RGB 0..255, in the dtype it computes in."""
-  return models.normalize(config.segmenter, images.astype(jnp.float32)).astype(config.compute_dtype)
+  inputs = models.normalize(config.segmenter, images.astype(jnp.float32))
+  return inputs.astype(resolve_dtype(config.compute_dtype))
 
 
 def _unit(saliency: chex.Array) -> chex.Array:
@@ -187,9 +193,8 @@ def segment_pair(
 ) -> tuple[jax.Array, jax.Array, chex.ArrayTree]:
   """Segments a batch and its warped version in training mode.
 
-  A network with batch statistics makes two passes, as in the release: each has its own statistics, and the
-  running ones are updated twice. Others make one pass over both, but two on a CPU, whose caches hold more of
-  a smaller pass.
+  As in the release each of the two has batch statistics of its own, and the running ones are updated twice.
+  GPUs and TPUs compute both together; a CPU makes two passes, because its caches hold more of a smaller one.
 
   Args:
     segmenter: the network.
@@ -199,23 +204,25 @@ def segment_pair(
     axis_name: of the pmap over whose devices batch statistics are taken; None: each device has its own.
 
   Returns:
-    Logits of both `[B, H, W, K+1]`, resized to the images, float32; the batch statistics after both.
+    Logits of both `[B, h, w, K+1]`, float32; the batch statistics after both.
   """
   options: Any = {"axis_name": axis_name} if segmenter.uses_batch_statistics else {}
 
   def segment(variables: Mapping[str, chex.ArrayTree], images: jax.Array) -> tuple[jax.Array, Any]:
     logits, updates = segmenter.apply(variables, images, train=True, mutable=["batch_stats"], **options)
-    resized = geometry.resize_bilinear(logits.astype(jnp.float32), *images.shape[1:3])
-    return resized, {**variables, **updates}
+    return logits.astype(jnp.float32), {**variables, **updates}
 
-  if segmenter.uses_batch_statistics or target() == "cpu":
+  if target() == "cpu":
     logits, variables = segment(variables, images)
     warped_logits, variables = segment(variables, warped_images)
     return logits, warped_logits, variables["batch_stats"]
+  if segmenter.uses_batch_statistics:
+    options["passes"] = 2
   # An image and its warped version are neighbours, so that a batch sharded over devices stays where it is.
   both = jnp.stack([images, warped_images], axis=1).reshape(-1, *images.shape[1:])
   logits, variables = segment(variables, both)
-  return logits[0::2], logits[1::2], variables["batch_stats"]
+  pairs = logits.reshape(-1, 2, *logits.shape[1:])
+  return pairs[:, 0], pairs[:, 1], variables["batch_stats"]
 
 
 def compute_losses(
@@ -253,17 +260,19 @@ def compute_losses(
   source_points, jittered = jax.vmap(transform)(keys, images)
   grid = warp.thin_plate_grid(source_points, height, width)
   # Warped after normalisation, so that zero padding is the mean colour.
-  warped_inputs = warp.warp(
-    models.normalize(config.segmenter, jittered), grid, padding=config.spatial.padding
-  ).astype(config.compute_dtype)
-
+  warped_inputs = warp.warp(_segmenter_inputs(jittered, config), grid, padding=config.spatial.padding)
   inputs = _segmenter_inputs(images, config)
   variables = {"params": params["segmenter"], "batch_stats": batch_stats}
-  logits, warped_logits, batch_stats = segment_pair(
+  *small_logits, batch_stats = segment_pair(
     networks.segmenter, variables, inputs, warped_inputs, axis_name=axis_name
   )
+  logits, warped_logits = (geometry.resize_bilinear(maps, height, width) for maps in small_logits)
+  if target() == "cpu":
+    target_logits = warp.warp(logits, grid, padding="zeros")
+  else:
+    target_logits = warp.warp_enlarged(small_logits[0], grid, height=height, width=width)
   # Written to memory, or each of the losses would sample it again.
-  target_logits = jax.lax.optimization_barrier(warp.warp(logits, grid, padding="zeros"))
+  target_logits = jax.lax.optimization_barrier(target_logits)
   probs = geometry.part_probabilities(logits)
   basis = networks.basis.apply({"params": params["basis"]})
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scops_jax.geometry import HIGHEST, accumulation_dtype, axis_coordinates, check_array
+from scops_jax.geometry import HIGHEST, accumulation_dtype, axis_coordinates, check_array, resize_bilinear
+from scops_jax.kernels.platforms import target
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -194,6 +195,8 @@ def warp(images: chex.Array, grid: chex.Array, *, padding: str = "zeros") -> jax
   if padding not in modes:
     raise ValueError(f'padding must be "zeros" or "border", got {padding!r}.')
   _, height, width, _ = images.shape
+  if target() == "tpu":
+    return _warp_by_products(images, grid, height, width, padding=padding)
   # One row or column of padding on each side is enough: points farther out are moved onto it.
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=modes[padding])
   grid = grid.astype(accumulation_dtype(grid))
@@ -211,6 +214,68 @@ def warp(images: chex.Array, grid: chex.Array, *, padding: str = "zeros") -> jax
 
   above, below = row(corner), row(corner + width + 2)
   return (above * (1.0 - bottom_weight) + below * bottom_weight).astype(images.dtype)
+
+
+def warp_enlarged(maps: chex.Array, grid: chex.Array, *, height: int, width: int) -> jax.Array:
+  """Equals warp(resize_bilinear(maps, height, width), grid), for maps that lack such an enlarged version.
+
+  Args:
+    maps: [B, h, w, C].
+    grid: as in `warp`.
+    height: H of the enlarged maps, pixels.
+    width: W of the enlarged maps, pixels.
+
+  Returns:
+    As `warp`, padded with zeros.
+
+  Raises:
+    TypeError, ValueError: as `warp` and `resize_bilinear`.
+  """
+  if target() != "tpu":
+    return warp(resize_bilinear(maps, height, width), grid)
+  check_array("maps", maps, "[B, h, w, C]", (None, None, None, None))
+  check_array("grid", grid, "[B, h, w, 2] with the maps' B", (maps.shape[0], None, None, 2))
+  return _warp_by_products(maps, grid, height, width, padding="zeros")
+
+
+def _warp_by_products(
+  maps: jax.Array, grid: jax.Array, height: int, width: int, *, padding: str
+) -> jax.Array:
+  """Warps maps after enlarging them, as products with each point's shares in rows and columns.
+
+  A sample is Σ_y Σ_x a_y b_x v_yx, because both samplings are bilinear. A TPU has no other fast way: it
+  gathers one point after another.
+  """
+  points = grid.astype(accumulation_dtype(grid)).reshape(grid.shape[0], -1, 2)
+  rows = _shares(points[..., 1], maps.shape[1], height, padding=padding)
+  columns = _shares(points[..., 0], maps.shape[2], width, padding=padding)
+  partial = jnp.einsum("bhwc,bhp->bwcp", maps, rows.astype(maps.dtype), precision=HIGHEST)
+  sampled = jnp.sum(partial * columns[:, :, None], axis=1).astype(maps.dtype)
+  return jnp.moveaxis(sampled, 1, -1).reshape(*grid.shape[:3], -1)
+
+
+def _shares(coordinates: jax.Array, cells: int, size: int, *, padding: str) -> jax.Array:
+  """Returns how much each cell of an axis counts for points on it, after the axis is resized.
+
+  Args:
+    coordinates: [B, P] in [-1, 1], with aligned corners.
+    cells: n, before the axis is resized.
+    size: pixels, after it.
+    padding: as in `warp`.
+
+  Returns:
+    [B, n, P].
+  """
+  low, high = (-1.0, float(size)) if padding == "zeros" else (0.0, size - 1.0)
+  positions = jnp.clip((coordinates + 1.0) * (0.5 * (size - 1)), low, high)[:, None]
+  before = jnp.floor(jax.lax.stop_gradient(positions))
+  numbers = jnp.arange(cells, dtype=positions.dtype)[:, None]
+
+  def at(pixels: jax.Array) -> jax.Array:
+    share = jnp.maximum(1.0 - jnp.abs(pixels * ((cells - 1) / max(size - 1, 1)) - numbers), 0.0)
+    return jnp.where((pixels >= 0) & (pixels < size), share, 0.0)
+
+  return at(before) + (positions - before) * (at(before + 1) - at(before))
 
 
 def _windows(images: jax.Array, pixels: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import pytest
 
 from scops_jax import geometry, losses, optimizer, warp
 from scops_jax.config import default_config
+from scops_jax.kernels.platforms import targeting
 from tests import oracle
 
 STEPS = 3
@@ -49,8 +50,9 @@ def initial_params():
 
 
 def convolve(x, weight, bias, *, stride, pad):
-  """A PyTorch convolution of channels-last maps."""
+  """A PyTorch convolution of channels-last maps, in their dtype."""
   layout = ("NHWC", "OIHW", "NHWC")
+  weight, bias = (jnp.asarray(values, x.dtype) for values in (weight, bias))
   return (
     jax.lax.conv_general_dilated(x, weight, (stride, stride), [(pad, pad)] * 2, dimension_numbers=layout)
     + bias
@@ -58,30 +60,36 @@ def convolve(x, weight, bias, *, stride, pad):
 
 
 def segment(params, images):
+  """Returns logits at the network's resolution, in the images' dtype."""
   hidden = jax.nn.relu(convolve(images, **params["conv1"], stride=4, pad=2))
-  logits = convolve(hidden, **params["head"], stride=2, pad=1)
-  return geometry.resize_bilinear(logits, *images.shape[1:3])
+  return convolve(hidden, **params["head"], stride=2, pad=1)
 
 
-def reference_features():
+def reference_features(dtype=jnp.float64):
   recorded = recording()
-  images = oracle.nhwc(recorded["s0_images_zoo"])
+  images = jnp.asarray(oracle.nhwc(recorded["s0_images_zoo"]), dtype)
   first = jax.nn.relu(convolve(images, recorded["feat_f1.weight"], recorded["feat_f1.bias"], stride=8, pad=0))
   second = jax.nn.relu(convolve(first, recorded["feat_f2.weight"], recorded["feat_f2.bias"], stride=1, pad=1))
   return first, second
 
 
-def unweighted_terms(params, source_points, features):
-  """Returns the loss terms of one step: images, saliency and networks as recorded, no colour change."""
+def unweighted_terms(params, source_points, features, dtype=jnp.float64):
+  """Returns the loss terms of one step: images, saliency and networks as recorded, no colour change.
+
+  The networks compute in `dtype`, the losses in that of the parameters.
+  """
   recorded = recording()
   images = oracle.nhwc(recorded["images"])
   height, width = images.shape[1:3]
+  wide = params["basis"].dtype
   mean = recorded["img_mean_added"]
   clipped = np.clip((images + mean) / 255, 0, 1) * 255 - mean
   grid = warp.thin_plate_grid(source_points, height, width)
-  logits = segment(params["segmenter"], images)
-  warped_logits = segment(params["segmenter"], warp.warp(clipped, grid))
-  target_logits = warp.warp(logits, grid)
+  small = segment(params["segmenter"], jnp.asarray(images, dtype)).astype(wide)
+  logits = geometry.resize_bilinear(small, height, width)
+  warped_small = segment(params["segmenter"], warp.warp(jnp.asarray(clipped, dtype), grid)).astype(wide)
+  warped_logits = geometry.resize_bilinear(warped_small, height, width)
+  target_logits = warp.warp_enlarged(small, grid, height=height, width=width)
   centers, target_centers = (geometry.part_centers(jax.nn.softmax(x)) for x in (warped_logits, target_logits))
   probs = jax.nn.softmax(logits)
   basis = jax.nn.relu(params["basis"])
@@ -94,23 +102,23 @@ def unweighted_terms(params, source_points, features):
   }
 
 
-def weighted_terms(params, source_points, features):
+def weighted_terms(params, source_points, features, dtype=jnp.float64):
   """Returns the recording's weighted terms by its names: its λ over changed reductions and coordinates."""
   recorded = recording()
   batch, _, size, _ = recorded["images"].shape
   coordinates = ((size - 1) / size) ** 2  # the release's run from -1 to 1 - 2 / N
   factors = {"con": coordinates / batch, "eqv": 1 / recorded["model_cls.bias"].size, "lmeqv": coordinates}
-  terms = unweighted_terms(params, source_points, features)
+  terms = unweighted_terms(params, source_points, features, dtype)
   return {key: recorded[f"lambda_{key}"] * factors.get(key, 1.0) * terms[name] for key, name in TERMS.items()}
 
 
 @functools.cache
-def compiled_terms():
+def compiled_terms(dtype=jnp.float64):
   """Returns the function of (params, source points) that gives the weighted terms and each one's gradient."""
-  features = reference_features()
+  features = reference_features(dtype)
 
   def terms_twice(params, source_points):
-    terms = weighted_terms(params, source_points, features)
+    terms = weighted_terms(params, source_points, features, dtype)
     return terms, terms
 
   return jax.jit(jax.jacrev(terms_twice, has_aux=True))
@@ -145,6 +153,23 @@ def test_gradient_of_each_term():
         assert_close(leaf(gradients[term], key), expected, f"{term} {key}")
       else:
         np.testing.assert_allclose(leaf(gradients[term], key), 0.0, atol=1e-9, err_msg=f"{term} {key}")
+
+
+def test_the_settings_of_accelerators_keep_losses_and_gradients_within_a_hundredth():
+  recorded = recording()
+  params, points = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32), (initial_params(), recorded["s0_tps_source_control_points"])
+  )
+  with targeting("tpu"):
+    gradients, terms = compiled_terms(jnp.bfloat16)(params, points)
+  for term, value in terms.items():
+    np.testing.assert_allclose(value, recorded[f"json_s0_weighted_{term}"], rtol=0.01, err_msg=term)
+  total = jax.tree.map(lambda *each: sum(each), *gradients.values())
+  for owner in ("segmenter", "basis"):  # clipped together each
+    keys = [key for key, path in PARAMETERS.items() if path[0] == owner]
+    expected = np.concatenate([recorded[f"json_s0_grad_{key}"].ravel() for key in keys])
+    found = np.concatenate([leaf(total, key).ravel() for key in keys])
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected), owner
 
 
 @pytest.mark.parametrize("variant", ["json", "biglr"])

@@ -7,7 +7,7 @@ import json
 import jax
 import pytest
 
-from experiments.scaling import hlo, tpu_program
+from experiments.scaling import hlo, table, tpu_program
 from scops_jax.errors import UserError
 from scops_jax.kernels.platforms import target, targeting
 from scops_jax.runs import parallel
@@ -112,6 +112,23 @@ def test_a_step_compiles_for_four_chips():
   json.dumps(found)
   with pytest.raises(UserError, match="--topology=v5e:7x7"):
     tpu_program.slice_devices("v5e:7x7")
+
+
+def test_a_programs_row_has_a_cell_for_each_column():
+  program = {
+    **{"config": "configs/celeba.py", "topology": "v5e:2x4", "step": "train", "parallelism": "pmap"},
+    **{"chips": 8, "images_per_chip": 6, "compute_dtype": "bfloat16", "compile_seconds": 271.2},
+    **{"flops": 2.29e12, "bytes_accessed": 75e9, "temp_bytes": 3 * 2**30, "code_bytes": 345 * 2**20},
+    **{
+      "collectives": {"all-reduce": {"count": 182, "bytes": 1}},
+      "arithmetic_ms": 11.62,
+      "roofline_ms": 91.6,
+    },
+  }
+  cells = table.row(program)
+  assert len(cells) == len(table.COLUMNS)
+  assert cells[0] == "celeba train, pmap"
+  assert cells[5:] == ["2.29", "75", "3.00", "345", "182", "271", "11.6", "91.6"]
 
 
 def test_without_the_compiler_the_command_says_what_is_missing(monkeypatch):

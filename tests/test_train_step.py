@@ -6,13 +6,15 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax import geometry, models
+from scops_jax import models
 from scops_jax.errors import UserError
+from scops_jax.kernels.platforms import targeting
 from scops_jax.runs.parallel import compile_steps
 from scops_jax.train_step import (
   create_optimizer,
@@ -38,7 +40,7 @@ def run_steps(config, count=3, segmenter=None):
   for i in range(count):
     state, metrics = steps.train(state, steps.shard_batch(tiny.batch(config.batch_size, seed=i)), reference)
     history.append({name: float(value) for name, value in metrics.items()})
-  return steps.unreplicate(state), history
+  return state, history
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms():
@@ -135,22 +137,34 @@ def test_a_segmenter_with_batch_statistics_makes_a_pass_over_each_batch():
   logits, warped_logits, after = segment_pair(nets.segmenter, variables, images, warped)
   for batch, found in ((images, logits), (warped, warped_logits)):
     expected, updates = nets.segmenter.apply(variables, batch, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(found, geometry.resize_bilinear(expected, 16, 16), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     variables |= updates
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, variables["batch_stats"])
 
 
-def test_one_pass_over_both_batches_gives_what_two_do(monkeypatch):
-  nets = tiny.networks()
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_both_passes_together_give_what_they_do_one_by_one(batch_norm):
+  nets = tiny.networks(tiny.BatchNormSegmenter() if batch_norm else None)
   params, batch_stats, _ = tiny.variables(nets)
   variables = {"params": params["segmenter"], "batch_stats": batch_stats}
   images, warped = (np.float32(tiny.batch(seed=seed)["image"]) for seed in (0, 1))
-  *two_passes, _ = segment_pair(nets.segmenter, variables, images, warped)
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  *one_pass, _ = segment_pair(nets.segmenter, variables, images, warped)
-  for a, b in zip(one_pass, two_passes, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-  assert not np.allclose(*two_passes)
+  one_by_one = segment_pair(nets.segmenter, variables, images, warped)
+  with targeting("tpu"):
+    together = segment_pair(nets.segmenter, variables, images, warped)
+  chex.assert_trees_all_close(together, one_by_one, rtol=1e-4, atol=1e-4)
+  assert not np.allclose(*one_by_one[:2])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_the_step_of_another_platform_gives_the_same_numbers(platform, parallelism):
+  config = tiny.config(parallelism=parallelism, compute_dtype="float32", reference_dtype="float32")
+  state, history = run_steps(config, segmenter=tiny.BatchNormSegmenter())
+  with targeting(platform):
+    other_state, other_history = run_steps(config, segmenter=tiny.BatchNormSegmenter())
+  for found, expected in zip(other_history, history, strict=True):
+    assert found == pytest.approx(expected, rel=1e-3)
+  chex.assert_trees_all_close(other_state, state, rtol=1e-3, atol=1e-5)
 
 
 def test_batch_statistics_of_each_device_are_averaged():
@@ -234,6 +248,17 @@ def test_prediction_shapes_and_ranges():
   assert predicted["centers"].shape == (2, tiny.NUM_PARTS, 2)
   assert int(predicted["labels"].max()) <= tiny.NUM_PARTS
   assert float(abs(predicted["centers"]).max()) <= 1.0
+
+
+def test_centres_alone_are_those_of_the_prediction():
+  config = tiny.config()
+  nets = tiny.networks()
+  params, batch_stats, _ = tiny.variables(nets)
+  steps = compile_steps(nets, create_optimizer(nets, params, config), config)
+  variables, images = (params["segmenter"], batch_stats), tiny.batch(4)["image"]
+  found = steps.centers(variables, images)
+  assert found.keys() == {"centers"}
+  np.testing.assert_allclose(found["centers"], steps.predict(variables, images)["centers"], atol=1e-6)
 
 
 _DEVICES_SCRIPT = """

@@ -1,5 +1,6 @@
 """Spatial transforms, thin-plate grids and warping against recorded and reference values."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ from jax.test_util import check_grads
 
 from scops_jax import geometry, warp
 from scops_jax.config import default_config
+from scops_jax.kernels.platforms import targeting
 from tests import oracle
 
 RNG = np.random.default_rng(0)
@@ -95,10 +97,17 @@ def test_similarity_by_hand():
   np.testing.assert_allclose(moved, [[[0.1, 2.2]]], atol=1e-6)
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def platform(request):
+  with targeting(request.param):
+    yield
+
+
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 @pytest.mark.parametrize("kind", ["image", "logits"])
 @pytest.mark.parametrize("shape", ["sq", "rect"])
 @pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("platform")
 def test_warp_and_its_gradient_match_the_release(shape, kind, padding):
   recorded = oracle.golden("grid_sample")
   grid = jnp.asarray(recorded[f"{shape}_grid"], jnp.float64)
@@ -112,6 +121,7 @@ def test_warp_and_its_gradient_match_the_release(shape, kind, padding):
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.usefixtures("platform")
 def test_warp_matches_the_reference_eager_compiled_and_mapped(padding):
   expected = oracle.warp(IMAGES, GRID, padding)
 
@@ -126,6 +136,7 @@ def test_warp_matches_the_reference_eager_compiled_and_mapped(padding):
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 @pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("platform")
 def test_warp_gradients_by_finite_differences(padding):
   # Away from pixel centres, where the interpolation has kinks in the grid's coordinates.
   pixels = RNG.integers(-2, 8, (2, 3, 3, 2)) + RNG.uniform(0.2, 0.8, (2, 3, 3, 2))
@@ -135,6 +146,7 @@ def test_warp_gradients_by_finite_differences(padding):
   check_grads(warp_all, (images, grid), order=1, modes=["rev"])
 
 
+@pytest.mark.usefixtures("platform")
 def test_identity_and_mirror_grids():
   identity = jnp.broadcast_to(geometry.coordinate_grid(5, 7), (2, 5, 7, 2))
   np.testing.assert_allclose(warp.warp(IMAGES, identity), IMAGES, atol=1e-5)
@@ -142,6 +154,7 @@ def test_identity_and_mirror_grids():
 
 
 @pytest.mark.parametrize("far", [1.5, 1e6, np.inf])
+@pytest.mark.usefixtures("platform")
 def test_far_points_meet_the_padding(far):
   grid = jnp.array([[far, far], [-far, -far]], jnp.float32).reshape(1, 1, 2, 2)
   np.testing.assert_array_equal(warp.warp(IMAGES[:1], grid), np.zeros((1, 1, 2, 3)))
@@ -149,12 +162,29 @@ def test_far_points_meet_the_padding(far):
   np.testing.assert_allclose(warp.warp(IMAGES[:1], grid, padding="border"), corners, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("platform")
 def test_zeros_padding_fades_over_one_pixel():
   # Half a pixel outside a row of ones, and half a pixel inside it.
   grid = jnp.array([[-1.5, 0.0], [-0.5, 0.0]]).reshape(1, 1, 2, 2)
   np.testing.assert_allclose(warp.warp(jnp.ones((1, 1, 3, 1)), grid).ravel(), [0.5, 1.0], atol=1e-6)
 
 
+def test_warping_enlarged_maps_equals_enlarging_them_first():
+  maps, cotangent = RNG.standard_normal((2, 3, 4, 5)), RNG.standard_normal((2, 5, 7, 5))
+  grid = 1.2 * RNG.uniform(-1, 1, (2, 5, 7, 2))
+
+  def sample(maps):
+    return warp.warp_enlarged(maps, jnp.asarray(grid, jnp.float32), height=9, width=11)
+
+  results = {}
+  for name in ("cpu", "tpu"):
+    with targeting(name):
+      warped, pullback = jax.vjp(sample, jnp.asarray(maps, jnp.float32))
+      results[name] = warped, pullback(jnp.asarray(cotangent, jnp.float32))[0]
+  chex.assert_trees_all_close(results["tpu"], results["cpu"], atol=1e-5)
+
+
+@pytest.mark.usefixtures("platform")
 def test_bfloat16_images_keep_their_dtype():
   images = jnp.asarray(IMAGES, jnp.bfloat16)
   warped = warp.warp(images, GRID)

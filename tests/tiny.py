@@ -33,9 +33,9 @@ class BatchNormSegmenter(models.Segmenter):
   uses_batch_statistics: ClassVar[bool] = True
 
   @nn.compact
-  def __call__(self, images, train=False, *, axis_name=None):
+  def __call__(self, images, train=False, *, axis_name=None, passes=1):
     x = nn.Conv(8, (5, 5), strides=4, dtype=images.dtype, name="trunk")(images)
-    x = nn.relu(BatchNorm(name="bn")(x, train=train, axis_name=axis_name))
+    x = nn.relu(BatchNorm(name="bn")(x, train=train, axis_name=axis_name, passes=passes))
     return nn.Conv(NUM_PARTS + 1, (3, 3), dtype=images.dtype, name="head_logits")(x)
 
 

@@ -89,7 +89,8 @@ def _network_pieces(step: Step) -> dict[str, Piece]:
 
   def forward(params: Any, batch_stats: Any, images: jax.Array) -> Any:
     variables = {"params": params, "batch_stats": batch_stats}
-    return train_step.segment_pair(networks.segmenter, variables, images, images[:, ::-1])
+    *both, updated = train_step.segment_pair(networks.segmenter, variables, images, images[:, ::-1])
+    return *(geometry.resize_bilinear(logits, *images.shape[1:3]) for logits in both), updated
 
   def forward_and_backward(params: Any, batch_stats: Any, images: jax.Array, cotangents: Any) -> Any:
     def product(params: Any) -> tuple[jax.Array, Any]:

@@ -28,7 +28,14 @@ from scops_jax import cli
 from scops_jax.errors import UserError
 from scops_jax.kernels.platforms import targeting
 from scops_jax.runs import parallel
-from scops_jax.train_step import Networks, TrainState, create_networks, create_optimizer, train_step
+from scops_jax.train_step import (
+  Networks,
+  TrainState,
+  create_networks,
+  create_optimizer,
+  resolve_dtype,
+  train_step,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration, configs/NAME.py.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "The slice: a generation of TPU and its chips.")
@@ -108,16 +115,8 @@ def lower(networks: Networks, config: ConfigDict, devices: list[Any], *, step: s
       variables = (state.params["segmenter"], state.batch_stats)
       return parallel.evaluation_step(predict, replicated, sharded).lower(variables, batch["image"])
     train = functools.partial(train_step, optimizer=optimizer, **bound)
-    if config.parallelism == "jit":
-      return parallel.jit_step(train, replicated, sharded).lower(state, batch, reference)
-
-    def on_each(tree: Any) -> Any:
-      return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(devices), *x.shape), x.dtype), tree)
-
-    shares = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((x.shape[0] // len(devices), *x.shape[1:]), x.dtype), batch
-    )
-    return parallel.pmap_step(train, devices).lower(*map(on_each, (state, shares, reference)))
+    compiled = parallel.pmap_step if config.parallelism == "pmap" else parallel.jit_step
+    return compiled(train, replicated, sharded).lower(state, batch, reference)
 
 
 def measure(lowered: jax.stages.Lowered, devices: list[Any]) -> dict[str, Any]:
@@ -155,6 +154,8 @@ def main() -> None:
   config = _CONFIG.value
   devices = slice_devices(_TOPOLOGY.value)
   config.batch_size = _IMAGES.value * len(devices)
+  with targeting("tpu"):
+    compute_dtype = resolve_dtype(config.compute_dtype)
   lowered = lower(create_networks(config), config, devices, step=_STEP.value)
   settings = {
     "config": config_flags.get_config_filename(flags.FLAGS["config"]),
@@ -162,7 +163,7 @@ def main() -> None:
     "images_per_chip": _IMAGES.value,
     "step": _STEP.value,
     "parallelism": config.parallelism,
-    "compute_dtype": config.compute_dtype,
+    "compute_dtype": compute_dtype,
   }
   text = json.dumps({**settings, **measure(lowered, devices)}, indent=2)
   pathlib.Path(_OUT.value).write_text(text + "\n", encoding="utf-8")

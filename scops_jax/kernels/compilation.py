@@ -37,7 +37,7 @@ def jit(function: Callable, *, training: bool = False, **options: Any) -> jax.st
   """Compiles as jax.jit does with `options` and compiler_options."""
   wanted = compiler_options(training=training)
   if training:
-    function = _traced_for_training(function)
+    function = traced_for_training(function)
   return jax.jit(function, compiler_options=wanted, **options)
 
 
@@ -50,7 +50,9 @@ def is_traced_for_training() -> bool:
   return _for_training.get()
 
 
-def _traced_for_training(function: Callable) -> Callable:
+def traced_for_training(function: Callable) -> Callable:
+  """Returns the function, whose traces are for training (`is_traced_for_training`), as those of `jit` are."""
+
   @functools.wraps(function)
   def traced(*arguments: Any) -> Any:
     token = _for_training.set(True)

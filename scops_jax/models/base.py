@@ -16,7 +16,8 @@ class Segmenter(nn.Module):
   """A trained network: normalised images `[B, H, W, 3]` to logits `[B, h, w, K+1]` at its own resolution.
 
   Called as module(images, train=False), it computes in the images' dtype. One with batch statistics also
-  takes axis_name, that of a pmap over whose devices the statistics are taken. Modules named "head_..." hold
+  takes axis_name, that of a pmap over whose devices the statistics are taken, and the number of passes that
+  the images hold (`layers.BatchNorm`). Modules named "head_..." hold
   the parameters that are not in published files of classification networks.
   """
 

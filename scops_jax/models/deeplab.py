@@ -54,19 +54,22 @@ class DeepLab(Segmenter):
   stage_channels: Sequence[int] = resnet.STAGE_CHANNELS
 
   @nn.compact
-  def __call__(self, images: jax.Array, train: bool = False, *, axis_name: str | None = None) -> jax.Array:
+  def __call__(
+    self, images: jax.Array, train: bool = False, *, axis_name: str | None = None, passes: int = 1
+  ) -> jax.Array:
     """Maps normalised images `[B, H, W, 3]` to logits `[B, H / 8 + 1, W / 8 + 1, K+1]` (H, W multiples of 8).
 
     Args:
       images: as `normalize` gives them.
       train: whether BatchNorm uses the batch's statistics and updates the running ones ("batch_stats").
       axis_name: of the pmap over whose devices these statistics are taken; None: this device's alone.
+      passes: of training that the images hold, as in BatchNorm.
     """
     stem = functools.partial(
       resnet.stem, channels=self.stage_channels[0], ceil_mode=True, kernel_init=_NORMAL, train=train
     )
     # Its maps are large and cheap, so the gradient computes them again instead of keeping them.
-    x = nn.remat(lambda _, images: stem(images, axis_name=axis_name))(self, images)
+    x = nn.remat(lambda _, images: stem(images, axis_name=axis_name, passes=passes))(self, images)
     for stage, (stride, dilation) in enumerate(_STAGES):
       for block in range(self.block_counts[stage]):
         x = resnet.TrainedBottleneck(
@@ -78,7 +81,7 @@ class DeepLab(Segmenter):
           trainable_shortcut=self.two_branch,
           kernel_init=_NORMAL,
           name=f"layer{stage + 1}_{block}",
-        )(x, train, axis_name)
+        )(x, train, axis_name, passes)
         if train and block == 0:
           # Written to memory, or XLA would keep the two maps that it is the sum of for the gradient.
           x = jax.lax.optimization_barrier(x)

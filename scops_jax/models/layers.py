@@ -6,11 +6,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from scops_jax.kernels.batch_norm import STATISTICS, Moments, normalize_passes
 from scops_jax.kernels.compilation import is_traced_for_training
 from scops_jax.kernels.convolution import conv
+from scops_jax.kernels.platforms import target
 from scops_jax.kernels.reductions import add_bias, channel_sum
 
-STATISTICS = "statistics"  # what jax.checkpoint policies call a BatchNorm's mean and variance
 _BATCH_NORM_EPSILON = 1e-5
 _BATCH_NORM_MOMENTUM = 0.1  # weight of the batch in the running statistics
 
@@ -79,13 +80,17 @@ class BatchNorm(nn.Module):
   trainable: bool = True
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, *, train: bool, axis_name: str | None = None, passes: int = 1
+  ) -> jax.Array:
     """Normalises x.
 
     Args:
       x: `[..., C]`.
       train: whether to use the batch's statistics, and to update the running ones.
       axis_name: of the pmap over whose devices the batch is spread; None: the batch is x.
+      passes: of training that x holds, each with statistics of its own: image i is one of pass i modulo
+        `passes`, and the running statistics move by each pass in turn. More than 1 is for GPUs and TPUs.
 
     Returns:
       Shape and dtype of x.
@@ -102,21 +107,24 @@ class BatchNorm(nn.Module):
     running_variance = self.variable("batch_stats", "var", jnp.ones, shape)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if train:
-      count = x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
+      count = x.size // x.shape[-1] // passes * (1 if axis_name is None else lax.axis_size(axis_name))
       if count < 2:
         raise ValueError(f"expected more than one value per channel in training, got x of shape {x.shape}")
-      normalize = _normalize_in_training if is_traced_for_training() else _normalize
-      y, mean, variance = normalize(wide, scale, bias, axis_name)
+      if target() == "cpu" and passes == 1:
+        normalize = _normalize_in_training if is_traced_for_training() else _normalize
+        y, *moments = normalize(wide, scale, bias, axis_name)
+        means, variances = (moment[None] for moment in moments)
+      else:
+        shift = running_mean.value
+        y, means, variances = normalize_passes(x, scale, bias, shift, _BATCH_NORM_EPSILON, passes, axis_name)
       if not self.is_initializing():
-        running_mean.value = _average(running_mean.value, mean)
-        running_variance.value = _average(running_variance.value, variance * (count / (count - 1)))
+        for mean, variance in zip(means, variances * (count / (count - 1)), strict=True):
+          running_mean.value = _average(running_mean.value, mean)
+          running_variance.value = _average(running_variance.value, variance)
     else:
       factor = scale * lax.rsqrt(running_variance.value + _BATCH_NORM_EPSILON)
       y = (wide - running_mean.value) * factor + bias
     return y.astype(x.dtype)
-
-
-Moments = tuple[jax.Array, jax.Array, jax.Array]  # y, mean and variance (divisor n) of each channel
 
 
 def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None) -> Moments:

@@ -32,6 +32,7 @@ def stem(
   kernel_init: nn.initializers.Initializer = _FAN_OUT_NORMAL,
   train: bool = False,
   axis_name: str | None = None,
+  passes: int = 1,
 ) -> jax.Array:
   """Computes conv1, bn1 and the pool; the modules become children of the calling compact module.
 
@@ -42,12 +43,13 @@ def stem(
     kernel_init: of the convolution.
     train: as in BatchNorm.
     axis_name: as in BatchNorm.
+    passes: as in BatchNorm.
 
   Returns:
     `[B, h, w, channels]`, where an even H gives H / 4 rows, in ceil mode H / 4 + 1 if 4 divides it.
   """
   x = Conv(channels, 7, stride=2, kernel_init=kernel_init, name="conv1")(images)
-  x = nn.relu(BatchNorm(trainable=False, name="bn1")(x, train=train, axis_name=axis_name))
+  x = nn.relu(BatchNorm(trainable=False, name="bn1")(x, train=train, axis_name=axis_name, passes=passes))
   return max_pool(x, kernel_size=3, stride=2, padding=1, ceil_mode=ceil_mode)
 
 
@@ -73,7 +75,9 @@ class Bottleneck(nn.Module):
   kernel_init: nn.initializers.Initializer = _FAN_OUT_NORMAL
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False, axis_name: str | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, train: bool = False, axis_name: str | None = None, passes: int = 1
+  ) -> jax.Array:
     """Maps `[B, H, W, C]` to `[B, ⌈H / stride⌉, ⌈W / stride⌉, 4 channels]` ≥ 0; options as in BatchNorm."""
 
     def conv(x: jax.Array, name: str, channels: int, kernel_size: int, *, stride: int = 1) -> jax.Array:
@@ -84,7 +88,7 @@ class Bottleneck(nn.Module):
       return module(x) if wide else checkpoint_name(module(x), _CONVOLVED)
 
     def batch_norm(x: jax.Array, name: str, *, trainable: bool = False) -> jax.Array:
-      return BatchNorm(trainable=trainable, name=name)(x, train=train, axis_name=axis_name)
+      return BatchNorm(trainable=trainable, name=name)(x, train=train, axis_name=axis_name, passes=passes)
 
     strides = (self.stride, 1) if self.strides_first else (1, self.stride)
     y = nn.relu(batch_norm(conv(x, "conv1", self.channels, 1, stride=strides[0]), "bn1"))
@@ -100,7 +104,7 @@ class Bottleneck(nn.Module):
 # variances. The results of BatchNorms and relus, which take as much memory, are computed again.
 TrainedBottleneck = nn.remat(
   Bottleneck,
-  static_argnums=(2, 3),
+  static_argnums=(2, 3, 4),
   policy=jax.checkpoint_policies.save_only_these_names(_CONVOLVED, STATISTICS),
 )
 
