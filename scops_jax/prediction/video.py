@@ -25,6 +25,7 @@ from scops_jax.prediction.predictor import Predictor, fast_batch_size
 from scops_jax.prediction.segmenter import Segmenter
 from scops_jax.progress import Bar
 from scops_jax.storage.files import replacing
+from scops_jax.storage.paths import as_path
 
 _COLUMNS = ("frame", "seconds", "part", "x", "y", "area", "mean_probability")
 
@@ -32,7 +33,7 @@ _COLUMNS = ("frame", "seconds", "part", "x", "y", "area", "mean_probability")
 class _Video(NamedTuple):
   frames: Iterator[Image.Image]
   fps: float
-  count: int  # about; 1 where it is unknown
+  num_frames: int  # about; 1 where it is unknown
 
 
 def predict_video(
@@ -66,7 +67,7 @@ def predict_video(
   path, batch_size = pathlib.Path(path), batch_size or fast_batch_size()
   video = _open(path)
   predictor = Predictor(segmenter, batch_size=batch_size, crf=crf)
-  target = pathlib.Path(out) / f"{path.stem}_parts.mp4"
+  target = as_path(out) / f"{path.stem}_parts.mp4"
   options: dict[str, Any] = {"names": segmenter.part_names, "numbers": marks, "legend": marks}
   number = 0
   try:
@@ -75,7 +76,7 @@ def predict_video(
       replacing(target.with_suffix(".csv")) as table,
       replacing(target) as temporary,
       table.open("w", encoding="utf-8", newline="") as file,
-      Bar(video.count, "predict", unit="frame", first="compiling") as bar,
+      Bar(video.num_frames, "predict", unit="frame", first="compiling") as bar,
     ):
       rows = csv.writer(file, lineterminator="\n")
       rows.writerow(_COLUMNS)
@@ -120,8 +121,8 @@ def _open(path: pathlib.Path) -> _Video:
   except Exception as error:  # of many types, with FFmpeg's output
     detail = printable(" ".join(str(error).split())[-200:]) or type(error).__name__
     raise UserError(f"{path} is no video that can be read ({detail})") from error
-  count = max(1, round(meta["duration"] * meta["fps"]))
-  return _Video(_frames(reader, (width, height), path), meta["fps"], count)
+  num_frames = max(1, round(meta["duration"] * meta["fps"]))
+  return _Video(_frames(reader, (width, height), path), meta["fps"], num_frames)
 
 
 def _frames(reader: Iterator[bytes], size: tuple[int, int], path: pathlib.Path) -> Iterator[Image.Image]:
@@ -156,7 +157,8 @@ def _starting_ffmpeg() -> Iterator[None]:
 
 def _even(picture: Image.Image) -> Image.Image:
   """Adds a row or column of white where the size is odd, which H.264's usual pixel format can't hold."""
-  size = tuple(value + value % 2 for value in picture.size)
+  width, height = picture.size
+  size = (width + width % 2, height + height % 2)
   if size == picture.size:
     return picture
   padded = Image.new("RGB", size, "white")
