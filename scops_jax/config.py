@@ -155,7 +155,7 @@ def default_config() -> ConfigDict:
   config.data.name = "toy_faces"  # the collection, a name of data/collection.py
   config.data.dir = "data"  # folder of the published files or your own images; unused by toy_faces
   config.data.cache_dir = "data/tfds"  # folder of the prepared data sets
-  config.data.num_threads = 2  # host threads that decode images, ≥ 1
+  config.data.num_threads = 0  # of each host, that decode images; 0 = one for each core, at most 32
   # "collection": the collection's maps; "ones": every pixel is foreground; "auto": computed without labels
   # from the reference's features of the whole collection (saliency/).
   config.data.saliency = "collection"
@@ -316,7 +316,7 @@ RANGES = {
   "crf.appearance_weight": "[0, 1e6]",
   "crf.appearance_sigma": "(0, 1e6]",
   "crf.color_sigma": "(0, 1e6]",
-  "data.num_threads": "[1, 1024]",
+  "data.num_threads": "[0, 1024]",
   "cub.category": "[0, 200]",
   "toy_faces.num_train": "[1, 1e7]",
   "toy_faces.num_test": "[1, 1e7]",

@@ -28,6 +28,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; a run foun
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
 )
+_PROFILE = flags.DEFINE_bool(
+  "profile", False, "Record a few training steps in WORKDIR/profile, for xprof or TensorBoard."
+)
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print all keys with their values, and end.")
 _MULTIHOST = flags.DEFINE_bool(
   "multihost", False, "Run on several hosts, each started with this command; they share --workdir."
@@ -60,6 +63,8 @@ def main() -> None:
   given = [f.name for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if f.value is not None]
   if given and not _MULTIHOST.value:
     raise UserError(f"--{given[0]} needs --multihost")
+  if _PROFILE.value and _MODE.value == "eval":
+    raise UserError("--profile needs --mode=train: it records training steps")
   check_values(config)
   if _MODE.value == "eval":
     saved_config.load_config(workdir)
@@ -77,8 +82,10 @@ def main() -> None:
     )
     if not hosts.is_first():
       progress.mute()
-  command = train.evaluate_run if _MODE.value == "eval" else train.train_and_evaluate
-  command(config, workdir)
+  if _MODE.value == "eval":
+    train.evaluate_run(config, workdir)
+  else:
+    train.train_and_evaluate(config, workdir, profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

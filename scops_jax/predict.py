@@ -16,6 +16,9 @@ original with that label) and mean_probability (of the part, over these pixels).
 and y, but an empty mean_probability. Subfolders of FOLDER are kept. Where two images differ only in their
 suffix, STEM is the full name.
 
+Of a video file (--images=CLIP.mp4) OUT gets CLIP_parts.mp4, without sound, and CLIP_parts.csv with a line for
+each frame and part; it needs the extra "video": pip install "scops_jax[video]".
+
 A file that can't be read is reported, listed in failed.txt and left out; the exit code is 0 if at least one
 image could be read. Run again, an interrupted call labels only what is missing, damaged or has changed since.
 OUT is predict's own: a folder that holds files of these names, but was not written by predict, is refused.
@@ -37,7 +40,9 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A run, whose newest checkpoint is used, a .scops file, or toy_faces.", required=True
 )
 flags.DEFINE_alias("model", "workdir")
-_IMAGES = flags.DEFINE_string("images", None, "An image file, a folder (with its subfolders), or a glob.")
+_IMAGES = flags.DEFINE_string(
+  "images", None, "An image or video file, a folder (with its subfolders), or a glob."
+)
 _OUT = flags.DEFINE_string("out", None, "The folder to write.")
 _PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Also write the soft part maps.")
 _CRF = flags.DEFINE_bool("crf", False, "Sharpen the maps along the image's edges with a dense CRF.")
@@ -57,7 +62,7 @@ _PROCESSES = flags.DEFINE_integer(
 def main() -> None:
   """Checks the flags, then exports and predicts."""
   # Not at the top: each of --processes imports this module again without needing these.
-  from scops_jax.data.image_files import find_images, unread_images
+  from scops_jax.data.image_files import find_images, is_video, unread_images
   from scops_jax.storage.paths import is_remote
 
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
@@ -66,11 +71,15 @@ def main() -> None:
   # Before loading anything large: a wrong path shows at once.
   if where is not None and is_remote(where):
     raise UserError(f"--images={where}: images are read from a local folder; copy them there first")
-  images = find_images(where, outside=pathlib.Path(out)) if where is not None and out is not None else {}
+  video = where is not None and is_video(where)
+  if video and (_PROBABILITIES.value or _PROCESSES.value is not None):
+    raise UserError("--probabilities and --processes are for images, and --images is a video")
+  images = find_images(where, outside=pathlib.Path(out)) if where and out and not video else {}
   if where is not None and (others := unread_images(where)):
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     print(
-      f"left out, because only JPEG, PNG and WebP files are read: {printable(', '.join(others[:3]))}{more}",
+      f"left out, because files of these formats are not read: {printable(', '.join(others[:3]))}{more}; "
+      "convert them to JPEG",
       file=sys.stderr,
     )
   find_network(_WORKDIR.value)
@@ -78,6 +87,7 @@ def main() -> None:
     from scops_jax.prediction.program_file import export_program
     from scops_jax.prediction.restore import load_segmenter
     from scops_jax.prediction.stream import predict_images
+    from scops_jax.prediction.video import predict_video
 
     segmenter = load_segmenter(_WORKDIR.value)
   if export is not None:
@@ -85,7 +95,9 @@ def main() -> None:
       print(export_program(segmenter, export))
     except OSError as error:
       raise UserError(f"--export={export} can't be written: {error.strerror}") from error
-  if out is not None:
+  if out is not None and where is not None and video:
+    predict_video(segmenter, where, out, crf=_CRF.value, marks=_MARKS.value, batch_size=_BATCH_SIZE.value)
+  elif out is not None:
     predict_images(
       segmenter,
       images,

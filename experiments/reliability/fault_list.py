@@ -449,7 +449,6 @@ def _images() -> Iterator[Fault]:
     yield Fault("images", f"{name}, predict", "predict", "3.png", write)
     yield Fault("images", f"{name}, prepare", "prepare", "3.png", own)
   special: dict[str, Callable[[pathlib.Path], Any]] = {
-    "a folder": pathlib.Path.mkdir,
     "a FIFO": os.mkfifo,
     "a link to itself": lambda path: path.symlink_to(path),
     "a link to nothing": lambda path: path.symlink_to("nothing"),

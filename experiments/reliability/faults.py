@@ -14,7 +14,7 @@ from experiments.reliability import children, fault_list, site
 from experiments.reliability.fault_list import Fault
 from experiments.reliability.records import Records
 from experiments.reliability.site import Site
-from experiments.reliability.tiny_training import Place
+from experiments.reliability.tiny_training import Place, is_done, mark_done
 
 _MAX_SECONDS = 10.0  # of a core
 _MAX_BYTES = 1 << 30
@@ -33,16 +33,16 @@ def run(root: pathlib.Path, *, count: int, records: Records) -> None:
 
 
 def make_template(root: pathlib.Path) -> Site:
-  """Makes the finished run, unless it is there."""
+  """Makes the finished run, unless it is there and of these sources."""
   compiled, template = root / "compiled", Site(Place(root / "template"))
-  if not template.path("done").exists():
+  if not is_done(template.place):
     shutil.rmtree(template.place.root, ignore_errors=True)
     template.place.draw_images()
     site.write_config(template.path("config.py"))
     for command in ("main", "predict", "export", "pack"):
       _undamaged(template, compiled, command)
     fault_list.add_files(template)
-    template.path("done").touch()
+    mark_done(template.place)
   return template
 
 
@@ -59,7 +59,7 @@ def _undamaged(place: Site, compiled: pathlib.Path, command: str) -> tuple[Any, 
   ended = children.run(place.command(command, place.flags(command), compiled), log=place.path("log"))
   if ended.code:
     raise RuntimeError(f"{command}: {ended.error}")
-  return place.result(command), ended.peak
+  return place.result(command, arrays=False), ended.peak
 
 
 def _try(
@@ -108,10 +108,14 @@ def classify(fault: Fault, ended: children.Ended, *, memory: int, same: Any) -> 
   if "Traceback" in ended.error + ended.output:
     return "bad", "traceback"
   if ended.code == fault.code != 0:
-    last = ended.error.strip().split("\n")[-1]
-    if fault.code == 1 and not last.startswith("error: "):
+    found = [line for line in ended.error.splitlines() if line.startswith("error: ")]
+    if fault.code == 1 and not found:
       return "bad", "no message"
-    return ("good", "refused") if fault.named in last else ("bad", f"does not name {fault.named}")
+    return (
+      ("good", "refused")
+      if not found or fault.named in found[-1]
+      else ("bad", f"does not name {fault.named}")
+    )
   if ended.code:
     return "bad", f"exit code {ended.code}"
   if fault.refused:
@@ -124,6 +128,6 @@ def classify(fault: Fault, ended: children.Ended, *, memory: int, same: Any) -> 
 
 def _same(place: Site, command: str, expected: Any) -> bool:
   try:
-    return place.result(command) == expected
+    return place.result(command, arrays=False) == expected
   except (OSError, ValueError):
     return False

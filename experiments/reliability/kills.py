@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.reliability import children, tiny_training
 from experiments.reliability.records import Records
-from experiments.reliability.tiny_training import Place
+from experiments.reliability.tiny_training import Place, is_done, mark_done
 from scops_jax import train
 from scops_jax.data import collection
 from scops_jax.prediction import files, folder, restore
@@ -28,6 +28,7 @@ from scops_jax.runs import checkpoints, feature_cache, metrics
 from tests.faults.conftest import outcome
 
 _KILLS_A_RUN = 12
+_RUN = {"num_steps": 16, "eval_every": 8}  # eight checkpoints and two evaluations
 _DAMAGES = 0.08  # share of kills after which a file is damaged
 _LEFTOVERS = ("*.tmp", "*orbax-checkpoint-tmp*", "incomplete.*", "damaged.*")
 
@@ -52,7 +53,12 @@ def _has(pattern: str) -> Callable[[Place, pathlib.Path], bool]:
 
 
 def _has_checkpoint(place: Place, workdir: pathlib.Path) -> bool:
-  return bool(list(workdir.glob("checkpoints/[0-9]")))
+  return bool(_checkpoints(workdir))
+
+
+def _checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+  found = [path for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
+  return sorted(found, key=lambda path: int(path.name))
 
 
 TRAINING = (
@@ -88,7 +94,7 @@ PREDICTION = (
 
 def run(root: pathlib.Path, *, seed: int, count: int, records: Records) -> None:
   """Kills processes `count` times; `records` get an entry for each run, after those of earlier calls."""
-  compiled, alone = root / "compiled", Place(root / "alone")
+  compiled, alone = root / "compiled" / "kills", Place(root / "alone")
   _leave_alone(compiled, alone)
   expected = _results(alone)
   while (done := sum(sum(record["kills"].values()) for record in records.entries)) < count:
@@ -119,7 +125,7 @@ def run(root: pathlib.Path, *, seed: int, count: int, records: Records) -> None:
 
 def _leave_alone(compiled: pathlib.Path, place: Place) -> None:
   """Makes the run that nobody kills."""
-  if (place.root / "done").exists():
+  if is_done(place):
     return
   shutil.rmtree(place.root, ignore_errors=True)
   place.draw_images()
@@ -127,14 +133,14 @@ def _leave_alone(compiled: pathlib.Path, place: Place) -> None:
     ended = children.run(_set_up(compiled, command), log=place.root / "log")
     if ended.code:
       raise RuntimeError(ended.error)
-  (place.root / "done").touch()
+  mark_done(place)
 
 
 def _commands(place: Place) -> list[children.Command]:
   workdir, out = place.root / "run", place.root / "out"
   return [
-    lambda: tiny_training.train(place, workdir),
-    lambda: tiny_training.evaluate(place, workdir),
+    lambda: tiny_training.train(place, workdir, **_RUN),
+    lambda: tiny_training.evaluate(place, workdir, **_RUN),
     lambda: tiny_training.predict(place, workdir, out),
   ]
 
@@ -175,7 +181,7 @@ class _Killer:
       if killed < most:
         phase = self._rng.choice([p for p in phases if p.ahead(self._place, self._place.root / "run")])
         delay = self._rng.uniform(0, phase.seconds or _SECONDS)
-        call = 1 + int(self._rng.geometric(0.6) - 1)
+        call = 1 + int(self._rng.random() < 0.2)
         start = children.killing(command, phase.owner, phase.function, call=call, delay=delay)
       ended = children.run(_set_up(self._compiled, start), log=self._place.root / "log", seconds=120)
       self.starts += 1
@@ -195,7 +201,7 @@ class _Killer:
     workdir = self._place.root / "run"
     found = [path for path in self._place.cache.rglob("*") if path.is_file() and path.name != "lock"]
     found += [path for name in ("dff.npz", "evaluation.json") if (path := workdir / name).exists()]
-    steps = sorted(workdir.glob("checkpoints/[0-9]"))
+    steps = _checkpoints(workdir)
     if len(steps) == 2:  # the one before it then serves
       found += [path for path in steps[1].rglob("*") if path.is_file()]
     found = sorted(path for path in found if path.stat().st_size)
@@ -214,7 +220,7 @@ def _results(place: Place) -> dict[str, Any]:
   """Returns all that a finished run consists of."""
   workdir, out = place.root / "run", place.root / "out"
   metrics_, evaluation = outcome(workdir)
-  newest = max(workdir.glob("checkpoints/*"), key=lambda path: int(path.name))
+  newest = _checkpoints(workdir)[-1]
   return {
     "metrics": metrics_,
     "evaluation": evaluation,

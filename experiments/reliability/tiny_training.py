@@ -75,6 +75,17 @@ class Place:
     (self.own / "test.txt").write_text("4.png\n5.png\n", encoding="utf-8")
 
 
+def is_done(place: Place) -> bool:
+  """Returns whether `mark_done` was called by processes of the same sources."""
+  path = place.root / "done"
+  return path.exists() and path.read_text() == sources_digest()
+
+
+def mark_done(place: Place) -> None:
+  """Says that what a place is for is in it."""
+  (place.root / "done").write_text(sources_digest())
+
+
 def set_up(compiled: pathlib.Path, *, draws: bool = False) -> None:
   """Makes this process train tiny networks; JAX keeps the compiled programs in the folder `compiled`."""
   jax.config.update("jax_compilation_cache_dir", str(compiled))
@@ -93,9 +104,9 @@ def train(place: Place, workdir: pathlib.Path, **overrides: Any) -> None:
   train_and_evaluate(place.config(**overrides), workdir)
 
 
-def evaluate(place: Place, workdir: pathlib.Path) -> None:
+def evaluate(place: Place, workdir: pathlib.Path, **overrides: Any) -> None:
   """Evaluates as --mode=eval does."""
-  evaluate_run(place.config(), workdir)
+  evaluate_run(place.config(**overrides), workdir)
 
 
 def predict(place: Place, workdir: pathlib.Path, out: pathlib.Path) -> None:

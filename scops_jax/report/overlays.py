@@ -143,7 +143,7 @@ def thumbnail_size(width: int, height: int) -> tuple[int, int]:
 
 def _unit(width: int, height: int) -> int:
   """Returns the size of text and marks on an image, in pixels."""
-  return max(10, round(0.022 * math.sqrt(width * height)))
+  return max(7, round(0.023 * math.sqrt(width * height)))
 
 
 def _mask(labels: NDArray[np.uint8], parts: Collection[int], opacity: float, *, line: int) -> Image.Image:

@@ -97,7 +97,7 @@ def broadcast_from_first(tree: T) -> T:
 
 
 def all_gather(tree: Any) -> Any:
-  """Concatenates the NumPy arrays `[B / hosts, ...]` of all hosts, in their order, to `[B, ...]` on each."""
+  """Returns whole arrays `[B, ...]` on each host, of NumPy arrays `[B / hosts, ...]` or of sharded ones."""
   return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 

@@ -1,5 +1,6 @@
 """What a run logs: metrics.jsonl and TensorBoard events in its work directory."""
 
+import hashlib
 import json
 import pathlib
 import sys
@@ -14,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from scops_jax.runs import hosts
 from scops_jax.runs.workdir import write_text, writing
-from scops_jax.storage.files import upload
+from scops_jax.storage.files import file_digest, upload
 from scops_jax.storage.paths import is_remote
 
 _FILE = "metrics.jsonl"
@@ -34,6 +35,23 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   if len(records) < len(lines):
     print(f"{path}: damaged lines left out: {len(lines) - len(records)}", file=sys.stderr)
   return records
+
+
+def check_metrics(workdir: pathlib.Path, step: int, digest: str | None) -> None:
+  """Says so if the lines up to a checkpoint's step are not those that there were when it was saved.
+
+  Args:
+    workdir: the run's directory.
+    step: of the checkpoint.
+    digest: as MetricsLog.digest returned it then; None: it is not known.
+  """
+  path = workdir / _FILE
+  lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+  kept = b"".join(
+    line for line in lines if (record := _record(line.decode(errors="replace"))) and record["step"] <= step
+  )
+  if digest is not None and digest != hashlib.sha256(kept).hexdigest() and hosts.is_first():
+    print(f"{path} is damaged: its lines up to step {step} are not those that were written", file=sys.stderr)
 
 
 def _record(line: str) -> dict[str, float] | None:
@@ -103,6 +121,10 @@ class MetricsLog:
     with writing(self._workdir / "events.out.tfevents"):
       self._events.write_event(Event(step=step, summary=content, wall_time=time.time()))
       self._events.flush()
+
+  def digest(self) -> str | None:
+    """Returns a digest of all lines, for `check_metrics`; None on other hosts than the first."""
+    return file_digest(self._path) if hosts.is_first() else None
 
   def publish(self) -> None:
     """Uploads what a bucket does not have yet; readers then find all lines there, as on a disk."""
