@@ -5,16 +5,16 @@ faces that comes with this package. For each image STEM.jpg (or of another forma
 contains:
 
   labels/STEM.png          index image of the original's size: 0 = background, k = part k, with a palette
-  overlays/STEM.jpg        the part colours over the original, with numbered centres and a legend (--nomarks:
-                           without them); small images are enlarged
+  overlays/STEM.jpg        the part colours over the original, with numbered centres and a legend, small
+                           images enlarged (--nomarks: of the original's size and without them)
   probabilities/STEM.npz   with --probabilities: probs [S, S, K+1] float16, S = the network's image_size,
                            and centers [K, 2] float32, (x, y) in [-1, 1]
 
 and parts.csv has a line for each image and part: image, part (1..K), x, y (centre of mass of the part's soft
 map in pixels of the original; integers are pixel centres, (0, 0) is the top left pixel), area (pixels of the
 original with that label) and mean_probability (of the part, over these pixels). A part without pixels has x
-and y, but an empty mean_probability. Subfolders of FOLDER are kept. Where two images differ only in their
-suffix, STEM is the full name.
+and y, but an empty mean_probability. contact_sheet.jpg shows up to 48 of the images. Subfolders of FOLDER are
+kept. Where two images differ only in their suffix, STEM is the full name.
 
 Of a video file (--images=CLIP.mp4) OUT gets CLIP_parts.mp4, without sound, and CLIP_parts.csv with a line for
 each frame and part; it needs the extra "video": pip install "scops_jax[video]".
@@ -43,7 +43,7 @@ flags.DEFINE_alias("model", "workdir")
 _IMAGES = flags.DEFINE_string(
   "images", None, "An image or video file, a folder (with its subfolders), or a glob."
 )
-_OUT = flags.DEFINE_string("out", None, "The folder to write.")
+_OUT = flags.DEFINE_string("out", None, "The folder to write, local, gs:// or s3://.")
 _PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Also write the soft part maps.")
 _CRF = flags.DEFINE_bool("crf", False, "Sharpen the maps along the image's edges with a dense CRF.")
 _MARKS = flags.DEFINE_bool("marks", True, "Draw numbered part centres and a legend on overlays.")

@@ -306,7 +306,7 @@ def _train(
 ) -> dict[str, Any]:
   """Runs steps start + 1 … num_steps and returns the last evaluation; the state is donated."""
   config, steps = run.config, run.steps
-  log = MetricsLog(run.workdir, start_step=start)
+  log = MetricsLog(run.workdir, start_step=start, config=config)
   num_images = len(run.collection.train)
   bar = Bar(config.num_steps, "train", unit="step", done=start, first="compiling the step")
   fetched = StepMetrics(config, image_names=functools.partial(_image_names, run))

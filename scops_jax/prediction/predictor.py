@@ -133,7 +133,7 @@ class Predictor:
       legend: whether a legend is added below the image.
 
     Returns:
-      RGB; an image whose longer side is below 400 pixels is enlarged.
+      RGB; an image whose longer side is below 300 pixels is enlarged.
     """
     picture = open_picture(image)
     (maps,) = self.find_maps([picture])

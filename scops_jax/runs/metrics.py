@@ -9,10 +9,12 @@ import time
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from scops_jax.config import flat_values
 from scops_jax.runs import hosts
 from scops_jax.runs.workdir import write_text, writing
 from scops_jax.storage.files import file_digest, upload
@@ -72,19 +74,28 @@ class MetricsLog:
   every ten seconds and with `publish`.
   """
 
-  def __init__(self, workdir: pathlib.Path, *, start_step: int) -> None:
+  def __init__(self, workdir: pathlib.Path, *, start_step: int, config: ConfigDict | None = None) -> None:
     """Drops lines after `start_step`: the steps that a killed run did after its last checkpoint.
+
+    Args:
+      workdir: the run's directory.
+      start_step: the last step that counts.
+      config: of the run; TensorBoard shows it as text, and its wandb_project is logged to as well.
 
     Raises:
       UserError: the files can't be written; so do all methods.
     """
-    self._workdir = workdir
+    self._workdir, self._wandb = workdir, None
     if not hosts.is_first():
       return
     self._scratch = tempfile.TemporaryDirectory(prefix="scops_jax_") if is_remote(workdir) else None
     self._folder = workdir if self._scratch is None else pathlib.Path(self._scratch.name)
     self._uploaded = 0.0
     self._path = self._folder / _FILE
+    if config is not None and config.wandb_project:
+      from scops_jax.runs.wandb_log import WandbLog
+
+      self._wandb = WandbLog(workdir, config)
     kept = [record for record in read_metrics(workdir) if record["step"] <= start_step]
     with writing(workdir / _FILE):
       write_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -93,6 +104,8 @@ class MetricsLog:
       self._events = EventsWriter(str(self._folder / "events"))
       start = SessionLog(status=SessionLog.START)
       self._events.write_event(Event(step=start_step + 1, session_log=start))  # hides what was dropped
+    if config is not None:
+      self._write_config(start_step, config)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Appends a line and the scalars."""
@@ -105,6 +118,10 @@ class MetricsLog:
     if time.monotonic() > self._uploaded + _UPLOAD_EVERY:
       self.publish()
 
+  def _write_config(self, step: int, config: ConfigDict) -> None:
+    lines = "".join(f"    {key}={value}\n" for key, value in flat_values(config).items())
+    self._write_event(step, summary.text("config", lines))  # four spaces: Markdown for code
+
   def write_scalars(self, step: int, scalars: dict[str, Any], *, prefix: str) -> None:
     """TensorBoard only: numbers, and lists of them as NAME/1, NAME/2, …; other entries are left out."""
     for name, value in scalars.items():
@@ -112,6 +129,8 @@ class MetricsLog:
         self.write_scalars(step, {f"{name}/{i}": entry for i, entry in enumerate(value, 1)}, prefix=prefix)
       elif isinstance(value, float):
         self._write_event(step, summary.scalar(f"{prefix}/{name}", value))
+        if self._wandb is not None:
+          self._wandb.write(step, {f"{prefix}/{name}": value})
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """TensorBoard only; image uint8 `[H, W, 3]`."""
@@ -142,6 +161,8 @@ class MetricsLog:
     with writing(self._workdir / _FILE):
       self._file.close()
       self._events.close()
+    if self._wandb is not None:
+      self._wandb.close()
     self.publish()
     if self._scratch is not None:
       self._scratch.cleanup()

@@ -24,6 +24,7 @@ _LOCK = "lock"
 # threads, and folders, which may be moved.
 _CHANGEABLE = (
   "log_every",
+  "wandb_project",
   "eval_every",
   "checkpoint_every",
   "eval_batch_size",
