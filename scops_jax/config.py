@@ -156,7 +156,7 @@ def default_config() -> ConfigDict:
   config.data = ConfigDict()
   config.data.name = "toy_faces"  # the collection, a name of data/collection.py
   config.data.dir = "data"  # folder of the published files or your own images; unused by toy_faces
-  config.data.cache_dir = "data/tfds"  # folder of the prepared data sets
+  config.data.cache_dir = "data/tfds"  # folder of the prepared data sets, local or in a bucket
   config.data.num_threads = 0  # of each host, that decode images; 0 = one for each core, at most 32
   # "collection": the collection's maps; "ones": every pixel is foreground; "auto": computed without labels
   # from the reference's features of the whole collection (saliency/).

@@ -24,7 +24,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   "The run's configuration, configs/NAME.py. Default: that of the run in --workdir. A key is set with "
   "--config.KEY=VALUE, one that takes several values with --config.KEY=A,B.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; a run found there is resumed.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's directory, local, gs:// or s3://; a run found there is resumed."
+)
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
 )
@@ -73,6 +75,7 @@ def main() -> None:
   with progress.phase("loading the libraries"):
     from scops_jax import train
     from scops_jax.runs import hosts
+    from scops_jax.runs.interruption import leaving_together
   if _MULTIHOST.value:
     hosts.join(
       coordinator_address=_COORDINATOR.value,
@@ -82,10 +85,11 @@ def main() -> None:
     )
     if not hosts.is_first():
       progress.mute()
-  if _MODE.value == "eval":
-    train.evaluate_run(config, workdir)
-  else:
-    train.train_and_evaluate(config, workdir, profile=_PROFILE.value)
+  with leaving_together():
+    if _MODE.value == "eval":
+      train.evaluate_run(config, workdir)
+    else:
+      train.train_and_evaluate(config, workdir, profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

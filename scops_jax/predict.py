@@ -43,7 +43,7 @@ flags.DEFINE_alias("model", "workdir")
 _IMAGES = flags.DEFINE_string(
   "images", None, "An image or video file, a folder (with its subfolders), or a glob."
 )
-_OUT = flags.DEFINE_string("out", None, "The folder to write.")
+_OUT = flags.DEFINE_string("out", None, "The folder to write, local, gs:// or s3://.")
 _PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Also write the soft part maps.")
 _CRF = flags.DEFINE_bool("crf", False, "Sharpen the maps along the image's edges with a dense CRF.")
 _MARKS = flags.DEFINE_bool("marks", True, "Draw numbered part centres and a legend on overlays.")

@@ -25,6 +25,7 @@ from scops_jax.prediction.predictor import Predictor, fast_batch_size
 from scops_jax.prediction.segmenter import Segmenter
 from scops_jax.progress import Bar
 from scops_jax.storage.files import replacing
+from scops_jax.storage.paths import as_path
 
 _COLUMNS = ("frame", "seconds", "part", "x", "y", "area", "mean_probability")
 
@@ -66,7 +67,7 @@ def predict_video(
   path, batch_size = pathlib.Path(path), batch_size or fast_batch_size()
   video = _open(path)
   predictor = Predictor(segmenter, batch_size=batch_size, crf=crf)
-  target = pathlib.Path(out) / f"{path.stem}_parts.mp4"
+  target = as_path(out) / f"{path.stem}_parts.mp4"
   options: dict[str, Any] = {"names": segmenter.part_names, "numbers": marks, "legend": marks}
   number = 0
   try:
