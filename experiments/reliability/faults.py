@@ -108,14 +108,10 @@ def classify(fault: Fault, ended: children.Ended, *, memory: int, same: Any) -> 
   if "Traceback" in ended.error + ended.output:
     return "bad", "traceback"
   if ended.code == fault.code != 0:
-    found = [line for line in ended.error.splitlines() if line.startswith("error: ")]
+    _, found, message = ended.error.rpartition("error: ")  # with the lines of details below it
     if fault.code == 1 and not found:
       return "bad", "no message"
-    return (
-      ("good", "refused")
-      if not found or fault.named in found[-1]
-      else ("bad", f"does not name {fault.named}")
-    )
+    return ("good", "refused") if fault.named in message else ("bad", f"does not name {fault.named}")
   if ended.code:
     return "bad", f"exit code {ended.code}"
   if fault.refused:

@@ -5,6 +5,7 @@ written as a grey pixel unless asked for: drawing them would take three quarters
 """
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -23,7 +24,7 @@ from scops_jax.runs import setup
 from scops_jax.storage.files import replacing
 from scops_jax.train import evaluate_run, train_and_evaluate
 from tests import tiny
-from tests.faults.conftest import SETTINGS
+from tests.faults.conftest import SETTINGS, outcome
 
 NETWORKS = {
   "num_parts": tiny.NUM_PARTS,
@@ -73,6 +74,22 @@ class Place:
       for index in range(count):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{index}.png")
     (self.own / "test.txt").write_text("4.png\n5.png\n", encoding="utf-8")
+
+
+def result(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns what a run came to: its metrics but for the speed, its evaluation and the newest checkpoint."""
+  metrics, evaluation = outcome(workdir)
+  newest = checkpoints(workdir)[-1]
+  saved = {name: json.loads((newest / name / "metadata").read_text()) for name in ("digests", "position")}
+  # It covers the speed.
+  del saved["digests"]["position"], saved["position"]["metrics"]
+  return {"metrics": metrics, "evaluation": evaluation, "step": newest.name, **saved}
+
+
+def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folders of a run's checkpoints, the newest last."""
+  found = [path for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
+  return sorted(found, key=lambda path: int(path.name))
 
 
 def is_done(place: Place) -> bool:
