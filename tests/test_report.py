@@ -180,6 +180,9 @@ def test_few_images_and_chance_are_named(tmp_path):
   assert (
     "Few images with landmarks: each landmark coordinate is a sum with 6 coefficients, fitted to 20" in text
   )
+  assert "training images: parts may" not in text
+  text = read(tmp_path, results={"landmark_error_test": None})
+  assert "Only 20 training images: parts may suit these better than any others." in text
   text = read(tmp_path, results={"num_test": 400, "num_train": 2000})
   assert "Only" not in text
   assert "Few images" not in text

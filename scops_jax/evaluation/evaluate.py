@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from scops_jax.data.pipeline import EVALUATION_FIELDS
 from scops_jax.errors import UserError
 from scops_jax.evaluation import factorization, segmentation_metrics
 from scops_jax.evaluation.consistency import Consistency
@@ -280,7 +281,7 @@ def evaluate(
 def _predicted(predict: Predict, batches: Iterable[Batch]) -> Iterator[Batch]:
   """Yields each batch's arrays and predictions, without the padding of the last batch."""
   for batch in batches:
-    arrays = {**batch, **predict(batch)}
+    arrays = {**{name: batch[name] for name in EVALUATION_FIELDS}, **predict(batch)}
     yield {name: np.asarray(array)[batch["valid"]] for name, array in arrays.items()}
 
 

@@ -58,6 +58,7 @@ _PART_LISTS = (
   ("part_purity", "Purity of each part: its largest share in one true part"),
 )
 _FEW_TEST_IMAGES = 50
+_FEW_TRAINING_IMAGES = 100  # runs/sizes.py takes fewer parts below
 _FEW_PER_COEFFICIENT = 5  # images of the regression for each coefficient that is fitted to them
 
 
@@ -198,6 +199,11 @@ def _notes(results: Mapping[str, Any], config: ConfigDict, gallery: Gallery) -> 
   notes = [foreground_truth(results, config)]
   if results["landmark_error_test"] is None:
     notes.append("There is no landmark error: the collection has no annotated landmarks.")
+    if results["num_train"] < _FEW_TRAINING_IMAGES:
+      notes.append(
+        f'<span class="flag">Only {results["num_train"]:,} training images:</span> parts may suit these '
+        "better than any others."
+      )
   count = results["num_test"]
   if count < _FEW_TEST_IMAGES:
     notes.append(f'<span class="flag">Only {count:,} test images:</span> the measures are rough.')
