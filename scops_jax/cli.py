@@ -63,6 +63,11 @@ def predict() -> None:
   _run_module("predict")
 
 
+def report() -> None:
+  """The command `scops-report`, python -m scops_jax.report."""
+  _run_module("report")
+
+
 def _run_module(name: str) -> None:
   # As python -m does it: --help then shows the module's text and flags, and processes that predict starts
   # find the main program.

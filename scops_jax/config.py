@@ -71,6 +71,8 @@ def default_config() -> ConfigDict:
   config.signed_features.mean_square = 0.0
 
   config.log_every = 100  # steps between lines of metrics.jsonl, ≥ 1
+  # Weights & Biases (extra `wandb`): the project that logs go to as well; "" = none.
+  config.wandb_project = ""
   config.eval_every = 10_000  # steps between evaluations, ≥ 1; the run ends with one; 0 = by the collection
   config.checkpoint_every = 1_000  # steps between checkpoints, ≥ 1; evaluations and the end have one too
   # A step whose loss, gradients or new parameters are not finite is never kept: "error" stops the run, "skip"
@@ -154,8 +156,8 @@ def default_config() -> ConfigDict:
   config.data = ConfigDict()
   config.data.name = "toy_faces"  # the collection, a name of data/collection.py
   config.data.dir = "data"  # folder of the published files or your own images; unused by toy_faces
-  config.data.cache_dir = "data/tfds"  # folder of the prepared data sets
-  config.data.num_threads = 2  # host threads that decode images, ≥ 1
+  config.data.cache_dir = "data/tfds"  # folder of the prepared data sets, local or in a bucket
+  config.data.num_threads = 0  # of each host, that decode images; 0 = one for each core, at most 32
   # "collection": the collection's maps; "ones": every pixel is foreground; "auto": computed without labels
   # from the reference's features of the whole collection (saliency/).
   config.data.saliency = "collection"
@@ -316,7 +318,7 @@ RANGES = {
   "crf.appearance_weight": "[0, 1e6]",
   "crf.appearance_sigma": "(0, 1e6]",
   "crf.color_sigma": "(0, 1e6]",
-  "data.num_threads": "[1, 1024]",
+  "data.num_threads": "[0, 1024]",
   "cub.category": "[0, 200]",
   "toy_faces.num_train": "[1, 1e7]",
   "toy_faces.num_test": "[1, 1e7]",
@@ -325,7 +327,7 @@ RANGES = {
   "folder.max_edge": "[1, 65535]",
 }
 # The only text that may be empty.
-_MAY_BE_EMPTY = ("data.saliency_dir", "compilation_cache_dir")
+_MAY_BE_EMPTY = ("wandb_project", "data.saliency_dir", "compilation_cache_dir")
 
 
 def flat_values(config: ConfigDict) -> dict[str, Any]:

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scops_jax.geometry import HIGHEST, accumulation_dtype, check_part_maps, interpolation_weights
+from scops_jax.kernels.platforms import target
 
 # The spatial standard deviations are pixels of an image whose longer side is this, as in PASCAL VOC.
 REFERENCE_SIZE = 500
@@ -39,7 +40,6 @@ _TRUNCATION = 4.0  # standard deviations; pixels farther away weigh less than e^
 _TILE = 0.4  # largest side of a tile, standard deviations
 _NUM_CANDIDATES = 1024  # about the most pixels from which representative colours are picked
 _MIN_RESIDUAL = 1e-2  # a colour that is represented better than this is not picked
-_CHUNK = 4  # images at a time, at most
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # of a tile, (row, column)
 
 Filter = Callable[[chex.Array], jax.Array]  # [B, C, H, W] → the same
@@ -124,8 +124,9 @@ def dense_crf(
   # Channels first, because a CPU vectorises over the last axis.
   unary = jnp.moveaxis(jnp.log(jnp.maximum(probs.astype(dtype), _MIN_PROBABILITY)), -1, 1)
   colors = jnp.moveaxis(images.astype(dtype) / color_sigma, -1, 1)
-  # A few images at a time stay in a CPU's cache and limit the memory; their number divides the batch.
-  chunk = next(size for size in range(_CHUNK, 0, -1) if len(probs) % size == 0)
+  # A few images at a time stay in a CPU's cache, many fill an accelerator; their number divides the batch.
+  most = 4 if target() == "cpu" else 32
+  chunk = next(size for size in range(most, 0, -1) if len(probs) % size == 0)
   chunks = [x.reshape(-1, chunk, *x.shape[1:]) for x in (unary, colors)]
   marginals = jax.lax.map(lambda arrays: infer(*arrays), chunks).reshape(unary.shape)
   return jnp.moveaxis(marginals, 1, -1).astype(probs.dtype)

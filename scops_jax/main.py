@@ -24,9 +24,14 @@ _CONFIG = config_flags.DEFINE_config_file(
   "The run's configuration, configs/NAME.py. Default: that of the run in --workdir. A key is set with "
   "--config.KEY=VALUE, one that takes several values with --config.KEY=A,B.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; a run found there is resumed.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's directory, local, gs:// or s3://; a run found there is resumed."
+)
 _MODE = flags.DEFINE_enum(
   "mode", "train", ["train", "eval"], "train: train and evaluate; eval: evaluate the newest checkpoint."
+)
+_PROFILE = flags.DEFINE_bool(
+  "profile", False, "Record a few training steps in WORKDIR/profile, for xprof or TensorBoard."
 )
 _PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print all keys with their values, and end.")
 _MULTIHOST = flags.DEFINE_bool(
@@ -60,6 +65,8 @@ def main() -> None:
   given = [f.name for f in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID) if f.value is not None]
   if given and not _MULTIHOST.value:
     raise UserError(f"--{given[0]} needs --multihost")
+  if _PROFILE.value and _MODE.value == "eval":
+    raise UserError("--profile needs --mode=train: it records training steps")
   check_values(config)
   if _MODE.value == "eval":
     saved_config.load_config(workdir)
@@ -68,6 +75,7 @@ def main() -> None:
   with progress.phase("loading the libraries"):
     from scops_jax import train
     from scops_jax.runs import hosts
+    from scops_jax.runs.interruption import leaving_together
   if _MULTIHOST.value:
     hosts.join(
       coordinator_address=_COORDINATOR.value,
@@ -77,8 +85,11 @@ def main() -> None:
     )
     if not hosts.is_first():
       progress.mute()
-  command = train.evaluate_run if _MODE.value == "eval" else train.train_and_evaluate
-  command(config, workdir)
+  with leaving_together():
+    if _MODE.value == "eval":
+      train.evaluate_run(config, workdir)
+    else:
+      train.train_and_evaluate(config, workdir, profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

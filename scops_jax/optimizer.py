@@ -45,6 +45,16 @@ def make_schedule(options: ConfigDict, *, num_steps: int, peak: float | None = N
   return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), decay], [warmup])
 
 
+def rate_on_host(schedule: optax.Schedule, step: int) -> float:
+  """Returns schedule(step), computed on the host's CPU: an accelerator would finish its steps first."""
+  try:
+    device = jax.local_devices(backend="cpu")[0]
+  except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+    device = None
+  with jax.default_device(device):
+    return float(schedule(step))
+
+
 def make_optimizer(
   options: ConfigDict,
   params: chex.ArrayTree,

@@ -5,16 +5,19 @@ faces that comes with this package. For each image STEM.jpg (or of another forma
 contains:
 
   labels/STEM.png          index image of the original's size: 0 = background, k = part k, with a palette
-  overlays/STEM.jpg        the part colours over the original, with numbered centres and a legend (--nomarks:
-                           without them); small images are enlarged
+  overlays/STEM.jpg        the part colours over the original, with numbered centres and a legend, small
+                           images enlarged (--nomarks: of the original's size and without them)
   probabilities/STEM.npz   with --probabilities: probs [S, S, K+1] float16, S = the network's image_size,
                            and centers [K, 2] float32, (x, y) in [-1, 1]
 
 and parts.csv has a line for each image and part: image, part (1..K), x, y (centre of mass of the part's soft
 map in pixels of the original; integers are pixel centres, (0, 0) is the top left pixel), area (pixels of the
 original with that label) and mean_probability (of the part, over these pixels). A part without pixels has x
-and y, but an empty mean_probability. Subfolders of FOLDER are kept. Where two images differ only in their
-suffix, STEM is the full name.
+and y, but an empty mean_probability. contact_sheet.jpg shows up to 48 of the images. Subfolders of FOLDER are
+kept. Where two images differ only in their suffix, STEM is the full name.
+
+Of a video file (--images=CLIP.mp4) OUT gets CLIP_parts.mp4, without sound, and CLIP_parts.csv with a line for
+each frame and part; it needs the extra "video": pip install "scops_jax[video]".
 
 A file that can't be read is reported, listed in failed.txt and left out; the exit code is 0 if at least one
 image could be read. Run again, an interrupted call labels only what is missing, damaged or has changed since.
@@ -37,8 +40,10 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A run, whose newest checkpoint is used, a .scops file, or toy_faces.", required=True
 )
 flags.DEFINE_alias("model", "workdir")
-_IMAGES = flags.DEFINE_string("images", None, "An image file, a folder (with its subfolders), or a glob.")
-_OUT = flags.DEFINE_string("out", None, "The folder to write.")
+_IMAGES = flags.DEFINE_string(
+  "images", None, "An image or video file, a folder (with its subfolders), or a glob."
+)
+_OUT = flags.DEFINE_string("out", None, "The folder to write, local, gs:// or s3://.")
 _PROBABILITIES = flags.DEFINE_bool("probabilities", False, "Also write the soft part maps.")
 _CRF = flags.DEFINE_bool("crf", False, "Sharpen the maps along the image's edges with a dense CRF.")
 _MARKS = flags.DEFINE_bool("marks", True, "Draw numbered part centres and a legend on overlays.")
@@ -57,7 +62,7 @@ _PROCESSES = flags.DEFINE_integer(
 def main() -> None:
   """Checks the flags, then exports and predicts."""
   # Not at the top: each of --processes imports this module again without needing these.
-  from scops_jax.data.image_files import find_images, unread_images
+  from scops_jax.data.image_files import find_images, is_video, unread_images
   from scops_jax.storage.paths import is_remote
 
   where, out, export = _IMAGES.value, _OUT.value, _EXPORT.value
@@ -66,11 +71,15 @@ def main() -> None:
   # Before loading anything large: a wrong path shows at once.
   if where is not None and is_remote(where):
     raise UserError(f"--images={where}: images are read from a local folder; copy them there first")
-  images = find_images(where, outside=pathlib.Path(out)) if where is not None and out is not None else {}
+  video = where is not None and is_video(where)
+  if video and (_PROBABILITIES.value or _PROCESSES.value is not None):
+    raise UserError("--probabilities and --processes are for images, and --images is a video")
+  images = find_images(where, outside=pathlib.Path(out)) if where and out and not video else {}
   if where is not None and (others := unread_images(where)):
     more = f" and {len(others) - 3} more" if len(others) > 3 else ""
     print(
-      f"left out, because only JPEG, PNG and WebP files are read: {printable(', '.join(others[:3]))}{more}",
+      f"left out, because files of these formats are not read: {printable(', '.join(others[:3]))}{more}; "
+      "convert them to JPEG",
       file=sys.stderr,
     )
   find_network(_WORKDIR.value)
@@ -78,6 +87,7 @@ def main() -> None:
     from scops_jax.prediction.program_file import export_program
     from scops_jax.prediction.restore import load_segmenter
     from scops_jax.prediction.stream import predict_images
+    from scops_jax.prediction.video import predict_video
 
     segmenter = load_segmenter(_WORKDIR.value)
   if export is not None:
@@ -85,7 +95,9 @@ def main() -> None:
       print(export_program(segmenter, export))
     except OSError as error:
       raise UserError(f"--export={export} can't be written: {error.strerror}") from error
-  if out is not None:
+  if out is not None and where is not None and video:
+    predict_video(segmenter, where, out, crf=_CRF.value, marks=_MARKS.value, batch_size=_BATCH_SIZE.value)
+  elif out is not None:
     predict_images(
       segmenter,
       images,

@@ -1,13 +1,13 @@
 """A run from its config to its results: train, log, evaluate, save. No maths here."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
 import json
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -17,25 +17,36 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from scops_jax import optimizer
 from scops_jax.config import check_values
 from scops_jax.data.collection import Collection, ExampleSource, open_collection
 from scops_jax.data.lookahead import ahead
 from scops_jax.data.pipeline import evaluation_batches, image_order, train_batches
+from scops_jax.data.workers import num_workers
 from scops_jax.errors import UserError
 from scops_jax.evaluation.evaluate import Dff, evaluate, fit_dff
 from scops_jax.kernels.memory import compute_in_calling_thread, keep_freed_memory, map_large_blocks
 from scops_jax.progress import Bar, phase, tracked
 from scops_jax.report import charts, figures
+from scops_jax.report.gallery import GALLERY_FILE
 from scops_jax.report.page import write_report
 from scops_jax.runs import hosts, setup
-from scops_jax.runs.checkpoints import Checkpoints, is_intact, latest_step, restore_state, restore_variables
+from scops_jax.runs.checkpoints import (
+  Checkpoints,
+  is_intact,
+  latest_step,
+  read_position,
+  restore_state,
+  restore_variables,
+)
 from scops_jax.runs.compiled import keep_programs
+from scops_jax.runs.devices import announce_devices
 from scops_jax.runs.feature_cache import CachedFeatures
 from scops_jax.runs.interruption import Interruption
-from scops_jax.runs.metrics import MetricsLog, read_metrics
+from scops_jax.runs.metrics import MetricsLog, check_metrics, read_metrics
 from scops_jax.runs.parallel import CompiledSteps, compile_steps
+from scops_jax.runs.profiler import Profiler
 from scops_jax.runs.sizes import choose_sizes
+from scops_jax.runs.step_log import StepLog
 from scops_jax.runs.step_metrics import StepMetrics
 from scops_jax.runs.workdir import load_config, open_workdir, owned, write_text, writing
 
@@ -51,7 +62,9 @@ class _Run(NamedTuple):
   steps: CompiledSteps
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train_and_evaluate(
+  config: ConfigDict, workdir: str | pathlib.Path, *, profile: bool = False
+) -> dict[str, Any]:
   """Trains to config.num_steps, saving and evaluating on the way; resumes or reports a run in `workdir`.
 
   The outcome of a step depends on the config and the step's number alone, on any number of hosts: a run that
@@ -60,6 +73,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   Args:
     config: complete and locked, see config.default_config.
     workdir: the run's directory.
+    profile: whether to record a few steps in `workdir`/profile (runs/profiler.py).
 
   Returns:
     The entries of evaluation.json.
@@ -73,15 +87,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> dict[
   keep_programs(config.compilation_cache_dir)
   with contextlib.ExitStack() as stack:
     hosts.first_host_first(stack.enter_context, owned(workdir))
-    return (
-      evaluate_run(config, workdir) if _is_finished(config, workdir) else _resume_or_begin(config, workdir)
-    )
+    if _is_finished(config, workdir):
+      return evaluate_run(config, workdir)
+    return _resume_or_begin(config, workdir, profile=profile)
 
 
-def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile: bool) -> dict[str, Any]:
   """Opens and builds everything, then trains as train_and_evaluate does."""
   compute_in_calling_thread()
-  map_large_blocks()
+  announce_devices(config)
+  if jax.default_backend() == "cpu":
+    map_large_blocks()
   with phase("opening the images"):
     collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
@@ -108,7 +124,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path) -> dict[st
     batch_size=config.batch_size // jax.process_count(),
     image_size=config.image_size,
     seed=config.seed,
-    num_threads=config.data.num_threads,
+    num_threads=num_workers(config.data),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     kept=features,
@@ -119,6 +135,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path) -> dict[st
     with phase("restoring the newest checkpoint"):
       state, position, start = restore_state(workdir, template)
     _check_same_images(position, collection, workdir)
+    check_metrics(workdir, start, position.get("metrics"))
     batches.set_state(position)
     dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
   else:
@@ -130,7 +147,17 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path) -> dict[st
   del segmenter_variables
   state = steps.replicate(state)
   with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-    results = _train(run, state, batches, reference_variables, dff=dff, start=start, checkpoints=checkpoints)
+    profiler = Profiler(run.workdir / "profile" if profile and hosts.is_first() else None, start=start)
+    results = _train(
+      run,
+      state,
+      batches,
+      reference_variables,
+      dff=dff,
+      start=start,
+      checkpoints=checkpoints,
+      profiler=profiler,
+    )
   _print_results(results, workdir)
   return results
 
@@ -150,6 +177,7 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   """
   check_values(config)
   keep_programs(config.compilation_cache_dir)
+  announce_devices(config)
   with phase("opening the images"):
     collection = hosts.first_host_first(open_collection, config)
   config = choose_sizes(config, collection, workdir=workdir)
@@ -158,6 +186,7 @@ def evaluate_run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, A
   steps = compile_steps(networks, setup.create_optimizer(networks, config), config)
   with phase("restoring the newest checkpoint"):
     variables, step = restore_variables(workdir, sharding=steps.state_sharding)
+  check_metrics(workdir, step, read_position(workdir, step).get("metrics"))
   run = _Run(config, workdir, collection, steps)
 
   def factorized() -> tuple[Any, CachedFeatures | None]:
@@ -199,7 +228,7 @@ def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[
     source,
     batch_size=run.config.eval_batch_size // jax.process_count(),
     image_size=run.config.image_size,
-    num_threads=run.config.data.num_threads,
+    num_threads=num_workers(run.config.data),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     **options,
@@ -228,7 +257,6 @@ def _load_or_fit_dff(run: _Run, inputs: Callable[[], tuple[Any, CachedFeatures |
 def _fit_dff(run: _Run, reference_variables: Any, cached: CachedFeatures | None) -> Dff:
   """Fits the DFF baseline and keeps it in the run's directory; `cached` are the training images' features."""
   collection = run.collection
-  reference_variables = run.steps.unreplicate(reference_variables)
 
   def features(batch: Mapping[str, Any]) -> np.ndarray:
     used = {name: batch[name] for name in ("image", "saliency", "features") if name in batch}
@@ -258,10 +286,10 @@ def _fit_dff(run: _Run, reference_variables: Any, cached: CachedFeatures | None)
 def _prefetch(
   batches: Any, shard_batch: Callable[[Any], Any]
 ) -> Generator[tuple[Any, dict[str, Any]], None, None]:
-  """Yields (batch on the devices, pipeline position after it), and prepares the next during a step."""
+  """Yields (batch on the devices, pipeline position after it), and prepares the next two meanwhile."""
   with ThreadPoolExecutor(1) as thread:
     yield from ahead(
-      thread, lambda _: (shard_batch(next(batches)), batches.get_state()), itertools.count(), depth=1
+      thread, lambda _: (shard_batch(next(batches)), batches.get_state()), itertools.count(), depth=2
     )
 
 
@@ -274,51 +302,49 @@ def _train(
   dff: Dff,
   start: int,
   checkpoints: Checkpoints,
+  profiler: Profiler,
 ) -> dict[str, Any]:
   """Runs steps start + 1 … num_steps and returns the last evaluation; the state is donated."""
   config, steps = run.config, run.steps
-  log = MetricsLog(run.workdir, start_step=start)
-  schedule = optimizer.make_schedule(config.optimizer, num_steps=config.num_steps)
-  fetched = StepMetrics(config, image_names=functools.partial(_image_names, run))
+  log = MetricsLog(run.workdir, start_step=start, config=config)
   num_images = len(run.collection.train)
   bar = Bar(config.num_steps, "train", unit="step", done=start, first="compiling the step")
+  fetched = StepMetrics(config, image_names=functools.partial(_image_names, run))
+  lines = StepLog(config, metrics=fetched, log=log, bar=bar)
   stream = _prefetch(batches, steps.shard_batch)
-  with Interruption(start) as interruption, contextlib.closing(bar), contextlib.closing(stream):
+  with (
+    Interruption(start) as interruption,
+    contextlib.closing(bar),
+    contextlib.closing(stream),
+    contextlib.closing(profiler),
+  ):
 
     def evaluate_now(step: int) -> dict[str, Any]:
-      variables = steps.unreplicate((state.params["segmenter"], state.batch_stats))
+      variables = (state.params["segmenter"], state.batch_stats)
       with interruption.at_once():  # what it stops is done by the next start
         return _evaluate(run, variables, dff=dff, step=step, log=log)
 
     if start and start % config.eval_every == 0 and _evaluated_step(run.workdir) < start:
       evaluate_now(start)
-    began, images = time.perf_counter(), 0
+    lines.restart_clock()
     for step in range(start + 1, config.num_steps + 1):
       batch, position = next(stream)
-      state, metrics = steps.train(state, batch, reference_variables)
-      if step == start + 1:  # compiled now
+      state, metrics = profiler.step(step, steps.train, state, batch, reference_variables)
+      if step == start + 1 and jax.default_backend() == "cpu":  # compiled now
         keep_freed_memory()
-      fetched.add(step, metrics)
-      images += config.batch_size
-      bar.update()
+      lines.add(step, metrics)
       last = step == config.num_steps
       logs = step % config.log_every == 0 or last
       evaluates = step % config.eval_every == 0 or last
       stops = interruption.stops_after(step)
       saves = step % config.checkpoint_every == 0 or evaluates or stops
-      # On a CPU the step has been waited for.
-      if logs or saves or jax.default_backend() == "cpu":
-        fetched.check()
-      if logs and (scalars := fetched.take()) is not None:
-        speed = images / (time.perf_counter() - began)
-        # The rate of the update just done, which is schedule(step - 1).
-        log.write(step, {**scalars, "lr": float(schedule(step - 1)), "images_per_second": speed})
-        bar.show(loss=f"{scalars['loss']:.3g}", images_per_second=f"{speed:.1f}")
-        began, images = time.perf_counter(), 0
+      # On a CPU the step has been waited for; a checkpoint waits for it.
+      lines.settle(step, logs=logs, wait=saves or jax.default_backend() == "cpu")
       # Before the evaluation, which may fail.
       if saves:
         log.publish()  # before the checkpoint: whoever goes on from it keeps the lines up to it
-        checkpoints.save(step, steps.unreplicate(state), position={**position, "num_images": num_images})
+        kept = {**position, "num_images": num_images, "metrics": log.digest()}
+        checkpoints.save(step, state, position=kept)
       if stops:
         checkpoints.wait()
         bar.close()
@@ -326,7 +352,7 @@ def _train(
         interruption.exit()
       if evaluates:
         results = evaluate_now(step)
-        began, images = time.perf_counter(), 0
+        lines.restart_clock()
         bar.resume()
   log.close()
   return results
@@ -356,7 +382,7 @@ def _evaluate(
 ) -> dict[str, Any]:
   """Returns the entries of evaluation.json on every host; the first writes them, the figures and the report.
 
-  `variables` are the segmenter's params and batch_stats, unreplicated.
+  `variables` are the segmenter's params and batch_stats, replicated.
   """
   config, steps, refine = run.config, run.steps, run.config.crf.num_iterations > 0
 
@@ -371,6 +397,8 @@ def _evaluate(
     regression=batches(run.collection.regression, "regression"),
     test=batches(run.collection.test, "test"),
     predict_refined=predictor(steps.predict_refined) if refine else None,
+    # A CPU has no maps to send, and one program less to compile.
+    predict_centers=None if jax.default_backend() == "cpu" else predictor(steps.centers),
     dff=dff,
     num_classes=len(run.collection.part_names),
     config=config,
@@ -378,6 +406,11 @@ def _evaluate(
   results = {**measures, "step": step}
   if not hosts.is_first():
     return results
+  gallery = dataclasses.replace(
+    gallery,
+    names=tuple(run.collection.test.read(i, ("name",))["name"] for i in gallery.indices),
+    landmark_names=run.collection.landmark_names,
+  )
   parts, losses, report = _result_files(run.workdir, step)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]
   with writing(run.workdir), phase("writing figures and the report"):
@@ -385,6 +418,7 @@ def _evaluate(
     if records:
       charts.loss_curves(records, losses, weights=config.loss.to_dict())
     write_report(report, results=results, records=records, config=config, gallery=gallery)
+    gallery.save(report.with_name(GALLERY_FILE))
     write_text(run.workdir / "evaluation.json", json.dumps(results, indent=2) + "\n")
   if log is not None:
     log.write_scalars(step, measures, prefix="evaluation")

@@ -1,5 +1,6 @@
 """A headless Chromium for tests of pages, found on the machine and never downloaded."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,13 +38,21 @@ def open_browser(profile) -> Iterator[webdriver.Chrome]:
   options.binary_location = shutil.which("chromium")
   for flag in (*FLAGS, f"--user-data-dir={profile}"):
     options.add_argument(flag)
-  options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+  options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
   # With a path given Selenium looks for no driver of its own.
   driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
   try:
     yield driver
   finally:
     driver.quit()
+
+
+def requested(driver: webdriver.Chrome) -> set[str]:
+  """Returns the addresses that were asked for since the last call, from the browser's network log."""
+  events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+  return {
+    event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+  }
 
 
 def set_viewport(driver: webdriver.Chrome, width: int, height: int, *, dark: bool = False) -> None:

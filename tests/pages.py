@@ -1,5 +1,7 @@
 """A small report: six images of H ≠ W, three parts, three landmarks, all figures known by hand."""
 
+import dataclasses
+
 import numpy as np
 
 from scops_jax.config import default_config
@@ -73,14 +75,20 @@ def scene():
   return images, labels, centers
 
 
-def gallery(*, annotated=True):
+def gallery(*, annotated=True, named=True):
   images, labels, centers = scene()
   builder = GalleryBuilder(NUM_PARTS)
   builder.add(images, labels, centers, foreground=labels > 0)
   if not annotated:
-    return builder.build()
+    return with_names(builder.build()) if named else builder.build()
   landmarks = np.zeros((NUM_IMAGES, 3, 2))
   landmarks[0, 1] = np.nan
   predicted = np.full((NUM_IMAGES, 3, 2), 0.1)
   predicted[:, 2] = np.nan
-  return builder.build(errors=ERRORS, landmarks=landmarks, predicted=predicted)
+  built = builder.build(errors=ERRORS, landmarks=landmarks, predicted=predicted)
+  return with_names(built) if named else built
+
+
+def with_names(built):
+  names = tuple(f"folder/a long name of the image number {i}.jpg" for i in built.indices)
+  return dataclasses.replace(built, names=names, landmark_names=("left_eye", "right_eye", "tail"))

@@ -51,6 +51,8 @@ def answer(module, *arguments):
     ("prepare", [TOY, "--config.num_parts=-4"], "num_parts=-4 is not in"),
     ("predict", ["--workdir=none", "--images=none", "--out=none"], "none"),
     ("export.__main__", ["--help"], "--part_names"),
+    ("demo.__main__", ["--help"], "--port"),
+    ("demo.__main__", ["--workdir=none"], "there is no such run or .scops file"),
     ("export.__main__", ["--workdir=none", "--out=none.scops"], "there is no such run or .scops file"),
     ("predict", ["--workdir=none", "--images=experiments/toy_faces", "--out=none"], "there is no such run"),
     ("weights", ["none.pth"], "there is no file none.pth"),

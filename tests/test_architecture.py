@@ -20,7 +20,8 @@ FLOORS = (
   ("saliency", "evaluation"),
   ("runs",),
   ("train", "prediction"),
-  ("main", "prepare", "predict", "weights.__main__", "export.__main__"),
+  ("demo",),
+  ("main", "prepare", "predict", "report.__main__", "weights.__main__", "export.__main__", "demo.__main__"),
 )
 RANKS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("flax", "tensorflow", "tensorflow_datasets", "orbax", "optax", "grain", "ml_collections", "PIL")

@@ -29,6 +29,7 @@ def batches(count, *, num_landmarks=2, seed=0):
       "visible": np.ones((BATCH, num_landmarks), bool),
       "box": np.tile(np.float32((-1, -1, 1, 1)), (BATCH, 1)),
       "parts": parts,
+      "features": (np.zeros((BATCH, 2, 2, 3)),),  # as kept ones come
       "valid": np.arange(start, start + BATCH) < count,
     }
 

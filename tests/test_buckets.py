@@ -5,12 +5,8 @@ import json
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
@@ -22,22 +18,15 @@ from scops_jax.prediction.restore import load_segmenter
 from scops_jax.prediction.stream import predict_images
 from scops_jax.runs.checkpoints import latest_step
 from scops_jax.runs.workdir import load_config
+from scops_jax.storage import locks
+from scops_jax.storage.locks import InUseError, exclusive
 from scops_jax.storage.paths import as_path, filesystem
 from scops_jax.train import evaluate_run
 from tests import multihost_worker
-
-pytest.importorskip("gcsfs")
-pytest.importorskip("gcp_storage_emulator")
+from tests.emulator import BUCKET, emulated_store
 
 ROOT = pathlib.Path(__file__).parent.parent
-BUCKET = "gs://bucket"
-TIMEOUT = 300  # seconds that a process may take on a busy machine
-
-
-def free_port():
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
+TIMEOUT = 600  # seconds that a process may take on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -47,45 +36,24 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def store(folder):
-  """An empty bucket, and this process's environment for it."""
-  port = free_port()
-  url = f"http://localhost:{port}"
-  command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=localhost", f"--port={port}"]
-  command += ["--in-memory", "--quiet", "--default-bucket=bucket"]
-  emulator = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  deadline = time.monotonic() + 60
-  while True:
-    try:
-      urllib.request.urlopen(f"{url}/storage/v1/b/bucket").close()
-      break
-    except (urllib.error.URLError, ConnectionError):
-      assert emulator.poll() is None
-      assert time.monotonic() < deadline
-      time.sleep(0.1)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("STORAGE_EMULATOR_HOST", url)  # for gcsfs
-    patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
-    patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # the emulator has no gRPC endpoint
-    patch.setenv("HOME", str(folder / "home"))  # of mirror.CACHE
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+  """An empty bucket, a home without copies of it, and tiny networks, for this process and its children."""
+  with emulated_store() as environment, pytest.MonkeyPatch.context() as patch:
+    patch.setenv("HOME", str(folder / "home"))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    for name, value in environment.items():
+      patch.setenv(name, value)
     for name, table in zip(("_SEGMENTERS", "_REFERENCES"), multihost_worker.networks(), strict=True):
       patch.setitem(getattr(models, name), "tiny", table["tiny"])
-    yield url
-  emulator.kill()
-  emulator.wait()
+    yield
 
 
-def train(workdir, *, cache, signal_at=""):
-  """Runs training in a process of its own; returns its exit code and its output."""
-  command = [sys.executable, "-m", "tests.multihost_worker", "", "0", cache, signal_at, f"jit={workdir}"]
-  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
-  return result.returncode, result.stdout + result.stderr
+def train(workdir, *, cache):
+  multihost_worker.train_run(workdir, parallelism="jit", cache=cache)
 
 
 @pytest.fixture(scope="module")
 def on_disk(folder):
-  code, output = train(folder / "run", cache=str(folder / "tfds"))
-  assert code == 0, output
+  train(folder / "run", cache=folder / "tfds")
   return folder / "run"
 
 
@@ -93,12 +61,18 @@ def on_disk(folder):
 def in_bucket(folder):
   """The same run and its data in the bucket, killed after a checkpoint and resumed on another machine."""
   workdir, cache = f"{BUCKET}/runs/one", f"{BUCKET}/tfds"
-  code, output = train(workdir, cache=cache, signal_at="SIGKILL@5")
-  assert code == -signal.SIGKILL, output
+  arguments = ["", "0", cache, "SIGKILL@5", f"jit={workdir}"]
+  killed = subprocess.run(
+    [sys.executable, "-m", "tests.multihost_worker", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+  )
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
   assert latest_step(workdir) == 3
-  shutil.rmtree(folder / "home")  # another machine has no copies
-  code, output = train(workdir, cache=cache)
-  assert code == 0, output
+  shutil.rmtree(folder / "home")
+  train(workdir, cache=cache)
   return workdir
 
 
@@ -111,6 +85,7 @@ def test_a_killed_run_in_a_bucket_ends_as_one_on_disk(on_disk, in_bucket):
   assert metrics(in_bucket) == metrics(on_disk)
   for name in ("evaluation.json", "report/index.html", "figures/losses.png", "figures/parts_000007.png"):
     found, expected = ((as_path(path) / name).read_bytes() for path in (in_bucket, on_disk))
+    # The report shows the config, which names the data's folder.
     assert found.replace(b"gs://bucket/tfds", b"TFDS") == expected.replace(
       str(on_disk.parent / "tfds").encode(), b"TFDS"
     ), name
@@ -146,37 +121,27 @@ def test_predictions_are_those_of_the_run_on_disk(on_disk, in_bucket, folder):
     predict_images(load_segmenter(in_bucket), files, out, crf=True)
 
 
-def test_a_damaged_checkpoint_in_a_bucket_is_moved_away_and_its_step_done_again(on_disk, in_bucket):
-  store = filesystem(in_bucket)
+def test_a_damaged_checkpoint_is_moved_away_and_its_step_done_again(on_disk, in_bucket, capsys):
+  files = filesystem(in_bucket)
   saved = f"{in_bucket}/checkpoints/7"
-  largest = max(store.find(f"{saved}/state"), key=store.size)
-  store.pipe_file(largest, bytes(store.size(largest)))
-  code, output = train(in_bucket, cache=f"{BUCKET}/tfds")
-  assert code == 0, output
-  assert "checkpoint 7 is damaged" in output
+  largest = max(files.find(f"{saved}/state"), key=files.size)
+  files.pipe_file(largest, bytes(files.size(largest)))
+  train(in_bucket, cache=f"{BUCKET}/tfds")
+  assert "checkpoint 7 is damaged" in capsys.readouterr().err
   assert metrics(in_bucket) == metrics(on_disk)
-  assert store.exists(f"{saved}/commit_success.txt")
-  assert store.exists(f"{in_bucket}/damaged/7")
+  assert files.exists(f"{saved}/commit_success.txt")
+  assert files.exists(f"{in_bucket}/damaged/7")
 
 
-def test_two_hosts_train_in_a_bucket(on_disk):
-  workdir, coordinator = f"{BUCKET}/runs/two", f"localhost:{free_port()}"
-  arguments = [f"{BUCKET}/tfds", "", f"jit={workdir}"]
-  hosts = [
-    subprocess.Popen(
-      [sys.executable, "-m", "tests.multihost_worker", coordinator, str(i), *arguments],
-      cwd=ROOT,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  try:
-    outputs = [host.communicate(timeout=TIMEOUT)[0] for host in hosts]
-  finally:
-    for host in hosts:
-      host.kill()
-  assert [host.returncode for host in hosts] == [0, 0], outputs
-  for found, expected in zip(metrics(workdir), metrics(on_disk), strict=True):
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)  # sums in another order
+def test_of_two_that_ask_for_a_lock_at_once_one_gets_it(monkeypatch):
+  path = as_path(f"{BUCKET}/lock")
+  with exclusive(path):
+    with pytest.raises(InUseError, match="process"), exclusive(path):
+      pass
+    # This one has looked for the lock before it was there: the store refuses it.
+    monkeypatch.setattr(locks._ObjectLock, "_read", lambda self: None)
+    with pytest.raises(InUseError), exclusive(path):
+      pass
+    monkeypatch.undo()
+    assert path.exists()
+  assert not path.exists()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scops_jax.report.gallery import GalleryBuilder
+from scops_jax.errors import UserError
+from scops_jax.report.gallery import Gallery, GalleryBuilder
+from tests import pages
 
 
 def batch(count, height=20, width=30):
@@ -43,15 +45,49 @@ def test_few_images_are_all_kept_in_order():
 
 
 def test_of_many_images_the_worst_and_an_even_sample_are_kept():
-  errors = np.where(np.arange(30) % 10 == 3, 1.0, 0.1)  # 3, 13 and 23 are bad
+  errors = np.where(np.arange(30) % 10 == 4, 1.0, 0.1)  # 4, 14 and 24 are bad
   errors[[0, 29]] = np.nan
   landmarks = np.arange(30 * 2).reshape(30, 1, 2)
   gallery = build(30, errors=errors, landmarks=landmarks, max_images=12, max_worst=3)
-  # By hand: 27 others, of which every third is kept.
-  np.testing.assert_array_equal(gallery.indices, [0, 3, 4, 7, 10, 13, 14, 17, 20, 23, 24, 27])
+  # By hand: nine evenly over 30, and three more.
+  np.testing.assert_array_equal(gallery.indices, [0, 3, 4, 6, 10, 13, 14, 16, 20, 23, 24, 26])
   np.testing.assert_array_equal(gallery.landmarks, landmarks[gallery.indices])
   assert [int(np.rint(decode(file).mean())) for file in gallery.images] == gallery.indices.tolist()
   assert (gallery.num_test, gallery.num_worst) == (30, 3)
+  np.testing.assert_array_equal(gallery.test_errors, errors)
+
+
+def test_the_even_sample_does_not_depend_on_the_errors():
+  chosen = [
+    build(30, errors=errors, max_images=12, max_worst=3).indices
+    for errors in (np.arange(30.0), -np.arange(30.0))
+  ]
+  assert {0, 3, 6, 10, 13, 16, 20, 23, 26} == set(chosen[0].tolist()) & set(chosen[1].tolist())
+
+
+def assert_equal(one, other):
+  assert vars(one).keys() == vars(other).keys()
+  for name, value in vars(one).items():
+    np.testing.assert_array_equal(getattr(other, name), value)
+    assert type(getattr(other, name)) is type(value)
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_a_saved_gallery_is_loaded_whole(tmp_path, annotated):
+  saved = pages.gallery(annotated=annotated)
+  saved.save(tmp_path / "gallery.npz")
+  assert_equal(saved, Gallery.load(tmp_path / "gallery.npz"))
+  assert [path.name for path in tmp_path.iterdir()] == ["gallery.npz"]
+
+
+def test_a_missing_or_damaged_gallery_is_named(tmp_path):
+  path = tmp_path / "gallery.npz"
+  with pytest.raises(UserError, match="is missing: evaluate"):
+    Gallery.load(path)
+  pages.gallery().save(path)
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(UserError, match="is damaged"):
+    Gallery.load(path)
 
 
 def test_an_image_without_an_error_is_never_among_the_worst():
@@ -85,8 +121,9 @@ def test_large_images_are_reduced_and_stay_in_proportion():
   assert set(np.unique(gallery.labels)) == {0, 1}
 
 
-def test_labels_are_kept_exactly():
+def test_labels_and_masks_are_kept_exactly():
   np.testing.assert_array_equal(build(5).labels, batch(5)[1])
+  np.testing.assert_array_equal(build(5).foreground, batch(5)[1] > 0)
 
 
 def test_mean_appearance_is_the_mean_of_the_parts_own_pixels():

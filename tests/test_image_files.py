@@ -1,6 +1,7 @@
 """Reading users' images: every pixel format against values known beforehand, damaged files, finding."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -54,6 +55,43 @@ def test_rgb_is_exact(suffix, tmp_path):
   assert result.pixels.dtype == np.uint8
   np.testing.assert_array_equal(result.pixels, RGB)
   assert result.alpha is None
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "tiff"])
+def test_tiff_and_bmp_are_exact(suffix, tmp_path):
+  result = save(Image.fromarray(RGB), tmp_path / f"x.{suffix}")
+  np.testing.assert_array_equal(result.pixels, RGB)
+  assert find_images(tmp_path) == {f"x.{suffix}": tmp_path / f"x.{suffix}"}
+
+
+def test_tiff_of_16_bits_and_several_pages(tmp_path):
+  values = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 1600
+  expected = np.rint(values / 257)[..., None].repeat(3, axis=-1)
+  np.testing.assert_array_equal(save(Image.fromarray(values), tmp_path / "16.tif").pixels, expected)
+  pages = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+  result = save(pages[0], tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+  np.testing.assert_array_equal(result.pixels[..., 0], GREY)
+  for name, pixels, message in (
+    ("float.tif", np.zeros((4, 4), np.float32), "floating-point"),
+    ("32.tif", np.full((4, 4), 70000, np.int32), "more than 16 bits"),
+  ):
+    Image.fromarray(pixels).save(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} can't be decoded: .*{message}"):
+      read_image(tmp_path / name)
+
+
+def test_the_first_frame_of_a_gif(tmp_path):
+  frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+  result = save(frames[0], tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+  np.testing.assert_array_equal(result.pixels, np.repeat(GREY[..., None], 3, -1))
+
+
+def test_formats_of_phones_are_named(tmp_path):
+  (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+  with pytest.raises(UserError, match=r"x\.heic is a HEIC or AVIF image, which is not read: convert"):
+    read_image(tmp_path / "x.heic")
+  with pytest.raises(UserError, match=r"no image is found at .* \(there are \.heic files\)"):
+    find_images(tmp_path)
 
 
 def test_the_content_tells_the_format_not_the_name(tmp_path):
@@ -182,9 +220,9 @@ def test_a_truncated_file_is_an_error_that_names_it(suffix, tmp_path):
 def test_what_is_no_image_is_an_error_that_names_it(tmp_path):
   (tmp_path / "text.png").write_text("hello")
   (tmp_path / "empty.jpg").touch()
-  Image.fromarray(RGB).save(tmp_path / "other.tiff")
-  for name in ("text.png", "empty.jpg", "other.tiff"):
-    with pytest.raises(UserError, match=f"{name} is not a JPEG, PNG or WebP image"):
+  Image.fromarray(RGB).save(tmp_path / "other.jpg", format="PPM")
+  for name in ("text.png", "empty.jpg", "other.jpg"):
+    with pytest.raises(UserError, match=f"{name} is not a JPEG, PNG, WebP, TIFF, BMP or GIF image"):
       read_image(tmp_path / name)
   with pytest.raises(UserError, match=r"missing\.png can't be decoded: No such file"):
     read_image(tmp_path / "missing.png")
@@ -216,11 +254,23 @@ def test_a_folder_is_searched_with_its_subfolders(folder):
   assert "out/d.png" in find_images(folder)
 
 
+@pytest.mark.parametrize("kind", ["link to itself", "link to nothing", "pipe", "link to a device"])
+def test_what_is_no_file_is_found_and_reported(kind, tmp_path):
+  path = tmp_path / "x.png"
+  if kind == "pipe":
+    os.mkfifo(path)
+  else:
+    path.symlink_to({"link to itself": path, "link to nothing": "no", "link to a device": "/dev/zero"}[kind])
+  assert find_images(tmp_path, outside=tmp_path / "out") == {"x.png": path}
+  with pytest.raises(UserError, match=r"x\.png"):
+    read_image(path)
+
+
 def test_image_files_of_other_formats_are_named(folder):
-  (folder / "sub" / "c.GIF").touch()
-  (folder / "d.tif").touch()
-  assert unread_images(folder) == ["d.tif", "sub/c.GIF"]
-  assert unread_images(folder / "d.tif") == []
+  (folder / "sub" / "c.HEIC").touch()
+  (folder / "d.avif").touch()
+  assert unread_images(folder) == ["d.avif", "sub/c.HEIC"]
+  assert unread_images(folder / "d.avif") == []
 
 
 def test_a_file_or_a_glob_is_taken_as_it_is(folder):

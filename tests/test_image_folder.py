@@ -128,7 +128,7 @@ def test_the_summary(config, root):
   [
     (
       ["e.jpg,nose,1,2,1"],
-      r"landmarks\.csv, line 2: there is no image 'e\.jpg' in images/; .*nearest is 'a\.jpg'",
+      r"landmarks\.csv, line 2: there is no image 'e\.jpg'; .*nearest is 'a\.jpg'",
     ),
     (["a.jpg,nose,1,2,1", "a.jpg,nose,1,2,0"], r"line 3: 'nose' of 'a\.jpg' is in line 2 already"),
     (["a.jpg,nose,1,two,1"], r"line 2: y='two' is not a number"),
@@ -283,6 +283,27 @@ def test_a_folder_without_images_says_what_is_expected(config, tmp_path):
   config.data.dir = str(tmp_path)
   with pytest.raises(UserError, match=r"data\.dir=.*should hold the images in images/"):
     prepare_collection(config)
+
+
+def test_any_folder_of_pictures_serves(config, root):
+  write_table(root, "a.jpg,nose,3,2,1", "b.png,nose,4,2,1", "d.png,nose,1,1,1")
+  usual = open_collection(config)
+  for entry in (root / "images").iterdir():
+    entry.rename(root / entry.name)
+  (root / "images").rmdir()
+  save(root / "saliency_auto" / "a.png", mask())
+  save(root / "extra.gif", picture(5))
+  save(root / "saliency" / "extra.png", mask())
+  (root / "notes.doc").write_text("no picture")
+  assert "warning: 1 files among the images are left out" in str(prepare_collection(config))
+  flat = open_collection(config)
+  assert [flat.train[i]["name"] for i in range(4)] == ["a.jpg", "b.png", "extra.gif", "more/c.webp"]
+  for name in ("a.jpg", "more/c.webp"):
+    for key, value in example(usual.train, name).items():
+      np.testing.assert_array_equal(example(flat.train, name)[key], value)
+  variant = prepare_collection(config).path
+  save(root / "saliency_auto" / "b.png", mask())  # is no image
+  assert prepare_collection(config).path == variant
 
 
 def test_a_broken_image_is_named(config, root):

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
@@ -16,16 +15,12 @@ from scops_jax import models
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
 from scops_jax.runs.checkpoints import latest_step
+from scops_jax.storage.paths import as_path, filesystem, is_remote
 from tests import multihost_worker
+from tests.emulator import BUCKET, emulated_store, free_port
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMEOUT = 600  # seconds a host may take on a busy machine
-
-
-def free_port():
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
 
 
 @contextmanager
@@ -34,14 +29,15 @@ def started(folder, *runs, signals=("", ""), devices=2):
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "HOME": str(folder / "home"),  # local copies of what lies in the bucket
     "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
   }
   coordinator = f"localhost:{free_port()}" if len(signals) > 1 else ""
   processes = []
   try:
     for i, signal_at in enumerate(signals):
-      arguments = [coordinator, str(i), str(folder / "tfds"), signal_at, *runs]
+      arguments = [coordinator, str(i), f"{BUCKET}/tfds", signal_at, *runs]
       command = [sys.executable, "-m", "tests.multihost_worker", *arguments]
       with (folder / f"host_{i}.log").open("w") as log:
         processes.append(
@@ -81,13 +77,22 @@ def train_alone(folder):
 
 
 @pytest.fixture(scope="module")
-def workdirs(folder):
+def store():
+  """A store of buckets for this process and the hosts."""
+  with emulated_store() as environment, pytest.MonkeyPatch.context() as patch:
+    for name, value in environment.items():
+      patch.setenv(name, value)
+    yield
+
+
+@pytest.fixture(scope="module")
+def workdirs(folder, store):
   """Directories of runs: "alone" on one device; "jit" and "pmap" on two hosts of two, both interrupted.
 
-  "jit" gets SIGTERM on its second host, goes on on one host of one device, which gets it too, and ends on two
-  hosts. "pmap" loses its second host in step 5 and starts again.
+  "jit" is in a bucket, as are the data. It gets SIGTERM on its second host, goes on on one host of one
+  device, which gets it too, and ends on two hosts. "pmap" loses its second host in step 5 and starts again.
   """
-  found = {name: folder / name for name in ("alone", "jit", "pmap")}
+  found = {"alone": folder / "alone", "jit": as_path(f"{BUCKET}/jit"), "pmap": folder / "pmap"}
   jit, pmap = (f"{name}={found[name]}" for name in ("jit", "pmap"))
   with started(folder, jit, signals=("", "SIGTERM@1")) as processes:
     train_alone(folder)
@@ -142,7 +147,8 @@ def test_the_first_host_alone_writes(parallelism, starts, workdirs, folder):
     "report/index.html",
   ):
     assert (workdir / name).exists(), name
-  assert not list(workdir.rglob("*tmp*"))
+  written = filesystem(workdir).find(str(workdir)) if is_remote(workdir) else workdir.rglob("*")
+  assert not [path for path in written if "tmp" in pathlib.Path(path).name]
   assert "landmark_error_test" in (folder / "host_0.log").read_text()
   assert "landmark_error_test" not in (folder / "host_1.log").read_text()
 

@@ -65,9 +65,9 @@ def test_a_legend_takes_the_rows_it_needs(labels):
 
 
 def test_small_images_are_enlarged():
-  assert display_size(128, 100) == (512, 400)
-  assert display_size(400, 1) == (400, 1)
-  assert display_size(1, 1) == (400, 400)
+  assert display_size(128, 100) == (384, 300)
+  assert display_size(300, 1) == (300, 1)
+  assert display_size(1, 1) == (300, 300)
 
 
 def test_a_contact_sheet_holds_every_picture():

@@ -8,6 +8,7 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+from scops_jax.report.comparison import Run, write_comparison
 from scops_jax.report.page import write_report
 from scops_jax.report.palette import part_colors
 from tests import browser, pages
@@ -138,6 +139,57 @@ def test_the_configuration_unfolds(page):
   assert not table.is_displayed()
   find(page, "summary").click()
   assert table.is_displayed()
+
+
+def test_masks_are_beside_the_parts_and_can_be_hidden(page):
+  def places():
+    return [find(page, f'.tile[data-index="0"] .picture:nth-child({i})').rect for i in (1, 2)]
+
+  parts, mask = places()
+  assert parts["y"] == mask["y"]
+  assert parts["x"] + parts["width"] < mask["x"]
+  assert parts["width"] == pytest.approx(mask["width"], abs=1)
+  find(page, '[data-shows="mask"]').click()
+  assert not find(page, ".mask").is_displayed()
+
+
+def test_without_landmarks_no_half_is_blank(page, tmp_path):
+  missing = {name: None for name in pages.RESULTS if "landmark" in name or "shape" in name or "dff" in name}
+  missing |= {name: None for name in pages.RESULTS if name.startswith("keypoint")}
+  path = tmp_path / "index.html"
+  write_report(
+    path,
+    results=pages.RESULTS | missing,
+    records=[],
+    config=pages.config(),
+    gallery=pages.gallery(annotated=False),
+  )
+  browser.set_viewport(page, 1366, 768)
+  page.get(path.as_uri())
+  blocks = [block.rect for block in page.find_elements("css selector", ".block")]
+  left, right = ([block for block in blocks if (block["x"] < 600) == is_left] for is_left in (True, False))
+  bottoms = [max(block["y"] + block["height"] for block in side) for side in (left, right)]
+  top = min(block["y"] for block in blocks)
+  assert (min(bottoms) - top) > 0.3 * (max(bottoms) - top)
+
+
+@pytest.mark.parametrize("width", [390, 1366])
+def test_two_runs_side_by_side(page, tmp_path, width):
+  path = tmp_path / "comparison.html"
+  runs = (
+    Run(name, pages.RESULTS, pages.RECORDS, pages.config(), pages.gallery())
+    for name in ("a_run_with_a_long_name_" * 3, "other")
+  )
+  write_comparison(path, *runs)
+  browser.set_viewport(page, width, 844)
+  page.get(path.as_uri())
+  assert page.execute_script("return document.documentElement.scrollWidth") <= width
+  one, other = (find(page, f'.tile[data-index="1"] .picture:nth-child({i})').rect for i in (1, 2))
+  assert one["y"] == other["y"]
+  assert one["width"] == pytest.approx(other["width"], abs=1)
+  assert one["width"] > 100
+  find(page, '[data-shows="part-2"]').click()
+  assert all(shown == (name != "part-2") for name, shown in page.execute_script(VISIBLE))
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])

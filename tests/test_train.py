@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from scops_jax.report.gallery import Gallery
+
 ROOT = pathlib.Path(__file__).parent.parent
 RUN_KEYS = {
   "landmark_error_train",
@@ -25,6 +27,18 @@ RUN_KEYS = {
   "ari",
   "nmi_with_background",
   "ari_with_background",
+  "landmark_error_test_eyes",
+  "landmark_error_test_box_edge",
+  "landmark_error_test_box_sides",
+  "landmark_error_test_image",
+  "part_purity",
+  "warp_center_error",
+  "warp_label_agreement",
+  "warp_part_agreement",
+  "clip_center_jitter",
+  "clip_label_flicker",
+  "keypoint_box_nmi",
+  "keypoint_box_ari",
   "keypoint_nmi",
   "keypoint_ari",
   "keypoint_fg_nmi",
@@ -114,6 +128,9 @@ def test_a_run_leaves_everything_that_is_promised(finished):
     "parts_000005.png",
     "parts_000008.png",
   ]
+  gallery = Gallery.load(workdir / "report" / "gallery.npz")
+  assert gallery.names == tuple(f"test/{i:06d}" for i in range(6))
+  assert gallery.landmark_names[:2] == ("left_eye", "right_eye")
   assert list(workdir.glob("events.out.tfevents.*"))
   assert output.splitlines()[-3:] == [
     str(workdir / name) for name in ("figures/parts_000008.png", "figures/losses.png", "report/index.html")

@@ -40,7 +40,7 @@ def run_steps(config, count=3, segmenter=None):
   for i in range(count):
     state, metrics = steps.train(state, steps.shard_batch(tiny.batch(config.batch_size, seed=i)), reference)
     history.append({name: float(value) for name, value in metrics.items()})
-  return steps.unreplicate(state), history
+  return state, history
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms():
@@ -248,6 +248,17 @@ def test_prediction_shapes_and_ranges():
   assert predicted["centers"].shape == (2, tiny.NUM_PARTS, 2)
   assert int(predicted["labels"].max()) <= tiny.NUM_PARTS
   assert float(abs(predicted["centers"]).max()) <= 1.0
+
+
+def test_centres_alone_are_those_of_the_prediction():
+  config = tiny.config()
+  nets = tiny.networks()
+  params, batch_stats, _ = tiny.variables(nets)
+  steps = compile_steps(nets, create_optimizer(nets, params, config), config)
+  variables, images = (params["segmenter"], batch_stats), tiny.batch(4)["image"]
+  found = steps.centers(variables, images)
+  assert found.keys() == {"centers"}
+  np.testing.assert_allclose(found["centers"], steps.predict(variables, images)["centers"], atol=1e-6)
 
 
 _DEVICES_SCRIPT = """

@@ -21,6 +21,7 @@ from scops_jax.data.builder import CollectionBuilder, Example
 from scops_jax.data.collection import ExampleSource
 from scops_jax.data.pipeline import train_batches
 from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_face
+from scops_jax.data.workers import num_workers
 
 EDGE = 448  # pixels; CelebA's photographs are about this large
 _NUM_IMAGES = 24
@@ -80,7 +81,7 @@ class InputPipeline:
       batch_size=config.batch_size,
       image_size=config.image_size,
       seed=config.seed,
-      num_threads=config.data.num_threads,
+      num_threads=num_workers(config.data),
     )
 
   def __call__(self) -> dict[str, Any]:

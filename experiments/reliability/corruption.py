@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.reliability import children, site
+from experiments.reliability import children, site, tiny_training
 from experiments.reliability.records import Records
 from experiments.reliability.site import Site
 from scops_jax import train
@@ -34,8 +34,8 @@ from scops_jax.prediction.files import ImageFile, OutputFiles
 from scops_jax.prediction.folder import PredictionFolder
 from scops_jax.prediction.model_file import read_model
 from scops_jax.runs import feature_cache
-from scops_jax.runs.checkpoints import restore_variables
-from scops_jax.runs.metrics import read_metrics
+from scops_jax.runs.checkpoints import read_position, restore_variables
+from scops_jax.runs.metrics import check_metrics, read_metrics
 from scops_jax.runs.workdir import load_config
 from tests.faults import fuzz_data, weight_fuzz
 
@@ -90,6 +90,11 @@ def _packed(place: Site, path: pathlib.Path) -> Any:
   )
 
 
+def _metrics(place: Site, path: pathlib.Path) -> Any:
+  check_metrics(place.path("run"), 6, read_position(place.path("run"), 6)["metrics"])
+  return read_metrics(place.path("run"))
+
+
 def _predictions(place: Site, path: pathlib.Path) -> Any:
   settings = json.loads(place.path("settings.whole").read_text())
   names = [f"{index}.png" for index in range(14)]
@@ -108,7 +113,7 @@ READERS = (
   Reader(
     "evaluation.json", "run/evaluation.json", lambda place, path: train._evaluated_step(place.path("run"))
   ),
-  Reader("metrics.jsonl", "run/metrics.jsonl", lambda place, path: read_metrics(place.path("run"))),
+  Reader("metrics.jsonl", "run/metrics.jsonl", _metrics),
   Reader("prepared data sets", "cache/image_folder/*/2.0.0/*", _data_set),
   Reader("kept features", "cache/image_folder/*/2.0.0/reference_features/*", _features),
   Reader("journal and settings of predict", "out/*.json*", _predictions),
@@ -143,6 +148,7 @@ def run(root: pathlib.Path, template: Site, *, seed: int, count: int, records: R
 
     def command(block: int = block) -> None:
       began = time.process_time()
+      tiny_training.set_up(root / "compiled")
       data = fuzz_data.fuzz(seed + block, _BLOCK)
       entry = {
         "run": _damage_run(template, root, seed=seed, first=block * _BLOCK),
@@ -171,6 +177,7 @@ def _damage_run(template: Site, root: pathlib.Path, *, seed: int, first: int) ->
   settings.pop("crc", None)
   place.path("settings.whole").write_text(json.dumps(settings))
   files = {reader: _files(place, reader.files) for reader in READERS}
+  assert _predictions(place, place.path("out")) == "whole", "the times of the images have changed"
   whole = {(reader, path): reader.read(place, path) for reader in READERS for path in files[reader]}
   counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
   failures, slowest, largest = [], (0.0, ""), (0, "")

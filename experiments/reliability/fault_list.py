@@ -173,7 +173,7 @@ def _files_of_a_data_set(template: Site) -> Iterator[Fault]:
       f"the lock is {how}, prepare",
       "prepare",
       "lock",
-      lambda site, damage=damage, name=name: damage(site.only(f"cache/*/{name}")),
+      lambda site, damage=damage, name=name: damage(site.only(f"cache/*/*/{name}")),
     )
   wholes: dict[str, Damage] = {
     "the cache is a file": lambda site: (shutil.rmtree(site.place.cache), site.place.cache.touch()),
@@ -449,7 +449,6 @@ def _images() -> Iterator[Fault]:
     yield Fault("images", f"{name}, predict", "predict", "3.png", write)
     yield Fault("images", f"{name}, prepare", "prepare", "3.png", own)
   special: dict[str, Callable[[pathlib.Path], Any]] = {
-    "a folder": pathlib.Path.mkdir,
     "a FIFO": os.mkfifo,
     "a link to itself": lambda path: path.symlink_to(path),
     "a link to nothing": lambda path: path.symlink_to("nothing"),
@@ -501,7 +500,7 @@ def _own_folders() -> Iterator[Fault]:
     "train.txt and test.txt share a name": (text("train.txt", "0.png\n4.png\n"), "4.png"),
     "landmarks.csv is empty": (text("landmarks.csv", ""), "landmarks.csv"),
     "landmarks.csv has no head": (text("landmarks.csv", rows), "landmarks.csv"),
-    "landmarks.csv has a head only": (text("landmarks.csv", _HEAD), "landmarks.csv"),
+    "landmarks.csv has a head only": (text("landmarks.csv", _HEAD), "landmarks: none"),
     "landmarks.csv lacks a column": (text("landmarks.csv", "image,landmark,x\n"), "landmarks.csv"),
     "landmarks.csv is binary": (text("landmarks.csv", bytes(range(256))), "landmarks.csv"),
     "landmarks.csv names no image": (text("landmarks.csv", _HEAD + "x.png,tip,1,2,1\n"), "x.png"),
@@ -612,7 +611,9 @@ def _published() -> Iterator[Fault]:
     ):
       if how in ("flipped", "cut"):  # may leave a valid list, which is another data set
         continue
-      yield fault(name, f"{file} {how}", _at(f"published/{name}/{file}", damage), pathlib.Path(file).name)
+      # Of an empty list it is said what then lacks.
+      named = "no image" if how == "emptied" else pathlib.Path(file).name
+      yield fault(name, f"{file} {how}", _at(f"published/{name}/{file}", damage), named)
   yield fault("celeba_wild", "no folder", lambda site: shutil.rmtree(site.path("published")), "data.dir")
 
 

@@ -7,6 +7,7 @@ dangerous  exit code 0 with another result than without the fault, and no word a
 """
 
 import pathlib
+import random
 import shutil
 from typing import Any
 
@@ -14,7 +15,7 @@ from experiments.reliability import children, fault_list, site
 from experiments.reliability.fault_list import Fault
 from experiments.reliability.records import Records
 from experiments.reliability.site import Site
-from experiments.reliability.tiny_training import Place
+from experiments.reliability.tiny_training import Place, is_done, mark_done
 
 _MAX_SECONDS = 10.0  # of a core
 _MAX_BYTES = 1 << 30
@@ -22,10 +23,11 @@ _HANGS = 120.0  # seconds, on a machine that is busy with other things
 
 
 def run(root: pathlib.Path, *, count: int, records: Records) -> None:
-  """Tries the faults that `records` lack, at most `count` of all."""
+  """Tries the faults that `records` lack, at most `count` of all, in an order that mixes the groups."""
   compiled, template = root / "compiled", make_template(root)
   baselines = _baselines(compiled, template)
   faults = fault_list.all_faults(template)
+  random.Random(0).shuffle(faults)  # what is not finished is then a sample
   tried = {entry["fault"] for entry in records.entries}
   for fault in faults[:count]:
     if fault.title not in tried:
@@ -33,16 +35,16 @@ def run(root: pathlib.Path, *, count: int, records: Records) -> None:
 
 
 def make_template(root: pathlib.Path) -> Site:
-  """Makes the finished run, unless it is there."""
+  """Makes the finished run, unless it is there and of these sources."""
   compiled, template = root / "compiled", Site(Place(root / "template"))
-  if not template.path("done").exists():
+  if not is_done(template.place):
     shutil.rmtree(template.place.root, ignore_errors=True)
     template.place.draw_images()
     site.write_config(template.path("config.py"))
     for command in ("main", "predict", "export", "pack"):
       _undamaged(template, compiled, command)
     fault_list.add_files(template)
-    template.path("done").touch()
+    mark_done(template.place)
   return template
 
 
@@ -59,7 +61,7 @@ def _undamaged(place: Site, compiled: pathlib.Path, command: str) -> tuple[Any, 
   ended = children.run(place.command(command, place.flags(command), compiled), log=place.path("log"))
   if ended.code:
     raise RuntimeError(f"{command}: {ended.error}")
-  return place.result(command), ended.peak
+  return place.result(command, arrays=False), ended.peak
 
 
 def _try(
@@ -108,10 +110,10 @@ def classify(fault: Fault, ended: children.Ended, *, memory: int, same: Any) -> 
   if "Traceback" in ended.error + ended.output:
     return "bad", "traceback"
   if ended.code == fault.code != 0:
-    last = ended.error.strip().split("\n")[-1]
-    if fault.code == 1 and not last.startswith("error: "):
+    _, found, message = ended.error.rpartition("error: ")  # with the lines of details below it
+    if fault.code == 1 and not found:
       return "bad", "no message"
-    return ("good", "refused") if fault.named in last else ("bad", f"does not name {fault.named}")
+    return ("good", "refused") if fault.named in message else ("bad", f"does not name {fault.named}")
   if ended.code:
     return "bad", f"exit code {ended.code}"
   if fault.refused:
@@ -124,6 +126,6 @@ def classify(fault: Fault, ended: children.Ended, *, memory: int, same: Any) -> 
 
 def _same(place: Site, command: str, expected: Any) -> bool:
   try:
-    return place.result(command) == expected
+    return place.result(command, arrays=False) == expected
   except (OSError, ValueError):
     return False

@@ -7,7 +7,6 @@ before the next start, so that kills fall into recovery too.
 """
 
 import collections
-import json
 import pathlib
 import shutil
 import time
@@ -19,15 +18,15 @@ import numpy as np
 
 from experiments.reliability import children, tiny_training
 from experiments.reliability.records import Records
-from experiments.reliability.tiny_training import Place
+from experiments.reliability.tiny_training import Place, is_done, mark_done
 from scops_jax import train
 from scops_jax.data import collection
 from scops_jax.prediction import files, folder, restore
 from scops_jax.prediction import stream as prediction
 from scops_jax.runs import checkpoints, feature_cache, metrics
-from tests.faults.conftest import outcome
 
 _KILLS_A_RUN = 12
+_RUN = {"num_steps": 16, "eval_every": 8}  # eight checkpoints and two evaluations
 _DAMAGES = 0.08  # share of kills after which a file is damaged
 _LEFTOVERS = ("*.tmp", "*orbax-checkpoint-tmp*", "incomplete.*", "damaged.*")
 
@@ -40,6 +39,7 @@ class Phase:
   owner: Any
   function: str
   seconds: float = 0.0  # in which the kill may fall, if longer than the function takes
+  repeats: bool = False  # whether a start calls it more than once
   ahead: Callable[[Place, pathlib.Path], bool] = lambda place, workdir: True
 
 
@@ -52,7 +52,7 @@ def _has(pattern: str) -> Callable[[Place, pathlib.Path], bool]:
 
 
 def _has_checkpoint(place: Place, workdir: pathlib.Path) -> bool:
-  return bool(list(workdir.glob("checkpoints/[0-9]")))
+  return bool(tiny_training.checkpoints(workdir))
 
 
 TRAINING = (
@@ -62,11 +62,11 @@ TRAINING = (
   Phase("features: their digest", feature_cache, "_digest", 0.01),
   Phase("factorisation", train, "_fit_dff", ahead=lambda *places: not _has_checkpoint(*places)),
   Phase("restoring a checkpoint", train, "restore_state", ahead=_has_checkpoint),
-  Phase("training steps", train.StepMetrics, "add", 0.1),
-  Phase("line of the metrics", metrics.MetricsLog, "write", 0.005),
-  Phase("before a save", checkpoints, "_digests", 0.01),
-  Phase("in a save", checkpoints.Checkpoints, "save", 0.2),
-  Phase("after a save", checkpoints.Checkpoints, "wait", 0.3),
+  Phase("training steps", train.StepMetrics, "add", 0.1, repeats=True),
+  Phase("line of the metrics", metrics.MetricsLog, "write", 0.005, repeats=True),
+  Phase("before a save", checkpoints, "_digests", 0.01, repeats=True),
+  Phase("in a save", checkpoints.Checkpoints, "save", 0.2, repeats=True),
+  Phase("after a save", checkpoints.Checkpoints, "wait", 0.3, repeats=True),
   Phase("evaluation", train, "_evaluate"),
   Phase("report and evaluation.json", train, "write_report", 0.02),
   Phase("any moment", train, "check_values", 2.0),
@@ -79,8 +79,8 @@ EVALUATION = (
 PREDICTION = (
   Phase("predict: restoring", restore, "restore_variables"),
   Phase("predict: opening the folder", folder.PredictionFolder, "_open", 0.005),
-  Phase("predict: labelling", files, "label_pixels", 0.05),
-  Phase("predict: journal", folder.PredictionFolder, "add", 0.02),
+  Phase("predict: labelling", files, "label_pixels", 0.05, repeats=True),
+  Phase("predict: journal", folder.PredictionFolder, "add", 0.02, repeats=True),
   Phase("predict: table", folder.PredictionFolder, "write_table", 0.005),
   Phase("predict: any moment", prediction, "PredictionFolder", 0.6),
 )
@@ -88,7 +88,7 @@ PREDICTION = (
 
 def run(root: pathlib.Path, *, seed: int, count: int, records: Records) -> None:
   """Kills processes `count` times; `records` get an entry for each run, after those of earlier calls."""
-  compiled, alone = root / "compiled", Place(root / "alone")
+  compiled, alone = root / "compiled" / "kills", Place(root / "alone")
   _leave_alone(compiled, alone)
   expected = _results(alone)
   while (done := sum(sum(record["kills"].values()) for record in records.entries)) < count:
@@ -119,7 +119,7 @@ def run(root: pathlib.Path, *, seed: int, count: int, records: Records) -> None:
 
 def _leave_alone(compiled: pathlib.Path, place: Place) -> None:
   """Makes the run that nobody kills."""
-  if (place.root / "done").exists():
+  if is_done(place):
     return
   shutil.rmtree(place.root, ignore_errors=True)
   place.draw_images()
@@ -127,14 +127,14 @@ def _leave_alone(compiled: pathlib.Path, place: Place) -> None:
     ended = children.run(_set_up(compiled, command), log=place.root / "log")
     if ended.code:
       raise RuntimeError(ended.error)
-  (place.root / "done").touch()
+  mark_done(place)
 
 
 def _commands(place: Place) -> list[children.Command]:
   workdir, out = place.root / "run", place.root / "out"
   return [
-    lambda: tiny_training.train(place, workdir),
-    lambda: tiny_training.evaluate(place, workdir),
+    lambda: tiny_training.train(place, workdir, **_RUN),
+    lambda: tiny_training.evaluate(place, workdir, **_RUN),
     lambda: tiny_training.predict(place, workdir, out),
   ]
 
@@ -175,7 +175,7 @@ class _Killer:
       if killed < most:
         phase = self._rng.choice([p for p in phases if p.ahead(self._place, self._place.root / "run")])
         delay = self._rng.uniform(0, phase.seconds or _SECONDS)
-        call = 1 + int(self._rng.geometric(0.6) - 1)
+        call = 1 + int(phase.repeats and self._rng.random() < 0.4)
         start = children.killing(command, phase.owner, phase.function, call=call, delay=delay)
       ended = children.run(_set_up(self._compiled, start), log=self._place.root / "log", seconds=120)
       self.starts += 1
@@ -195,7 +195,7 @@ class _Killer:
     workdir = self._place.root / "run"
     found = [path for path in self._place.cache.rglob("*") if path.is_file() and path.name != "lock"]
     found += [path for name in ("dff.npz", "evaluation.json") if (path := workdir / name).exists()]
-    steps = sorted(workdir.glob("checkpoints/[0-9]"))
+    steps = tiny_training.checkpoints(workdir)
     if len(steps) == 2:  # the one before it then serves
       found += [path for path in steps[1].rglob("*") if path.is_file()]
     found = sorted(path for path in found if path.stat().st_size)
@@ -212,15 +212,8 @@ _SECONDS = 0.3  # in which the kill falls, in a function of unknown length
 
 def _results(place: Place) -> dict[str, Any]:
   """Returns all that a finished run consists of."""
-  workdir, out = place.root / "run", place.root / "out"
-  metrics_, evaluation = outcome(workdir)
-  newest = max(workdir.glob("checkpoints/*"), key=lambda path: int(path.name))
-  return {
-    "metrics": metrics_,
-    "evaluation": evaluation,
-    "step": newest.name,
-    "arrays": json.loads((newest / "digests" / "metadata").read_text()),
-    "position": json.loads((newest / "position" / "metadata").read_text()),
+  out = place.root / "out"
+  return tiny_training.result(place.root / "run") | {
     "images": {path.name: path.read_bytes() for path in sorted(out.rglob("*.[pj][np]g"))},
     "table": (out / "parts.csv").read_text(),
     "leftovers": sorted(str(path.relative_to(place.root)) for path in _leftovers(place.root)),

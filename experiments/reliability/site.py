@@ -1,7 +1,6 @@
 """The folder in which a fault is tried, a copy of a finished run's, and the commands that meet it there."""
 
 import hashlib
-import json
 import os
 import pathlib
 import runpy
@@ -76,11 +75,10 @@ class Site:
 
     return start
 
-  def result(self, command: str) -> Any:
-    """Returns what a command is for, to be compared."""
+  def result(self, command: str, *, arrays: bool = True) -> Any:
+    """Returns what a command is for, to be compared; `arrays`: with those of the newest checkpoint."""
     if command in ("main", "eval"):
-      newest = max(self.place.root.glob("run/checkpoints/*"), key=lambda path: int(path.name))
-      return [*outcome(self.path("run")), newest.name, json.loads((newest / "digests/metadata").read_text())]
+      return tiny_training.result(self.path("run")) if arrays else outcome(self.path("run"))
     if command == "predict":
       files = [path for path in self.path("out").rglob("*") if path.suffix in (".png", ".jpg", ".csv")]
       return {str(path.relative_to(self.path("out"))): _digest(path) for path in files}

@@ -4,7 +4,6 @@ import pathlib
 import shutil
 import signal
 import time
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from experiments.reliability import children, tiny_training
 from experiments.reliability.records import Records
 from experiments.reliability.tiny_training import Place
 from scops_jax import train
-from tests.faults.conftest import outcome
 
 _EVERY = {"checkpoint_every": 20, "eval_every": 40}
 
@@ -49,13 +47,8 @@ def run(root: pathlib.Path, *, seed: int, count: int, records: Records) -> None:
     if ended.code != 128 + number or "Traceback" in ended.error:
       wrong += f"stop {index + 1}: code {ended.code}: {ended.error[-500:]}; "
   last = start(resumed)
-  if last.code or _result(resumed) != _result(alone):
+  if last.code or tiny_training.result(resumed) != tiny_training.result(alone):
     wrong += f"the end differs (code {last.code})"
   stops = sum(code in (130, 143) for code in codes)
   seconds = time.monotonic() - began
   records.add({"stops": stops, "steps": steps, "wrong": wrong, "cpu": round(cpu), "seconds": round(seconds)})
-
-
-def _result(workdir: pathlib.Path) -> Any:
-  newest = max(workdir.glob("checkpoints/*"), key=lambda path: int(path.name))
-  return *outcome(workdir), newest.name, (newest / "digests" / "metadata").read_text()

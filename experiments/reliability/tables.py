@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-_BEGIN, _END = "<!-- tables: made by python -m experiments.reliability -->\n", "<!-- end of tables -->\n"
+BEGIN, END = "<!-- tables: made by python -m experiments.reliability -->\n", "<!-- end of tables -->\n"
 
 
 def update(readme: pathlib.Path, results: pathlib.Path) -> None:
@@ -17,9 +17,9 @@ def update(readme: pathlib.Path, results: pathlib.Path) -> None:
   found = {name: results / f"{name}.json" for name in makers}
   parts = [makers[name](json.loads(path.read_text())) for name, path in found.items() if path.exists()]
   text = readme.read_text(encoding="utf-8")
-  before, rest = text.split(_BEGIN)
-  after = rest.split(_END)[1]
-  readme.write_text(f"{before}{_BEGIN}\n" + "\n".join(parts) + f"\n{_END}{after}", encoding="utf-8")
+  before, rest = text.split(BEGIN)
+  after = rest.split(END)[1]
+  readme.write_text(f"{before}{BEGIN}\n" + "\n".join(parts) + f"\n{END}{after}", encoding="utf-8")
 
 
 def _title(name: str, found: dict[str, Any], entries: Sequence[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ written as a grey pixel unless asked for: drawing them would take three quarters
 """
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
@@ -23,7 +24,7 @@ from scops_jax.runs import setup
 from scops_jax.storage.files import replacing
 from scops_jax.train import evaluate_run, train_and_evaluate
 from tests import tiny
-from tests.faults.conftest import SETTINGS
+from tests.faults.conftest import SETTINGS, outcome
 
 NETWORKS = {
   "num_parts": tiny.NUM_PARTS,
@@ -75,6 +76,33 @@ class Place:
     (self.own / "test.txt").write_text("4.png\n5.png\n", encoding="utf-8")
 
 
+def result(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns what a run came to: its metrics but for the speed, its evaluation and the newest checkpoint."""
+  metrics, evaluation = outcome(workdir)
+  newest = checkpoints(workdir)[-1]
+  saved = {name: json.loads((newest / name / "metadata").read_text()) for name in ("digests", "position")}
+  # It covers the speed.
+  del saved["digests"]["position"], saved["position"]["metrics"]
+  return {"metrics": metrics, "evaluation": evaluation, "step": newest.name, **saved}
+
+
+def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folders of a run's checkpoints, the newest last."""
+  found = [path for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
+  return sorted(found, key=lambda path: int(path.name))
+
+
+def is_done(place: Place) -> bool:
+  """Returns whether `mark_done` was called by processes of the same sources."""
+  path = place.root / "done"
+  return path.exists() and path.read_text() == sources_digest()
+
+
+def mark_done(place: Place) -> None:
+  """Says that what a place is for is in it."""
+  (place.root / "done").write_text(sources_digest())
+
+
 def set_up(compiled: pathlib.Path, *, draws: bool = False) -> None:
   """Makes this process train tiny networks; JAX keeps the compiled programs in the folder `compiled`."""
   jax.config.update("jax_compilation_cache_dir", str(compiled))
@@ -93,9 +121,9 @@ def train(place: Place, workdir: pathlib.Path, **overrides: Any) -> None:
   train_and_evaluate(place.config(**overrides), workdir)
 
 
-def evaluate(place: Place, workdir: pathlib.Path) -> None:
+def evaluate(place: Place, workdir: pathlib.Path, **overrides: Any) -> None:
   """Evaluates as --mode=eval does."""
-  evaluate_run(place.config(), workdir)
+  evaluate_run(place.config(**overrides), workdir)
 
 
 def predict(place: Place, workdir: pathlib.Path, out: pathlib.Path) -> None:

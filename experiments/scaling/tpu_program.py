@@ -115,16 +115,8 @@ def lower(networks: Networks, config: ConfigDict, devices: list[Any], *, step: s
       variables = (state.params["segmenter"], state.batch_stats)
       return parallel.evaluation_step(predict, replicated, sharded).lower(variables, batch["image"])
     train = functools.partial(train_step, optimizer=optimizer, **bound)
-    if config.parallelism == "jit":
-      return parallel.jit_step(train, replicated, sharded).lower(state, batch, reference)
-
-    def on_each(tree: Any) -> Any:
-      return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(devices), *x.shape), x.dtype), tree)
-
-    shares = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((x.shape[0] // len(devices), *x.shape[1:]), x.dtype), batch
-    )
-    return parallel.pmap_step(train, devices).lower(*map(on_each, (state, shares, reference)))
+    compiled = parallel.pmap_step if config.parallelism == "pmap" else parallel.jit_step
+    return compiled(train, replicated, sharded).lower(state, batch, reference)
 
 
 def measure(lowered: jax.stages.Lowered, devices: list[Any]) -> dict[str, Any]:

@@ -20,10 +20,10 @@ __all__ = ["COLLECTIONS", "WantedFile", "check_files", "missing_files", "weight_
 def check_files(config: ConfigDict) -> None:
   """Raises UserError with one line for each file that the config needs and that is not there."""
   missing = list(missing_files(config))
-  if not missing:
-    return
-  some = f"{len(missing)} of the config's files are" if len(missing) > 1 else "a file of the config is"
-  raise UserError(f"{some} missing:", details=missing)
+  if len(missing) == 1:
+    raise UserError(missing[0])
+  if missing:
+    raise UserError(f"{len(missing)} of the config's files are missing:", details=missing)
 
 
 def missing_files(config: ConfigDict) -> Iterator[str]:

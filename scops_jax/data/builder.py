@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from scops_jax.data.image_files import decode_image, encode_png
+from scops_jax.data.workers import num_workers
 from scops_jax.errors import UserError, printable
 from scops_jax.progress import Bar
 
@@ -116,7 +117,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
     records, counts = self.list_records(split), self.counts[split]
     has_foreground, shown = False, np.zeros(len(self.landmark_names), np.bool_)
     progress = Bar(len(records), f"preparing {self.name} {split}")
-    with ThreadPoolExecutor(self.settings.data.num_threads) as threads, progress:
+    with ThreadPoolExecutor(num_workers(self.settings.data)) as threads, progress:
       for start in range(0, len(records), _CHUNK):
         for outcome in threads.map(self._try_example, records[start : start + _CHUNK]):
           progress.update()

@@ -1,6 +1,6 @@
 """Finds image files by folder or glob, and reads them in any pixel format.
 
-JPEG, PNG and WebP; the content decides which of them a file is, not its name.
+JPEG, PNG, WebP, TIFF, BMP and GIF; the content decides which of them a file is, not its name.
 """
 
 import contextlib
@@ -15,14 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from scops_jax.errors import UserError
+from scops_jax.errors import UserError, printable
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")  # of image files in folders, in lower or upper case
+# Of image files in folders, in lower or upper case.
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 MAX_PIXELS = 10**8  # of an image; decoding one takes up to a gigabyte of memory
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
-_UNREAD = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".tif", ".tiff")  # suffixes of other formats
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # suffixes of other formats
+_BRANDS = (b"heic", b"heix", b"heif", b"mif1", b"avif")  # of HEIC and AVIF, the formats of phones
 
 
 class Picture(NamedTuple):
@@ -41,11 +45,11 @@ def read_image(path: str | pathlib.Path) -> Picture:
   """Reads an image file as 8-bit RGB, upright.
 
   Greyscale, palette, CMYK and 16-bit files are converted (16 bits are scaled, not clipped), every kind of
-  transparency becomes `alpha`, and the EXIF orientation is applied. Only the first frame of an animation is
-  read. Colour profiles are ignored.
+  transparency becomes `alpha`, and the EXIF orientation is applied. Only the first frame of an animation and
+  the first page of a TIFF are read. Colour profiles are ignored.
 
   Args:
-    path: a JPEG, PNG or WebP file; its suffix does not matter.
+    path: a file of one of these formats; its suffix does not matter.
 
   Returns:
     The image; its arrays are read-only.
@@ -61,12 +65,17 @@ def read_image(path: str | pathlib.Path) -> Picture:
     raise UserError(f"{error}: repair or remove the file") from error
 
 
+def _is_endless(path: pathlib.Path) -> bool:
+  """Returns whether this is a pipe or a device, which would be read without end."""
+  return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
 def open_image(file: pathlib.Path | str | bytes, what: str) -> Iterator[Image.Image]:
   """Opens an image file by its path or content; Pillow decodes the pixels when they are used.
 
   Args:
-    file: a JPEG, PNG or WebP file.
+    file: of one of these formats.
     what: the subject of the errors' messages.
 
   Raises:
@@ -77,17 +86,29 @@ def open_image(file: pathlib.Path | str | bytes, what: str) -> Iterator[Image.Im
     with warnings.catch_warnings():
       # Pillow warns about fewer pixels than it refuses.
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      if not isinstance(file, bytes) and _is_endless(pathlib.Path(file)):
+        raise ValueError("it is not a file")
       opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS)
     with opened as picture:
       if picture.width * picture.height > MAX_PIXELS:
         raise ValueError(f"{picture.width} × {picture.height} pixels are over {MAX_PIXELS // 10**6} million")
       yield picture
   except UnidentifiedImageError as error:
-    raise ValueError(f"{what} is not a JPEG, PNG or WebP image") from error
+    with contextlib.suppress(OSError):
+      if _is_phone_format(file):
+        raise ValueError(f"{what} is a HEIC or AVIF image, which is not read: convert it to JPEG") from error
+    raise ValueError(f"{what} is not a JPEG, PNG, WebP, TIFF, BMP or GIF image that can be read") from error
   # Pillow raises many kinds of errors for damaged files: SyntaxError, zlib.error, struct.error, …
   except Exception as error:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     raise ValueError(f"{what} can't be decoded: {reason}") from error
+
+
+def _is_phone_format(file: pathlib.Path | str | bytes) -> bool:
+  if not isinstance(file, bytes):
+    with open(file, "rb") as opened:
+      file = opened.read(12)
+  return file[4:8] == b"ftyp" and file[8:12] in _BRANDS
 
 
 def decode_image(image: pathlib.Path | bytes, what: str, *, mode: str = "RGB") -> NDArray[np.uint8]:
@@ -133,13 +154,23 @@ def find_images(where: str | pathlib.Path, *, outside: pathlib.Path | None = Non
   images = {
     file.relative_to(base).as_posix(): file
     for file in found
-    if file.is_file() and (excluded is None or excluded not in file.resolve().parents)
+    # A link to nothing is no folder either: it is found, and reported when it is read.
+    if not file.is_dir() and (excluded is None or excluded not in (file.parent.resolve() / "-").parents)
   }
   if not images:
+    others = sorted({file.suffix.lower() for file in path.rglob("*.*") if file.is_file()})
+    there = f" (there are {', '.join(map(printable, others[:5]))} files)" if others else ""
     raise UserError(
-      f"no image is found at {where}: give an image file, a folder of {', '.join(SUFFIXES)} files, or a glob"
+      f"no image is found at {where}{there}: give an image file, a folder of {', '.join(SUFFIXES)} files, or "
+      "a glob"
     )
   return dict(sorted(images.items()))
+
+
+def is_video(where: str | pathlib.Path) -> bool:
+  """Returns whether this is a file with a video's suffix."""
+  path = pathlib.Path(where)
+  return path.suffix.lower() in _VIDEOS and path.is_file()
 
 
 def unread_images(where: str | pathlib.Path) -> list[str]:
@@ -182,6 +213,8 @@ def decode_picture(picture: Image.Image) -> Picture:
     ImageOps.exif_transpose(picture, in_place=True)
   if picture.mode.startswith("I"):
     return _decode_16_bits(picture)
+  if picture.mode == "F":
+    raise ValueError("its pixels are floating-point numbers: convert it to 8 or 16 bits")
   if not picture.has_transparency_data:
     return Picture(picture.convert("RGB"), None)
   key = picture.info.get("transparency")
@@ -195,7 +228,9 @@ def decode_picture(picture: Image.Image) -> Picture:
 
 def _decode_16_bits(picture: Image.Image) -> Picture:
   """Scales 16-bit greyscale, which Pillow would clip at 255; one grey value may be transparent."""
-  values = np.asarray(picture).astype(np.uint32)
+  values = np.asarray(picture).astype(np.int64)
+  if values.min() < 0 or values.max() > 65535:
+    raise ValueError("its pixels have more than 16 bits: convert it to 8 or 16")
   grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
   alpha = None
   if "transparency" in picture.info:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from scops_jax.data.pipeline import EVALUATION_FIELDS
 from scops_jax.errors import UserError
 from scops_jax.evaluation import factorization, segmentation_metrics
 from scops_jax.evaluation.consistency import Consistency
@@ -228,6 +229,7 @@ def evaluate(
   regression: Iterable[Batch],
   test: Iterable[Batch],
   predict_refined: Predict | None = None,
+  predict_centers: Predict | None = None,
   dff: Dff,
   num_classes: int,
   config: ConfigDict,
@@ -242,6 +244,7 @@ def evaluate(
     test: batches of the test images.
     predict_refined: the same with "crf_labels" `[B, H, W]` too, for the test split; None: `predict`, and
       foreground_iou_crf is None.
+    predict_centers: a batch → "centers" alone, for the regression, which needs no maps; None: `predict`.
     dff: the baseline of this run.
     num_classes: ground-truth part classes with the background; 0 if the collection has none.
     config: the run's.
@@ -251,7 +254,7 @@ def evaluate(
   """
   predictions = _TestPredictions(config.num_parts, num_classes)
 
-  train_points = _landmarks(_predicted(predict, regression))
+  train_points = _landmarks(_predicted(predict_centers or predict, regression))
   # Labels are scored on the test split alone, and a CRF is slow.
   test_points = _landmarks(map(predictions.add, _predicted(predict_refined or predict, test)))
   figure = predictions.figure()
@@ -278,7 +281,7 @@ def evaluate(
 def _predicted(predict: Predict, batches: Iterable[Batch]) -> Iterator[Batch]:
   """Yields each batch's arrays and predictions, without the padding of the last batch."""
   for batch in batches:
-    arrays = {**batch, **predict(batch)}
+    arrays = {**{name: batch[name] for name in EVALUATION_FIELDS}, **predict(batch)}
     yield {name: np.asarray(array)[batch["valid"]] for name, array in arrays.items()}
 
 

@@ -14,6 +14,9 @@ import numpy as np
 
 from scops_jax import geometry
 
+# Float32 on every device: an accelerator's default rounds the factors of a product to bfloat16 or TF32.
+_product = partial(jnp.matmul, precision=geometry.HIGHEST)
+
 _TINY = 1e-12  # keeps 0 / 0 finite; far below any feature's square
 _INNER_UPDATES = 3  # of a factor per product with the features
 _PERCENTILE = 99  # of a factor's activations that becomes 1
@@ -63,8 +66,8 @@ def _fit(key: chex.PRNGKey, x: chex.Array, num_iterations: chex.Numeric, *, num_
 
   def iteration(_: int, factors: tuple[chex.Array, chex.Array]) -> tuple[chex.Array, chex.Array]:
     a, w = factors
-    a = _update(a, x @ w.T, w @ w.T, _INNER_UPDATES)
-    w = _update(w.T, (a.T @ x).T, a.T @ a, _INNER_UPDATES).T
+    a = _update(a, _product(x, w.T), _product(w, w.T), _INNER_UPDATES)
+    w = _update(w.T, _product(a.T, x).T, _product(a.T, a), _INNER_UPDATES).T
     return a, w
 
   a, w = jax.lax.fori_loop(0, num_iterations, iteration, (a, w))
@@ -73,7 +76,7 @@ def _fit(key: chex.PRNGKey, x: chex.Array, num_iterations: chex.Numeric, *, num_
 
 def _update(a: chex.Array, target: chex.Array, gram: chex.Array, times: chex.Numeric) -> chex.Array:
   """Updates a towards the minimum of ‖x - a w‖² over a ≥ 0, given target = x wᵀ and gram = w wᵀ."""
-  return jax.lax.fori_loop(0, times, lambda _, a: a * target / (a @ gram + _TINY), a)
+  return jax.lax.fori_loop(0, times, lambda _, a: a * target / (_product(a, gram) + _TINY), a)
 
 
 @jax.jit
@@ -96,8 +99,8 @@ def activations(basis: chex.Array, features: chex.Array, *, num_iterations: chex
   if basis.ndim != 2 or basis.shape[-1] != features.shape[-1]:
     raise ValueError(f"basis must be [K, {features.shape[-1]}] like the features, got {basis.shape}")
   basis = basis.astype(jnp.float32)
-  target = features.astype(jnp.float32) @ basis.T
-  gram = basis @ basis.T
+  target = _product(features.astype(jnp.float32), basis.T)
+  gram = _product(basis, basis.T)
   return _update(target / (gram.sum(axis=0) + _TINY), target, gram, num_iterations)
 
 
@@ -181,11 +184,11 @@ def _cluster(w: chex.Array, x: chex.Array, labels: chex.Array, num_iterations: c
     # Label K, the background, has no row.
     members = jax.nn.one_hot(labels, w.shape[0], dtype=jnp.float32)
     sizes = members.sum(axis=0)[:, None]
-    return jnp.where(sizes > 0, members.T @ x / jnp.maximum(sizes, 1.0), w)
+    return jnp.where(sizes > 0, _product(members.T, x) / jnp.maximum(sizes, 1.0), w)
 
   def iterate(_: int, w: chex.Array) -> chex.Array:
     # ‖x - w‖² - ‖x‖², which is 0 for the origin.
-    distances = jnp.square(w).sum(axis=1) - 2 * x @ w.T
+    distances = jnp.square(w).sum(axis=1) - 2 * _product(x, w.T)
     return means(w, jnp.argmin(jnp.pad(distances, ((0, 0), (0, 1))), axis=1))
 
   return jax.lax.fori_loop(0, num_iterations, iterate, means(w, labels))

@@ -140,8 +140,8 @@ def write_image(predicted: PredictedImage | UserError, *, out: OutputFiles) -> D
   labels = Image.fromarray(found.labels)
   labels.putpalette(PALETTE)
   places = pixels_from_points(centers, width=width, height=height, square=probs.shape[0])
-  options = {"names": out.part_names, "numbers": out.marks, "legend": out.marks}
-  if display_size(width, height) == image.size:
+  options: dict[str, Any] = {"names": out.part_names, "numbers": out.marks, "legend": out.marks}
+  if not out.marks or display_size(width, height) == image.size:
     overlay = draw_overlay(image, found.labels, places, **options)
   else:
     overlay = overlay_parts(image, probs, centers, **options)

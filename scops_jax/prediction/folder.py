@@ -84,7 +84,8 @@ class PredictionFolder:
         raise UserError(f"out={path} is being written by another call: wait for it") from error
       except OSError as error:
         raise UserError(
-          f"out={path} can't be written ({error.strerror or error}): give a writable folder"
+          f"out={path} can't be written ({error.filename or path}: {error.strerror or error}): give a "
+          "writable folder"
         ) from error
       self._open(settings)
       self._opened = stack.pop_all()

@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import chex
 import jax
@@ -78,7 +78,13 @@ class Predictor:
     self.num_parts: int = segmenter.config.num_parts
     self.part_names = segmenter.part_names
 
-  def __call__(self, images: OneImage | Sequence[OneImage]) -> PartPrediction | list[PartPrediction]:
+  @overload
+  def __call__(self, images: OneImage) -> PartPrediction: ...
+
+  @overload
+  def __call__(self, images: list[Any] | tuple[Any, ...]) -> list[PartPrediction]: ...
+
+  def __call__(self, images: OneImage | list[Any] | tuple[Any, ...]) -> PartPrediction | list[PartPrediction]:
     """Finds the parts.
 
     Args:
@@ -127,7 +133,7 @@ class Predictor:
       legend: whether a legend is added below the image.
 
     Returns:
-      RGB; an image whose longer side is below 400 pixels is enlarged.
+      RGB; an image whose longer side is below 300 pixels is enlarged.
     """
     picture = open_picture(image)
     (maps,) = self.find_maps([picture])
@@ -161,7 +167,7 @@ def open_picture(image: OneImage) -> Image.Image:
     UserError: the file can't be read.
   """
   if isinstance(image, str | os.PathLike):
-    return read_image(image).image
+    return read_image(pathlib.Path(image)).image
   if isinstance(image, Image.Image):
     return image if image.mode == "RGB" and not image.getexif() else decode_picture(image.copy()).image
   pixels = np.asarray(image)

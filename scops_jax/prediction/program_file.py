@@ -1,5 +1,6 @@
 """Exports a run's network as one file that only JAX is needed to run: StableHLO with the weights inside."""
 
+import hashlib
 import inspect
 import pathlib
 
@@ -20,6 +21,7 @@ PROGRAM = "parts.stablehlo"
 _SCRIPT = '''\
 """Finds the parts of an image: python run.py IMAGE OUT.npz. Needs jax, flatbuffers, NumPy and Pillow."""
 import contextlib
+import hashlib
 import pathlib
 import sys
 from typing import NamedTuple
@@ -30,10 +32,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 {decoding}
-program = jax.export.deserialize((pathlib.Path(__file__).parent / "{program}").read_bytes())
-picture = Image.open(sys.argv[1])
-picture.load()
-image = decode_picture(picture).image
+if len(sys.argv) != 3:
+  sys.exit("usage: python run.py IMAGE OUT.npz")
+try:
+  content = (pathlib.Path(__file__).parent / "{program}").read_bytes()
+except OSError as error:
+  sys.exit(f"error: {{error}}")
+if hashlib.sha256(content).hexdigest() != "{digest}":
+  sys.exit("error: {program} is damaged, or not that of this script: export it again")
+program = jax.export.deserialize(content)
+try:
+  picture = Image.open(sys.argv[1])
+  picture.load()
+  image = decode_picture(picture).image
+except Exception as error:  # Pillow raises many kinds of errors for damaged files
+  sys.exit(f"error: {{sys.argv[1]}} can't be read: {{error}}")
 square = image.resize(({size}, {size}), Image.Resampling.BILINEAR)
 _, probs, centers = program.call(np.asarray(square)[None])
 probs = np.asarray(probs[0])
@@ -98,8 +111,10 @@ def export_program(segmenter: Segmenter, directory: str | pathlib.Path) -> pathl
     exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(
       jax.ShapeDtypeStruct(shape, jnp.uint8)
     )
+  content = exported.serialize()
   values = {
     "program": PROGRAM,
+    "digest": hashlib.sha256(content).hexdigest(),
     "platforms": ", ".join(PLATFORMS),
     "segmenter": config.segmenter,
     "num_parts": config.num_parts,
@@ -112,7 +127,7 @@ def export_program(segmenter: Segmenter, directory: str | pathlib.Path) -> pathl
   }
   path = as_path(directory) / PROGRAM
   for name, data in (
-    (PROGRAM, exported.serialize()),
+    (PROGRAM, content),
     ("run.py", _SCRIPT.format(**values).encode()),
     ("README.md", _README.format(**values).encode()),
   ):

@@ -4,14 +4,20 @@ Only after the last image are the worst ones known: until then all are kept, com
 """
 
 import io
+import pathlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from scops_jax.errors import UserError
 from scops_jax.report.figures import pixel_positions
 from scops_jax.report.markup import encoded
+from scops_jax.storage.files import replacing
+from scops_jax.storage.paths import as_path
 
+GALLERY_FILE = "gallery.npz"  # beside a run's report, for `python -m scops_jax.report`
 # Pixels along the longer side of a kept picture.
 _LONGEST_SIDE = 256
 _JPEG_QUALITY = 85
@@ -31,30 +37,80 @@ class Gallery:
     indices: `[N]` positions in the test split, ascending.
     images: N JPEG files, RGB, at most 256 pixels along the longer side.
     labels: `[N, h, w]` uint8, 0 .. K; as large as the pictures.
+    foreground: `[N, h, w]` bool, what the foreground is compared with.
     centers: `[N, K, 2]` part centres; meaningless where a part has no pixel.
     landmarks: `[N, L, 2]` annotated, NaN where hidden; None: no landmarks.
     predicted: `[N, L, 2]` predicted landmarks, NaN where there is no prediction, or None.
     errors: `[N]`, NaN where an image is not scored.
     error_name: what `errors` measure, such as "landmark error".
     num_worst: how many of the images were chosen for their error.
-    num_test: images in the test split.
+    test_errors: `[M]`, `errors` of all M test images.
     appearance: `[K, 64, 64, 4]` uint8 RGBA: the mean of a part's pixels about its centre, over all test
       images; alpha is how often a pixel belongs to the part, 255 for the pixel that does most often.
     num_present: `[K]` test images on which a part has a pixel.
+    names: of the N images; empty where they are not known.
+    landmark_names: L; empty where they are not known.
   """
 
   indices: np.ndarray
   images: tuple[bytes, ...]
   labels: np.ndarray
+  foreground: np.ndarray
   centers: np.ndarray
   landmarks: np.ndarray | None
   predicted: np.ndarray | None
   errors: np.ndarray
   error_name: str
   num_worst: int
-  num_test: int
+  test_errors: np.ndarray
   appearance: np.ndarray
   num_present: np.ndarray
+  names: tuple[str, ...] = ()
+  landmark_names: tuple[str, ...] = ()
+
+  @property
+  def num_test(self) -> int:
+    """M, the images in the test split."""
+    return len(self.test_errors)
+
+  def name(self, i: int) -> str:
+    """Returns the name of the kept image i, or its position in the test split."""
+    return self.names[i] if self.names else str(self.indices[i])
+
+  def save(self, path: str | pathlib.Path) -> None:
+    """Writes an .npz, from which `load` makes the same gallery."""
+    arrays = {name: value for name, value in vars(self).items() if value is not None}
+    files = [np.frombuffer(file, np.uint8) for file in self.images]
+    arrays["images"] = np.concatenate(files) if files else np.zeros(0, np.uint8)
+    arrays["image_sizes"] = [len(file) for file in files]
+    for name in ("names", "landmark_names"):
+      arrays[name] = np.array(arrays[name], str)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+      np.savez_compressed(file, **arrays)
+
+  @classmethod
+  def load(cls, path: str | pathlib.Path) -> "Gallery":
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+      with np.load(io.BytesIO(as_path(path).read_bytes())) as arrays:
+        values: dict[str, Any] = dict(arrays)
+      ends = np.cumsum(values.pop("image_sizes"))
+      values["images"] = tuple(part.tobytes() for part in np.split(values["images"], ends[:-1]))
+      for name in ("names", "landmark_names"):
+        values[name] = tuple(values[name].tolist())
+      values |= {"error_name": str(values["error_name"]), "num_worst": int(values["num_worst"])}
+      values = {"landmarks": None, "predicted": None} | values
+      return cls(**values)
+    except FileNotFoundError as error:
+      raise UserError(f"{path} is missing: evaluate the run again (--mode=eval)") from error
+    except Exception as error:  # a damaged zip file raises errors of ten types
+      raise UserError(
+        f"{path} is damaged ({type(error).__name__}): evaluate the run again (--mode=eval)"
+      ) from error
 
 
 class GalleryBuilder:
@@ -63,6 +119,7 @@ class GalleryBuilder:
   def __init__(self, num_parts: int) -> None:
     self._images: list[bytes] = []  # JPEG files
     self._labels: list[bytes] = []  # PNG files
+    self._foreground: list[bytes] = []  # PNG files
     self._centers: list[np.ndarray] = []
     self._foreground_errors: list[float] = []
     self._appearance = _Appearance(num_parts)
@@ -82,7 +139,8 @@ class GalleryBuilder:
     for image, label_map, points, truth in zip(images, labels, centers, foreground, strict=True):
       small = _shrink(image, Image.Resampling.BOX)
       self._images.append(encoded(small, "JPEG", quality=_JPEG_QUALITY, subsampling=0))
-      self._labels.append(encoded(_shrink(label_map.astype(np.uint8), Image.Resampling.NEAREST), "PNG"))
+      self._labels.append(_encoded_labels(label_map))
+      self._foreground.append(_encoded_labels(truth))
       self._centers.append(np.asarray(points))
       union = np.sum((label_map > 0) | truth)
       overlap = np.sum((label_map > 0) & truth)
@@ -97,7 +155,7 @@ class GalleryBuilder:
     max_images: int = 60,
     max_worst: int = 24,
   ) -> Gallery:
-    """Chooses the worst images and evenly spaced ones of the others.
+    """Chooses evenly spaced images, which are the same for every run, and the worst of the others.
 
     Args:
       errors: `[M]` landmark errors of all M images added, NaN where not scored; None: the images are ranked
@@ -116,14 +174,15 @@ class GalleryBuilder:
     return Gallery(
       indices=indices,
       images=tuple(self._images[i] for i in indices),
-      labels=np.stack([np.asarray(Image.open(io.BytesIO(self._labels[i]))) for i in indices]),
+      labels=_decoded(self._labels, indices),
+      foreground=_decoded(self._foreground, indices) > 0,
       centers=np.stack([self._centers[i] for i in indices]),
       landmarks=None if landmarks is None else landmarks[indices],
       predicted=None if predicted is None else predicted[indices],
       errors=errors[indices],
       error_name=error_name,
       num_worst=num_worst,
-      num_test=len(self._images),
+      test_errors=errors,
       appearance=self._appearance.rgba(),
       num_present=self._appearance.num_present,
     )
@@ -169,11 +228,19 @@ def _choose(errors: np.ndarray, *, max_images: int, max_worst: int) -> tuple[np.
     return np.arange(count), 0
   # NaN sorts last, ties by position.
   ranked = np.argsort(-errors, kind="stable")[: np.isfinite(errors).sum()]
-  worst = ranked[:max_worst]
-  others = np.setdiff1d(np.arange(count), worst)
-  wanted = max_images - len(worst)
-  sample = others[np.arange(wanted) * len(others) // wanted]
+  wanted = max_images - min(max_worst, len(ranked))
+  sample = np.arange(wanted) * count // wanted
+  worst = ranked[~np.isin(ranked, sample)][: max_images - wanted]
   return np.sort(np.concatenate([worst, sample])), len(worst)
+
+
+def _encoded_labels(labels: np.ndarray) -> bytes:
+  """Returns the PNG of a label map, reduced like the pictures."""
+  return encoded(_shrink(labels.astype(np.uint8), Image.Resampling.NEAREST), "PNG")
+
+
+def _decoded(files: list[bytes], indices: np.ndarray) -> np.ndarray:
+  return np.stack([np.asarray(Image.open(io.BytesIO(files[i]))) for i in indices])
 
 
 def _shrink(array: np.ndarray, resampling: Image.Resampling) -> Image.Image:

@@ -1,6 +1,8 @@
 """The pictures of the report: test images under layers of parts that can be hidden, and a card per part."""
 
 import math
+from html import escape
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -57,28 +59,63 @@ def part_buttons(colors: np.ndarray) -> str:
   )
 
 
+def has_masks(gallery: Gallery) -> bool:
+  """Returns whether the foreground that is compared with is more than the whole of every image."""
+  return not gallery.foreground.all()
+
+
 def tiles(gallery: Gallery, colors: np.ndarray) -> str:
-  """Returns the pictures, the worst first."""
+  """Returns the pictures, each with the mask that its foreground is compared with, the worst first."""
   errors = np.where(np.isnan(gallery.errors), -np.inf, gallery.errors)
   return "\n".join(_tile(gallery, i, colors) for i in np.argsort(-errors, kind="stable"))
 
 
 def _tile(gallery: Gallery, i: int, colors: np.ndarray) -> str:
-  labels, error, index = gallery.labels[i], gallery.errors[i], gallery.indices[i]
+  error = gallery.errors[i]
+  scored = not math.isnan(error)
+  shown = picture(gallery, i, colors) + (_mask(gallery.foreground[i]) if has_masks(gallery) else "")
+  return tile(
+    shown,
+    index=gallery.indices[i],
+    name=gallery.name(i),
+    error=error if scored else None,
+    caption=number(error, percent=True) if scored else "not scored",
+  )
+
+
+def tile(pictures: str, *, index: int, name: str, error: float | None, caption: str) -> str:
+  """Returns pictures side by side above a name; `error` is what they are ordered by."""
+  title, shown = escape(name), escape(PurePosixPath(name).name)
+  return (
+    f'<figure class="tile" data-index="{index}" data-error="{"" if error is None else error}">'
+    f'<div class="pictures">{pictures}</div>'
+    f'<figcaption><span class="name" title="{title}">{shown}</span><span>{caption}</span>'
+    "</figcaption></figure>"
+  )
+
+
+def picture(gallery: Gallery, i: int, colors: np.ndarray) -> str:
+  """Returns an image under a layer for each of its parts, and its marks."""
+  labels = gallery.labels[i]
   height, width = labels.shape
   layers = "".join(
     f'<img class="part-{part}" alt="" src="{_layer(labels == part, colors[part - 1])}">'
     for part in np.unique(labels)
     if part > 0
   )
-  scored = not math.isnan(error)
   return (
-    f'<figure class="tile" data-index="{index}" data-error="{error if scored else ""}">'
     f'<div class="picture" style="aspect-ratio:{width}/{height}">'
-    f'<img alt="test image {index}" src="{data_uri(gallery.images[i], "image/jpeg")}">'
+    f'<img alt="test image {escape(gallery.name(i))}" src="{data_uri(gallery.images[i], "image/jpeg")}">'
     f'<div class="layers">{layers}</div>{_marks(gallery, i, colors)}</div>'
-    f"<figcaption><span>{index}</span><span>{number(error, percent=True) if scored else 'not scored'}</span>"
-    "</figcaption></figure>"
+  )
+
+
+def _mask(foreground: np.ndarray) -> str:
+  """Returns the picture of a mask, white on black."""
+  height, width = foreground.shape
+  uri = _png_uri(Image.fromarray(foreground))
+  return (
+    f'<div class="picture mask" style="aspect-ratio:{width}/{height}"><img alt="its mask" src="{uri}"></div>'
   )
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scops_jax.report.palette import part_colors
 
 PALETTE = np.concatenate([np.zeros((1, 3), np.uint8), part_colors(255)]).tobytes()  # of index maps
-_SMALLEST = 400  # pixels; images whose longer side is shorter are enlarged, so that marks are legible
+_SMALLEST = 300  # pixels; images whose longer side is shorter are enlarged, so that marks are legible
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 _SUPERSAMPLING = 4  # of marks, for smooth rims
 _TILE = 260  # of a contact sheet: longest side of a picture, pixels
@@ -62,8 +62,8 @@ def draw_overlay(
     colors.convert("RGB"), image, _mask(labels, parts, opacity, line=max(1, unit // 8))
   )
   if numbers:
-    present = np.bincount(labels.ravel(), minlength=len(centers) + 1) > 0
-    for part in (part for part in parts if present[part]):
+    areas = colors.histogram()
+    for part in (part for part in parts if areas[part]):
       mark = _mark(part, unit)
       x, y = (round(float(value) - mark.width / 2) for value in centers[part - 1])
       picture.paste(mark, (x, y), mark)
@@ -143,24 +143,23 @@ def thumbnail_size(width: int, height: int) -> tuple[int, int]:
 
 def _unit(width: int, height: int) -> int:
   """Returns the size of text and marks on an image, in pixels."""
-  return max(10, round(0.022 * math.sqrt(width * height)))
+  return max(7, round(0.023 * math.sqrt(width * height)))
 
 
 def _mask(labels: NDArray[np.uint8], parts: Collection[int], opacity: float, *, line: int) -> Image.Image:
   """Returns the colours' opacity at each pixel; a part's outline, `line` pixels wide, lies inside of it."""
-  table = np.zeros(256, np.uint8)
-  table[list(parts)] = round(255 * opacity)
-  alpha = table[labels]
-  shown = table > 0 if opacity > 0 else np.zeros(256, np.bool_)
+  inside, outline = bytearray(256), bytearray(256)
+  for part in parts:
+    inside[part], outline[part] = round(255 * opacity), 255 if opacity > 0 else 0
+  data = labels.tobytes()
+  alpha = np.frombuffer(bytearray(data.translate(inside)), np.uint8).reshape(labels.shape)
   edge = np.zeros(labels.shape, np.bool_)
   for axis in (0, 1):
-    later = np.swapaxes(labels, 0, axis)[line:]
-    sooner = np.swapaxes(labels, 0, axis)[:-line]
-    differ = later != sooner
-    view = np.swapaxes(edge, 0, axis)
+    later, sooner = np.swapaxes(labels, 0, axis)[line:], np.swapaxes(labels, 0, axis)[:-line]
+    differ, view = later != sooner, np.swapaxes(edge, 0, axis)
     view[line:] |= differ
     view[:-line] |= differ
-  alpha[edge & shown[labels]] = 255
+  np.copyto(alpha, np.frombuffer(data.translate(outline), np.uint8).reshape(labels.shape), where=edge)
   return Image.fromarray(alpha)
 
 

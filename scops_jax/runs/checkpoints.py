@@ -140,6 +140,11 @@ def restore_variables(workdir: str | pathlib.Path, *, sharding: jax.sharding.Sha
   return _newest_intact(workdir, lambda path: _read_variables(path, sharding))
 
 
+def read_position(workdir: str | pathlib.Path, step: int) -> dict[str, Any]:
+  """Returns the input pipeline's position in a checkpoint that has been restored."""
+  return _read_json(_folder(workdir) / str(step), "position")
+
+
 def _newest_intact(
   workdir: str | pathlib.Path, read: Callable[[pathlib.Path], T], *, aside: bool = False
 ) -> tuple[T, int]:

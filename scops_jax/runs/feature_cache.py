@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from scops_jax.data.collection import Collection
 from scops_jax.data.pipeline import Kept, evaluation_batches
+from scops_jax.data.workers import num_workers
 from scops_jax.errors import UserError
 from scops_jax.progress import Bar
 from scops_jax.storage.files import replacing
@@ -184,7 +185,7 @@ def _write(path: Path, collection: Collection, features: Features, config: Confi
     collection.train,
     batch_size=config.batch_size,
     image_size=config.image_size,
-    num_threads=config.data.num_threads,
+    num_threads=num_workers(config.data),
     fields=("image",),
   )
   progress = Bar(len(collection.train), "reference features", first="compiling")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scops_jax.data.collection import Collection
 from scops_jax.data.pipeline import evaluation_batches
+from scops_jax.data.workers import num_workers
 from scops_jax.errors import UserError
 from scops_jax.models import nonnegative
 from scops_jax.runs.feature_cache import features_digest
@@ -60,7 +61,7 @@ def _fit(
     collection.train,
     batch_size=config.batch_size,
     image_size=config.image_size,
-    num_threads=config.data.num_threads,
+    num_threads=num_workers(config.data),
     fields=("image",),
   )
   fits: list[nonnegative.CodeFit] = []

@@ -86,6 +86,12 @@ def reached_stop(step: int) -> bool:
   return multihost_utils.reached_preemption_sync_point(step)
 
 
+def leave() -> None:
+  """Waits for all hosts to call this, and disconnects: a host that just ends is an error of the others."""
+  if jax.process_count() > 1:
+    jax.distributed.shutdown()
+
+
 def is_first() -> bool:
   """Returns whether this is the host that writes, prints and prepares data."""
   return jax.process_index() == 0
@@ -97,7 +103,7 @@ def broadcast_from_first(tree: T) -> T:
 
 
 def all_gather(tree: Any) -> Any:
-  """Concatenates the NumPy arrays `[B / hosts, ...]` of all hosts, in their order, to `[B, ...]` on each."""
+  """Returns whole arrays `[B, ...]` on each host, of NumPy arrays `[B / hosts, ...]` or of sharded ones."""
   return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 

@@ -14,6 +14,20 @@ from scops_jax.runs import hosts
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class StoppedError(SystemExit):
+  """Training was stopped by a signal, on all hosts; the code is that of `Interruption.exit`."""
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+  """Disconnects hosts that a signal has stopped: a command then ends without what Python does at exit."""
+  try:
+    yield
+  except StoppedError:
+    hosts.leave()
+    raise
+
+
 class Interruption:
   """Remembers the first signal while the context is open; a second one ends the process at once.
 
@@ -70,6 +84,6 @@ class Interruption:
       self._at_once = False
 
   def exit(self) -> None:
-    """Raises SystemExit with the code that shells give to a process ended by the signal: 128 + its number."""
+    """Raises StoppedError with the code that shells give to a process ended by a signal: 128 + its number."""
     # On a host that has received none: another has, and all end with the same code.
-    raise SystemExit(128 + (self._received or signal.SIGTERM))
+    raise StoppedError(128 + (self._received or signal.SIGTERM))

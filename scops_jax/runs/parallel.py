@@ -1,7 +1,9 @@
-"""The steps compiled for all devices of all hosts; no other module knows pmap or a mesh.
+"""The steps compiled for all devices of all hosts; no other module knows a mesh.
 
 With config.parallelism "jit" the batch is sharded over a mesh and XLA inserts the sums over devices; with
-"pmap" each device runs train_step on its own images and the step itself averages. Both compute the same.
+"pmap" each device runs train_step on its own images and the step itself averages. Both compute the same. The
+latter is jax.pmap as JAX builds it, jit of shard_map, without its axis of devices: on several hosts jax.pmap
+copies the state in each step.
 """
 
 import functools
@@ -13,19 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import jax_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
-from scops_jax.kernels.compilation import jit, traced_for_training
-from scops_jax.train_step import (
-  Networks,
-  TrainState,
-  factorized_features,
-  predict_step,
-  train_step,
-)
+from scops_jax.kernels.compilation import jit
+from scops_jax.runs import hosts
+from scops_jax.train_step import Networks, factorized_features, predict_step, train_step
 
 Metrics = dict[str, chex.Array]
 Maps = dict[str, np.ndarray]
@@ -34,7 +30,7 @@ Maps = dict[str, np.ndarray]
 class CompiledSteps(NamedTuple):
   """The compiled functions of a run and how arrays go to and from the devices.
 
-  The functions of an evaluation take unreplicated variables and the images of all hosts, NumPy arrays that
+  The functions of an evaluation take replicated variables and the images of all hosts, NumPy arrays that
   are equal on every host. Each device computes its share, and every host gets all results as NumPy arrays.
   """
 
@@ -43,11 +39,11 @@ class CompiledSteps(NamedTuple):
   # (params, batch_stats), images [B, H, W, 3] → "labels", "likeliest_parts", "centers".
   predict: Callable[[Any, np.ndarray], Maps]
   predict_refined: Callable[[Any, np.ndarray], Maps]  # the same, and "crf_labels"
+  centers: Callable[[Any, np.ndarray], Maps]  # the same arguments → "centers" alone: no maps go to the host
   features: Callable[[Any, Any], np.ndarray]  # reference variables, batch → [B, h, w, C]
   shard_batch: Callable[[Any], Any]  # host-local NumPy arrays [B / hosts, ...] → on all devices [B, ...]
   replicate: Callable[[Any], Any]  # a tree, equal on all hosts → a copy on each device
-  unreplicate: Callable[[Any], Any]  # the reverse → one tree, with state_sharding
-  state_sharding: Sharding  # of an unreplicated state, as checkpoints save and restore it
+  state_sharding: Sharding  # of a replicated state, as checkpoints save and restore it
 
 
 def compile_steps(
@@ -66,17 +62,17 @@ def compile_steps(
   replicated, sharded = shardings(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
   bound = {"networks": networks, "config": config}
   step = functools.partial(train_step, optimizer=optimizer, **bound)
-  with_devices = _with_pmap if config.parallelism == "pmap" else _with_jit
-  train, shard_batch, replicate, unreplicate = with_devices(step, replicated, sharded)
+  compiled = pmap_step if config.parallelism == "pmap" else jit_step
+  train = compiled(step, replicated, sharded)
   evaluated = functools.partial(_evaluated, replicated=replicated, sharded=sharded)
   return CompiledSteps(
     train=train if jax.default_backend() != "cpu" else _blocking(train),
     predict=evaluated(functools.partial(labels_and_centers, **bound)),
     predict_refined=evaluated(functools.partial(labels_and_centers, refine=True, **bound)),
+    centers=evaluated(functools.partial(_centers, **bound)),
     features=evaluated(functools.partial(factorized_features, **bound)),
-    shard_batch=shard_batch,
-    replicate=replicate,
-    unreplicate=unreplicate,
+    shard_batch=functools.partial(jax.make_array_from_process_local_data, sharded),
+    replicate=functools.partial(_replicate, replicated=replicated),
     state_sharding=replicated,
   )
 
@@ -98,10 +94,16 @@ def jit_step(step: Callable, replicated: NamedSharding, sharded: NamedSharding) 
   )
 
 
-def pmap_step(step: Callable, devices: Sequence[Any] | None = None) -> jax.stages.Wrapped:
-  """Compiles a bound train_step for parallelism "pmap"; all arguments have an axis of devices in front."""
-  mapped = traced_for_training(functools.partial(step, axis_name="data"))
-  return jax.pmap(mapped, axis_name="data", devices=devices, donate_argnums=0)
+def pmap_step(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> jax.stages.Wrapped:
+  """Compiles it for parallelism "pmap": each device runs it on its own images."""
+  mapped = jax.shard_map(
+    functools.partial(step, axis_name="data"),
+    mesh=replicated.mesh,
+    in_specs=(replicated.spec, sharded.spec, replicated.spec),
+    out_specs=replicated.spec,
+    check_vma=False,
+  )
+  return jit_step(mapped, replicated, sharded)
 
 
 def labels_and_centers(
@@ -113,10 +115,14 @@ def labels_and_centers(
   return {**maps, "likeliest_parts": parts}
 
 
+def _centers(variables: tuple[Any, Any], images: chex.Array, **options: Any) -> dict[str, chex.Array]:
+  return {"centers": predict_step(*variables, images, **options)["centers"]}
+
+
 def evaluation_step(
   function: Callable, replicated: NamedSharding, sharded: NamedSharding
 ) -> jax.stages.Wrapped:
-  """Compiles a function of variables and a batch for the shardings' devices; its results are replicated."""
+  """Compiles a function of variables and a batch for the shardings' devices; its results are sharded."""
   # Each device computes its own rows. XLA could not find that by itself: a CRF loops over the images.
   mapped = jax.shard_map(
     function,
@@ -125,7 +131,8 @@ def evaluation_step(
     out_specs=sharded.spec,
     check_vma=False,
   )
-  return jit(mapped, in_shardings=(replicated, sharded), out_shardings=replicated)
+  # The hosts gather the results: no device needs the others' maps.
+  return jit(mapped, in_shardings=(replicated, sharded), out_shardings=sharded)
 
 
 def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedSharding) -> Callable:
@@ -136,7 +143,7 @@ def _evaluated(function: Callable, *, replicated: NamedSharding, sharded: NamedS
     batch = jax.tree.map(
       lambda array: jax.make_array_from_callback(array.shape, sharded, lambda index: array[index]), batch
     )
-    return jax.device_get(compiled(variables, batch))
+    return jax.device_get(hosts.all_gather(compiled(variables, batch)))
 
   return evaluate
 
@@ -158,33 +165,3 @@ def _blocking(train: Callable) -> Callable:
 def _replicate(tree: Any, replicated: NamedSharding) -> Any:
   """Copies a tree that is equal on all hosts to every device; the hosts do not compare theirs."""
   return jax.make_array_from_process_local_data(replicated, jax.device_get(tree))
-
-
-def _with_jit(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> tuple[Callable, ...]:
-  """Returns train, shard_batch, replicate and unreplicate of CompiledSteps."""
-  train = jit_step(step, replicated, sharded)
-  shard_batch = functools.partial(jax.make_array_from_process_local_data, sharded)
-  return train, shard_batch, functools.partial(_replicate, replicated=replicated), lambda tree: tree
-
-
-def _with_pmap(step: Callable, replicated: NamedSharding, sharded: NamedSharding) -> tuple[Callable, ...]:
-  """Returns the same; replicated trees and batches have an axis of this host's devices in front."""
-  del sharded
-  count = jax.local_device_count()
-  mapped_step = pmap_step(step)
-  to_devices = jax.pmap(lambda tree: tree)
-
-  def train(state: TrainState, batch: Any, reference_variables: Any) -> tuple[TrainState, Metrics]:
-    state, metrics = mapped_step(state, batch, reference_variables)
-    return state, jax_utils.unreplicate(metrics)
-
-  def shard_batch(batch: Any) -> Any:
-    return to_devices(jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch))
-
-  def replicate(tree: Any) -> Any:
-    return jax_utils.replicate(jax.device_get(tree))
-
-  def unreplicate(tree: Any) -> Any:
-    return _replicate(jax_utils.unreplicate(tree), replicated)
-
-  return train, shard_batch, replicate, unreplicate

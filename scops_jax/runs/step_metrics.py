@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
@@ -36,7 +37,8 @@ class StepMetrics:
     Raises:
       UserError: a step is not finite, and config.on_nonfinite_step is "error" or too many were skipped.
     """
-    for step, metrics in self._unchecked:
+    # All in one transfer.
+    for step, metrics in jax.device_get(self._unchecked):
       scalars = {name: float(value) for name, value in metrics.items()}
       finite = scalars.pop("finite", 1.0) and all(map(math.isfinite, scalars.values()))
       if finite:

@@ -24,6 +24,7 @@ _LOCK = "lock"
 # threads, and folders, which may be moved.
 _CHANGEABLE = (
   "log_every",
+  "wandb_project",
   "eval_every",
   "checkpoint_every",
   "eval_batch_size",
@@ -45,13 +46,13 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 @contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-  """Turns an error of writing `path`, such as a full disk, into a UserError."""
+  """Turns an error of writing `path` or a file in it, such as a full disk, into a UserError."""
   try:
     yield
   except OSError as error:
     raise UserError(
-      f"{path} can't be written ({error.strerror or error}): make room or repair the disk; the same command "
-      "then goes on from the last checkpoint"
+      f"{error.filename or path} can't be written ({error.strerror or error}): make room or repair the disk; "
+      "the same command then goes on from the last checkpoint"
     ) from error
 
 

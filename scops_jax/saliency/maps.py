@@ -20,6 +20,7 @@ from scops_jax import geometry, models
 from scops_jax.data.collection import Collection, ExampleSource
 from scops_jax.data.image_files import resize_pixels
 from scops_jax.data.saliency_maps import image_digest, is_current, map_path, write_map
+from scops_jax.data.workers import num_workers
 from scops_jax.errors import UserError
 from scops_jax.progress import Bar, phase
 from scops_jax.saliency.foreground import SIDE, ForegroundModel, fit_foreground, foreground_maps
@@ -74,7 +75,7 @@ def write_missing_maps(collection: Collection, features: Features, config: Confi
   missing = list(_missing(collection, pull(collection.maps)))
   if not missing:
     return 0
-  with ThreadPoolExecutor(config.data.num_threads) as threads:
+  with ThreadPoolExecutor(num_workers(config.data)) as threads:
     with phase("learning objects and backgrounds for the saliency maps"):
       model = _fit(collection.train, features, threads, config)
     with Bar(len(missing), "saliency maps") as progress:
@@ -123,7 +124,9 @@ def reference_grid(
     # From the map's cells to the framed pixels; from the image's own pixels to the cells of the grid.
     to_pixels = geometry.interpolation_matrix(features.shape[1], total)[margin : margin + side]
     rows = jnp.asarray(geometry.interpolation_matrix(side, cells) @ to_pixels, jnp.float32)
-    grid = jnp.einsum("ph,bhwc,qw->bpqc", rows, features.astype(jnp.float32), rows)
+    grid = jnp.einsum(
+      "ph,bhwc,qw->bpqc", rows, features.astype(jnp.float32), rows, precision=geometry.HIGHEST
+    )
     grids.append(grid / jnp.sqrt(jnp.sum(grid**2, axis=-1, keepdims=True) + 1e-6))
   return jnp.concatenate(grids, axis=-1)
 

@@ -6,6 +6,7 @@ through `files.replacing`; a bucket has no folders to be made.
 
 import functools
 import importlib.util
+import logging
 import os
 import pathlib
 import re
@@ -60,6 +61,7 @@ def _reach(scheme: str, bucket: str) -> None:
     raise UserError(f"{scheme}://{bucket} needs the Python package {package}: pip install 'scops_jax[cloud]'")
   # TensorFlow, where it is installed, can open neither kind without further packages.
   os.environ.setdefault("EPATH_USE_TF", "false")
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
   import fsspec
 
   # Kept listings would hide what other hosts write.

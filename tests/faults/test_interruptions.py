@@ -143,7 +143,7 @@ def test_a_step_that_is_not_finite_is_not_saved_and_is_named(config, workdir, mo
     UserError, match=r"step 6 is not kept: equivariance is nan \(images \S+, \S+\)"
   ) as raised:
     train_and_evaluate(config, workdir)
-  assert "--config.on_nonfinite_step=skip" in str(raised.value)
+  assert "on_nonfinite_step=skip" in str(raised.value)
   assert latest_step(workdir) == 4
 
 

@@ -10,7 +10,7 @@ from scops_jax import train
 from scops_jax.errors import UserError
 from scops_jax.prediction.restore import load_segmenter
 from scops_jax.runs import feature_cache
-from scops_jax.runs.metrics import read_metrics
+from scops_jax.runs.metrics import MetricsLog, check_metrics, read_metrics
 from scops_jax.train import evaluate_run, train_and_evaluate
 from tests.faults.conftest import outcome
 
@@ -78,6 +78,37 @@ def test_damaged_lines_of_the_metrics_are_left_out_and_counted(line, tmp_path, c
   (tmp_path / "metrics.jsonl").write_text(text, errors="surrogateescape")
   assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4]
   assert "metrics.jsonl: damaged lines left out: 1" in capsys.readouterr().err
+
+
+def test_metrics_that_are_a_folder_are_named(tmp_path):
+  (tmp_path / "metrics.jsonl").mkdir()
+  with pytest.raises(UserError, match=r"metrics\.jsonl can't be read \(Is a directory\): move it away"):
+    read_metrics(tmp_path)
+
+
+def other_digit(text):
+  return text.replace('"step": 2, "loss": 1', '"step": 2, "loss": 2')
+
+
+@pytest.mark.parametrize(
+  ("change", "said"), [(lambda text: text, False), (other_digit, True), (lambda text: text[:-9], True)]
+)
+def test_lines_of_the_metrics_that_have_changed_are_noticed(change, said, tmp_path, capsys):
+  log = MetricsLog(tmp_path, start_step=0)
+  for step in (1, 2):
+    log.write(step, {"loss": 1.5})
+  digest = log.digest()
+  log.write(3, {"loss": 1.0})  # after the checkpoint
+  log.close()
+  path = tmp_path / "metrics.jsonl"
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(change("".join(lines[:2])) + lines[2])
+  check_metrics(tmp_path, 2, digest)
+  assert ("metrics.jsonl is damaged: its lines up to step 2" in capsys.readouterr().err) == said
+  check_metrics(tmp_path, 2, None)
+  path.unlink()
+  check_metrics(tmp_path, 2, digest)
+  assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def remove(path):

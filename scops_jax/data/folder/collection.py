@@ -2,14 +2,15 @@
 
 `data.dir` holds
 
-  images/               JPEG, PNG or WebP files, in subfolders too; a name is a path below it: "a/b.jpg"
+  images/               pictures, in subfolders too (image_files has the formats); a name is a path below it:
+                        "a/b.jpg". Without images/ the pictures lie in data.dir itself
   saliency/STEM.png     (or data.saliency_dir) soft masks: white is the object; for a/b.jpg: a/b.png
   landmarks.csv         image,landmark,x,y,visible; in pixels of the upright image, an integer is a pixel's
                         centre, the origin top-left
   parts/STEM.png        index maps of ground-truth parts, 0 = background; for the evaluation only
   train.txt, test.txt   a name on each line; if one or both are missing, see `layout.read_splits`
 
-Only images/ is required.
+Only the pictures are required.
 """
 
 import io
@@ -256,9 +257,8 @@ def _describe_others(others: Sequence[str]) -> list[str]:
   if not others:
     return []
   names = ", ".join(printable(name, 100) for name in others[:3]) + (", …" if len(others) > 3 else "")
-  return [
-    f"warning: {len(others)} files in images/ are left out, only {', '.join(SUFFIXES)} are read: {names}"
-  ]
+  read = ", ".join(SUFFIXES)
+  return [f"warning: {len(others)} files among the images are left out, only {read} are read: {names}"]
 
 
 def _describe_sizes(findings: Sequence[_Finding]) -> str:

@@ -1,5 +1,6 @@
 """Finds the files of a folder of own images and reads its text files; `folder.collection` describes them."""
 
+import contextlib
 import csv
 import difflib
 import hashlib
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from scops_jax.data.image_files import find_images, open_image
+from scops_jax.data.image_files import SUFFIXES, find_images, open_image
 from scops_jax.data.source_files import (
   Line,
   chosen_for_test,
@@ -21,6 +22,7 @@ from scops_jax.data.source_files import (
 from scops_jax.errors import UserError, printable
 
 _COLUMNS = ("image", "landmark", "x", "y", "visible")
+_TEXT_FILES = ("landmarks.csv", "train.txt", "test.txt")
 _MAX_BYTES = 1 << 28  # of landmarks.csv
 _MAX_NUMBER = 1e6  # of a coordinate in pixels
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
@@ -41,27 +43,23 @@ class FolderLayout(NamedTuple):
   parts: Path | None  # folder of the index maps
   table: LandmarkTable
   splits: dict[str, list[str]]
-  others: list[str]  # files in images/ that are not read
+  others: list[str]  # files among the images that are not read
 
 
 def read_layout(config: ConfigDict) -> FolderLayout:
   """Finds the files of the folder `config.data.dir` and reads its text files.
 
   Raises:
-    UserError: images/ is missing or empty, two images would have the same mask, a text file has a mistake, or
+    UserError: there is no image, two images would have the same mask, a text file has a mistake, or
       there are no masks although data.saliency asks for them.
   """
   root = Path(config.data.dir)
-  if not (root / "images").is_dir():
-    raise UserError(
-      f"there is no folder {root / 'images'}: data.dir={root} should hold the images in images/"
-    )
-  images = find_images(root / "images")
+  folder, images = _find_images(config)
   first: dict[str, str] = {}
   for name in images:
     if first.setdefault(map_name(name), name) != name:
       raise UserError(
-        f"{root / 'images'} holds {first[map_name(name)]!r} and {name!r}: masks and parts are found by the "
+        f"{folder} holds {first[map_name(name)]!r} and {name!r}: masks and parts are found by the "
         "name without its suffix, so rename one of them"
       )
   table = LandmarkTable((), {})
@@ -74,8 +72,42 @@ def read_layout(config: ConfigDict) -> FolderLayout:
     parts=parts if parts.is_dir() else None,
     table=table,
     splits=read_splits(root, images),
-    others=[name for name in list_files(root / "images", "**/*") if name not in images],
+    others=_find_others(config, folder, images),
   )
+
+
+def _find_images(config: ConfigDict) -> tuple[Path, dict[str, Path]]:
+  """Returns the folder of the images, images/ or data.dir itself, and their paths by name."""
+  root = Path(config.data.dir)
+  if (root / "images").is_dir():
+    return root / "images", find_images(root / "images")
+  images = {}
+  if root.is_dir():
+    with contextlib.suppress(UserError):  # the message below says more
+      images = find_images(root)
+  images = {name: path for name, path in images.items() if not _lies_beside(config, root, name)}
+  # Of a folder that holds pictures in subfolders only, a subfolder is meant.
+  if not any("/" not in name for name in images):
+    raise UserError(
+      f"data.dir={root} should hold the images in images/, or directly, as {', '.join(SUFFIXES)} files"
+    )
+  return root, images
+
+
+def _find_others(config: ConfigDict, folder: Path, images: Collection[str]) -> list[str]:
+  names = (name for name in list_files(folder, "**/*") if name not in images)
+  return [name for name in names if not _lies_beside(config, folder, name)]
+
+
+def _lies_beside(config: ConfigDict, folder: Path, name: str) -> bool:
+  """Returns whether a file below the images' folder is none of them, but masks, parts or text about them."""
+  root = Path(config.data.dir)
+  if folder != root:
+    return False
+  beside = {root / "saliency", root / "saliency_auto", root / "parts"}
+  if config.data.saliency_dir:
+    beside.add(Path(config.data.saliency_dir))
+  return name in _TEXT_FILES or not beside.isdisjoint((root / name).parents)
 
 
 def map_name(name: str) -> str:
@@ -110,13 +142,16 @@ def folder_digest(config: ConfigDict) -> str:
   """A digest of which files are read, and of their sizes and dates."""
   root = Path(config.data.dir)
   own_masks = config.data.saliency == "collection"
-  folders = [root / "images", root / "parts"]
+  folders = [root / "parts"]
   if own_masks:
     folders.append(Path(config.data.saliency_dir or root / "saliency"))
-  files = [root / name for name in ("landmarks.csv", "train.txt", "test.txt")]
+  files = [root / name for name in _TEXT_FILES]
+  files.extend(_find_images(config)[1].values())
   for folder in folders:
     files.extend(sorted(path for path in folder.rglob("*") if path.is_file()))
-  digest = hashlib.sha256(f"{own_masks} {config.folder.max_edge}".encode())
+  digest = hashlib.sha256(
+    f"2 {own_masks} {config.folder.max_edge}".encode()
+  )  # 2: of more formats than before
   for path in files:
     if path.exists():
       status = path.stat()
@@ -198,7 +233,7 @@ def _check_name(name: str, images: Collection[str], where: str) -> None:
     shown = printable(name)
     nearest = difflib.get_close_matches(shown, images, n=1)
     hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-    raise UserError(f"{where}: there is no image {shown!r} in images/{hint}")
+    raise UserError(f"{where}: there is no image {shown!r}{hint}")
 
 
 def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:
@@ -223,7 +258,5 @@ def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:
   for split in splits:
     listed.setdefault(split, set(images).difference(*listed.values()))
     if not listed[split]:
-      raise UserError(
-        f"{folder} has no image for the {split} split: {len(images)} in images/, see {split}.txt"
-      )
+      raise UserError(f"{folder} has no image for the {split} split: {len(images)} images, see {split}.txt")
   return {split: sorted(listed[split]) for split in splits}

@@ -9,6 +9,7 @@ from scops_jax.data.builder import CollectionBuilder, Example, encode_png
 from scops_jax.data.toy_faces.canvas import PART_NAMES
 from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES
 from scops_jax.data.toy_faces.processes import FaceProcesses
+from scops_jax.data.workers import num_workers
 
 
 class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -39,5 +40,5 @@ class ToyFaces(CollectionBuilder, skip_registration=True):  # type: ignore[call-
     )
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with FaceProcesses(self.settings.data.num_threads) as self._processes:
+    with FaceProcesses(num_workers(self.settings.data)) as self._processes:
       yield from super()._generate_examples(split)

@@ -1,0 +1,55 @@
+"""Writes a run's report again, or sets two runs side by side.
+
+  python -m scops_jax.report RUN                                     writes RUN/report/index.html again
+  python -m scops_jax.report RUN_A --against=RUN_B --out=FILE.html   compares two runs on one collection
+
+Both read what the runs' last evaluations left; nothing is trained or evaluated.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from scops_jax import cli
+from scops_jax.errors import UserError
+
+_AGAINST = flags.DEFINE_string("against", None, "The work directory of a second run, to compare with.")
+_OUT = flags.DEFINE_string(
+  "out", None, "The HTML file to write. Default: RUN/report/index.html, or comparison.html with --against."
+)
+
+
+def main(workdir: str) -> None:
+  """Reads the runs and writes the page."""
+  from scops_jax.report.comparison import Run, write_comparison
+  from scops_jax.report.gallery import GALLERY_FILE, Gallery
+  from scops_jax.report.page import write_report
+  from scops_jax.runs.metrics import read_metrics
+  from scops_jax.runs.workdir import load_config
+  from scops_jax.storage.paths import as_path
+
+  def read(folder: pathlib.Path) -> Run:
+    config = load_config(folder)
+    try:
+      results = json.loads((folder / "evaluation.json").read_bytes())
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f"{folder / 'evaluation.json'} can't be read ({error}): evaluate the run first"
+      ) from error
+    records = [record for record in read_metrics(folder) if record["step"] <= results["step"]]
+    gallery = Gallery.load(folder / "report" / GALLERY_FILE)
+    return Run(folder.name or folder.absolute().name, results, records, config, gallery)
+
+  one = read(as_path(workdir))
+  if _AGAINST.value is None:
+    out = as_path(_OUT.value or as_path(workdir) / "report" / "index.html")
+    write_report(out, results=one.results, records=one.records, config=one.config, gallery=one.gallery)
+  else:
+    out = as_path(_OUT.value or "comparison.html")
+    write_comparison(out, one, read(as_path(_AGAINST.value)))
+  print(out)
+
+
+if __name__ == "__main__":
+  cli.run(main, argument="RUN")
