@@ -100,6 +100,16 @@ def _at(name: str, damage: Callable[[pathlib.Path], Any]) -> Damage:
   return lambda site: damage(site.path(name))
 
 
+def _unpredicted(damage: Damage) -> Damage:
+  """Removes predictions too, which another checkpoint's may not join."""
+
+  def change(site: Site) -> None:
+    shutil.rmtree(site.path("out"), ignore_errors=True)
+    damage(site)
+
+  return change
+
+
 def _names(template: Site, folder: str) -> Iterator[str]:
   for path in sorted(template.path(folder).rglob("*")):
     if path.is_file() and path.stat().st_size:
@@ -110,7 +120,13 @@ def _files_of_a_run(template: Site) -> Iterator[Fault]:
   newest = "run/checkpoints/6"
   for name, (how, damage) in itertools.product(_names(template, newest), _DAMAGES.items()):
     for command in ("main", "predict"):
-      yield Fault("checkpoints", f"{name} {how}, {command}", command, "checkpoint 6", _at(name, damage))
+      yield Fault(
+        "checkpoints",
+        f"{name} {how}, {command}",
+        command,
+        "checkpoint 6",
+        _unpredicted(_at(name, damage)),
+      )
   whole: dict[str, Damage] = {
     "the folder of a checkpoint is empty": lambda site: _emptied(site.path(newest)),
     "a checkpoint has another's content": lambda site: _copied(
@@ -126,7 +142,7 @@ def _files_of_a_run(template: Site) -> Iterator[Fault]:
     "no checkpoints": lambda site: shutil.rmtree(site.path("run/checkpoints")),
   }
   for (name, damage), command in itertools.product(whole.items(), ("main", "predict", "eval")):
-    yield Fault("checkpoints", f"{name}, {command}", command, "checkpoint", damage)
+    yield Fault("checkpoints", f"{name}, {command}", command, "checkpoint", _unpredicted(damage))
   others = ["config.json", "metrics.jsonl", "evaluation.json", "dff.npz", "lock", "report/index.html"]
   others += ["figures/losses.png"]
   for name, (how, damage) in itertools.product(
@@ -584,11 +600,9 @@ def _published() -> Iterator[Fault]:
     )
 
   def execute(site: Site, sql: str) -> None:
-    database = aflw.Database(site.path("published/again"))
-    del database
     import sqlite3
 
-    connection = sqlite3.connect(site.path("published/aflw/aflw.sqlite"))
+    connection = sqlite3.connect(site.path("published/aflw/data/aflw.sqlite"))
     connection.executescript(sql)
     connection.commit()
     connection.close()
@@ -596,7 +610,7 @@ def _published() -> Iterator[Fault]:
   for title, sql in AFLW_FAULTS.items():
     yield fault("aflw", title, lambda site, sql=sql: execute(site, sql), "aflw.sqlite")
   lists = {
-    "aflw": ("aflw.sqlite", "test.txt"),
+    "aflw": ("data/aflw.sqlite", "test.txt"),
     "celeba_wild": ("list_bbox_celeba.txt", "list_landmarks_celeba.txt", "MAFL/testing.txt"),
     "cub_parts": (
       "CUB_200_2011/bounding_boxes.txt",
@@ -612,7 +626,7 @@ def _published() -> Iterator[Fault]:
       if how in ("flipped", "cut"):  # may leave a valid list, which is another data set
         continue
       # Of an empty list it is said what then lacks.
-      named = "no image" if how == "emptied" else pathlib.Path(file).name
+      named = "image" if how == "emptied" else pathlib.Path(file).name
       yield fault(name, f"{file} {how}", _at(f"published/{name}/{file}", damage), named)
   yield fault("celeba_wild", "no folder", lambda site: shutil.rmtree(site.path("published")), "data.dir")
 
