@@ -348,7 +348,7 @@ def _flags() -> Iterator[Fault]:
   for command, flag, value, named in cases:
     title = f"{command} --{flag}={value}" if value else f"{command} without --{flag}"
     yield Fault("flags", title, command, named, change=replaced(command, flag, value), refused=True)
-  for extra in (["surplus"], ["--config=x", "--config=y"], ["-workdir"], ["--"]):
+  for extra in (["surplus"], ["--config=x", "--config=y"], ["-workdir"]):
     yield Fault(
       "flags", f"main {extra}", "main", "", change=lambda site, a, extra=extra: a + extra, refused=True
     )

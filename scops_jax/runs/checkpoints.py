@@ -194,9 +194,10 @@ def _try(read: Callable[[pathlib.Path], T], path: pathlib.Path) -> tuple[T, str 
 
 
 def _report_unless_orbax(report: Callable[[Any], Any], unraisable: Any) -> None:
-  """Leaves out the coroutines that orbax leaves behind in a damaged checkpoint, whenever they are freed."""
+  """Leaves out what orbax leaves behind in a damaged checkpoint: coroutines, and reads that end after it."""
   code = getattr(unraisable.object, "cr_code", None)
-  if code is None or "orbax" not in code.co_filename:
+  of_orbax = code is not None and "orbax" in code.co_filename
+  if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
     report(unraisable)
 
 
