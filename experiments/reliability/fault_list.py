@@ -333,7 +333,7 @@ def _flags() -> Iterator[Fault]:
     ("predict", "images", None, "--images"),
     ("predict", "images", "{root}/none", "none"),
     ("predict", "images", "{root}/*.gif", "*.gif"),
-    ("predict", "images", "{root}/config.py", "config.py"),
+    ("predict", "images", "{root}/config.py", "failed.txt"),  # and a line above that names config.py
     ("predict", "out", None, "--out"),
     ("predict", "out", "{root}/config.py", "config.py"),
     ("predict", "out", "/proc/out", "/proc/out"),
