@@ -33,8 +33,6 @@ from experiments.losses.studies import (
 from scops_jax import cli
 from scops_jax.storage.files import replacing
 
-_OUT = flags.DEFINE_string("out", "experiments/losses", "The folder to write to.")
-
 
 class Effort(NamedTuple):
   """How long each optimisation is."""
@@ -138,13 +136,14 @@ def _draw_weights(path: pathlib.Path, last: Mapping[str, Variables], scene: Scen
   pictures.grid_figure(path, rows, columns=("half its weight", "its weight", "twice its weight"))
 
 
-def main() -> None:
+def main(out: pathlib.Path) -> None:
   """Runs the studies and prints their measures."""
   began = time.perf_counter()
-  results = run(pathlib.Path(_OUT.value), make_scene(), Effort())
+  results = run(out, make_scene(), Effort())
   print(table(results))
   print(f"{time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  folder = flags.DEFINE_string("out", "experiments/losses", "The folder to write to.")
+  cli.run(lambda: main(pathlib.Path(folder.value)))

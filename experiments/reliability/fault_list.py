@@ -183,7 +183,8 @@ def _files_of_a_data_set(template: Site) -> Iterator[Fault]:
       yield Fault(
         "data sets", f"{name} {how}, {command}", command, pathlib.Path(name).name, _at(name, damage)
       )
-  for name, (how, damage) in itertools.product(("lock",), _DAMAGES.items()):
+  locks = {"missing": pathlib.Path.unlink, "a folder": _replace_by_a_folder}  # it is empty
+  for name, (how, damage) in itertools.product(("lock",), locks.items()):
     yield Fault(
       "data sets",
       f"the lock is {how}, prepare",
