@@ -446,8 +446,6 @@ def _pictures() -> dict[str, bytes]:
     "a PNG cut": _encoded(grey, "PNG")[:60],
     "a PNG bomb": bomb("RGB", 30_000),
     "a PNG bomb that Pillow warns of": bomb("L", 12_000),
-    "a GIF": _encoded(grey, "GIF"),
-    "a TIFF": _encoded(grey, "TIFF"),
     "an ICO": _encoded(grey, "ICO"),
     "a PDF": _encoded(grey, "PDF"),
     "a WebP cut": _encoded(grey.convert("RGB"), "WEBP")[:50],
@@ -506,7 +504,7 @@ def _own_folders() -> Iterator[Fault]:
     "no images": (lambda site: _emptied(site.path("own/images")), "images"),
     "images is a file": (lambda site: _as_file(site.path("own/images")), "images"),
     "one image": (lambda site: [site.path(f"own/images/{i}.png").unlink() for i in range(5)], ""),
-    "two images of one stem": (text("images/3.jpg", _pictures()["a GIF"]), "3.jpg"),
+    "two images of one stem": (text("images/3.jpg", _pictures()["an ICO"]), "3.jpg"),
     "test.txt names nothing": (text("test.txt", "none.png\n"), "none.png"),
     "test.txt names all": (text("test.txt", "".join(f"{i}.png\n" for i in range(6))), "test.txt"),
     "test.txt is empty": (text("test.txt", ""), "test.txt"),
@@ -626,8 +624,8 @@ def _published() -> Iterator[Fault]:
     ):
       if how in ("flipped", "cut"):  # may leave a valid list, which is another data set
         continue
-      # Of an empty list it is said what then lacks.
-      named = "image" if how == "emptied" else pathlib.Path(file).name
+      # Of an empty list it is said what the collection then lacks.
+      named = name if how == "emptied" else pathlib.Path(file).name
       yield fault(name, f"{file} {how}", _at(f"published/{name}/{file}", damage), named)
   yield fault("celeba_wild", "no folder", lambda site: shutil.rmtree(site.path("published")), "data.dir")
 

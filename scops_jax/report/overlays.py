@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from scops_jax.errors import printable
 from scops_jax.report.palette import part_colors
 
 PALETTE = np.concatenate([np.zeros((1, 3), np.uint8), part_colors(255)]).tobytes()  # of index maps
@@ -129,7 +130,7 @@ def contact_sheet(
     tile = picture.copy()
     tile.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
     sheet.paste(tile, (x + (_TILE - tile.width) // 2, y + (_TILE - tile.height) // 2))
-    shown = _fitting(caption, font, _TILE)
+    shown = _fitting(printable(caption), font, _TILE)  # a file name may hold a line break
     draw.text((x + _TILE / 2, y + _TILE + _GAP / 2), shown, font=font, fill=_INK, anchor="mt")
   num_parts, names = legend
   return _stack([sheet, draw_legend(tuple(range(1, num_parts + 1)), names, width, text)])

@@ -180,13 +180,16 @@ def _try(read: Callable[[pathlib.Path], T], path: pathlib.Path) -> tuple[T, str 
   """Returns what `read` finds, and what is damaged on one of the hosts; None: nothing."""
   found, damage = None, None
   with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_report_unless_orbax, hook)
     try:
       with readable(path) as here:
         found = read(here)
     except ValueError as error:
       damage = _reason(error)
-      sys.unraisablehook = functools.partial(_report_unless_orbax, sys.unraisablehook)
-    if damage is not None:
+    if damage is None:
+      sys.unraisablehook = hook
+    else:
       gc.collect()
   if hosts.any_host(damage is not None):
     damage = damage or "another host can't read it"
