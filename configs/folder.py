@@ -4,9 +4,9 @@ python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --work
 
 DIR holds images/ and, if you have them, saliency/, landmarks.csv, parts/, train.txt and test.txt; see README,
 "Your own images". The settings suit objects of any shape that are seen from both sides and move their limbs.
-On 1 000 composed photographs of mammals, tested on other species, they give a landmark error of 0.074 of the
-image's edge (seed 1, 1 050 steps; DFF on the same features 0.090; after 500 steps 0.080 and 0.078, seeds 0
-and 2) and a foreground IoU of 0.88; on drawn quadrupeds 0.044 (seed 0, 1 000 steps; DFF 0.084) and 0.91
+On 1 000 composed photographs of mammals, tested on other species, they give a landmark error of 0.070 of the
+image's edge (seed 0, 1 050 steps; DFF on the same features 0.086) and a foreground IoU of 0.89; on drawn
+quadrupeds 0.044 (seed 0, 1 000 steps, without predict_mirror; DFF 0.084) and 0.91
 (experiments/photographs).
 
 The collection and the networks decide the settings that are 0 or () here (scops_jax/runs/sizes.py has the

@@ -526,7 +526,7 @@ def _own_folders() -> Iterator[Fault]:
   for value in ("nan", "inf", "1e300", "x", "", "-1e7", "0x10"):
     bad = (_HEAD + rows).replace("2.png,tip,3", f"2.png,tip,{value}")
     damages[f"a coordinate is {value!r}"] = (text("landmarks.csv", bad), "landmarks.csv")
-  for value in ("2", "yes", "nan", ""):
+  for value in ("2", "maybe", "nan", ""):
     bad = (_HEAD + rows).replace("2.png,tip,3,5,1", f"2.png,tip,3,5,{value}")
     damages[f"visible is {value!r}"] = (text("landmarks.csv", bad), "landmarks.csv")
   for name, (damage, named) in damages.items():

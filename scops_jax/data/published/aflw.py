@@ -174,7 +174,7 @@ def read_database(path: Path) -> list[Face]:
       deadline = time.monotonic() + _MAX_SECONDS
       connection.set_progress_handler(lambda: time.monotonic() > deadline, 1000)
       return _read_faces(connection, path)
-  except sqlite3.Error as error:
+  except (sqlite3.Error, UnicodeDecodeError) as error:
     raise UserError(f"{path} can't be read as AFLW's database: {error}") from error
 
 
