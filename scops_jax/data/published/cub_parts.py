@@ -114,6 +114,9 @@ class CubParts(PublishedCollection, skip_registration=True):  # type: ignore[cal
     )
 
 
+_MAX_NAME = 255  # bytes of a file's name
+
+
 class _Bird(NamedTuple):
   name: str  # CLASS/NAME.jpg
   number: str
@@ -128,6 +131,8 @@ def _read_splits(root: Path, category: int) -> dict[str, list[_Bird]]:
     if str(category) not in classes:
       raise UserError(f"cub.category={category}, but {root / 'classes.txt'} has no such class")
     folder = classes[str(category)].words(1)[0].strip()
+    if len(folder.encode()) > _MAX_NAME:
+      raise UserError(f"{root / 'classes.txt'}: the name of class {category} is too long for a folder")
   is_training = {line.key: line.text.split()[1:] for line in files.read_lines(root / "train_test_split.txt")}
   splits: dict[str, list[_Bird]] = {"train": [], "test": []}
   unlisted = dict.fromkeys(files.list_files(root / "images", f"{folder}/*"))
