@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from scops_jax.kernels import platforms
 from scops_jax.kernels.compilation import jit
 from scops_jax.kernels.convolution import conv
 
@@ -104,3 +105,17 @@ def test_gradient_of_two_passes_holds_little_more_than_their_maps():
   held = compiled.memory_analysis().temp_size_in_bytes / images[0].nbytes
   # A map of every layer and pass. 26 where kernels' gradients wait for the other pass.
   assert 2 * layers - 2 <= held <= 2 * layers + 6
+
+
+def test_a_gpu_gets_no_product_of_every_second_pixel():
+  """XLA's compiler for GPUs crashed on it, so DeepLab's step could not be compiled (jax 0.11.2)."""
+  x, kernel = jnp.ones((1, 9, 9, 4)), jnp.ones((1, 1, 4, 6))
+
+  def total(x, kernel):
+    return conv(x, kernel, padding=((0, 0), (0, 0)), stride=2).sum()
+
+  with platforms.targeting("cuda"):
+    traced = jax.jit(jax.grad(total, argnums=(0, 1))).trace(x, kernel)
+  program = traced.lower(lowering_platforms=("cuda",)).as_text()
+  assert "stablehlo.convolution" in program
+  assert "stablehlo.dot" not in program

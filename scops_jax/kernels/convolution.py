@@ -56,7 +56,10 @@ def conv(
     return form(x, kernel, padding, stride, dilation)
 
   def elsewhere(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _conv(x, kernel, padding, stride, dilation)
+    # XLA's compiler for GPUs, of jax 0.11.2, ends the process at the gradient of a product of every second
+    # pixel ("Check failed: subdim_size_accumulator == dim_size"), so such pixels are convolved.
+    form = _xla_conv if stride > 1 else _conv
+    return form(x, kernel, padding, stride, dilation)
 
   return platforms.call(x, kernel, on_cpu=on_cpu, elsewhere=elsewhere)
 
@@ -66,6 +69,10 @@ def _conv(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilati
     x = x[:, ::stride, ::stride]
     # Rows in one axis: XLA's product over several has a slow gradient.
     return (_rows(x) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+  return _xla_conv(x, kernel, padding, stride, dilation)
+
+
+def _xla_conv(x: jax.Array, kernel: jax.Array, padding: Padding, stride: int, dilation: int) -> jax.Array:
   return lax.conv_general_dilated(
     x,
     kernel,
