@@ -84,8 +84,8 @@ def check_logits(name: str, logits: chex.Array) -> None:
   """Raises where part maps [B, H, W, K+1] can't be logits with the channels last, if values are known.
 
   As with `check_probabilities`, nothing is checked under jit, grad or vmap. Maps without negative values that
-  sum to 1 at every pixel, over either axis, are probabilities. Maps are [B, K+1, H, W] if the last axis is
-  as long as axis 2, at least 32, and axis 1 is at most half as long: [B, 9, 128, 128].
+  sum to 1 at every pixel, over either axis, are probabilities. Maps are [B, K+1, H, W] if axis 1 is at most
+  half as long as each of the last two, which are at least 32: [B, 9, 96, 128].
 
   Raises:
     ValueError: values are NaN or those of probabilities, or the channels are not last.
@@ -100,8 +100,8 @@ def check_logits(name: str, logits: chex.Array) -> None:
       f"{name} must be logits, but has no negative value and sums to 1 at every pixel, as probabilities do: "
       "give what jax.nn.softmax is applied to, or the probabilities' logarithm."
     )
-  _, height, width, channels = logits.shape
-  if channels == width >= 32 and 2 * height <= width:
+  _, height, *others = logits.shape
+  if min(others) >= 32 and 2 * height <= min(others):
     raise ValueError(
       f"{name} of shape {logits.shape} looks like [B, K+1, H, W], not [B, H, W, K+1]: {_CHANNELS_LAST}."
     )

@@ -53,6 +53,8 @@ def answer(module, *arguments):
     ("export.__main__", ["--help"], "--part_names"),
     ("demo.__main__", ["--help"], "--port"),
     ("demo.__main__", ["--workdir=none"], "there is no such run or .scops file"),
+    ("report.__main__", ["--help"], "--against"),
+    ("report.__main__", ["none"], "workdir=none holds no run"),
     ("export.__main__", ["--workdir=none", "--out=none.scops"], "there is no such run or .scops file"),
     ("predict", ["--workdir=none", "--images=experiments/toy_faces", "--out=none"], "there is no such run"),
     ("weights", ["none.pth"], "there is no file none.pth"),

@@ -74,6 +74,21 @@ def button(driver, text):
   return driver.find_element("xpath", f"//button[contains(., '{text}')]")
 
 
+def switch(driver, label):
+  return driver.find_element("xpath", f"//label[contains(., '{label}')]//input[@type='checkbox']")
+
+
+def drawn_anew(driver, change):
+  """Changes a setting and returns the address of the first network's first picture after it."""
+  before = [pictures(driver, index) for index in (0, 1)]
+  change()
+  until(
+    driver,
+    lambda: all(len(pictures(driver, i)) == 2 and pictures(driver, i) != before[i] for i in (0, 1)),
+  )
+  return pictures(driver, 0)[0]
+
+
 def pictures(driver, index):
   """Returns the addresses of the pictures that a network's gallery shows."""
   sources = [image.get_attribute("src") for image in find_all(driver, f"#results-{index} img")]
@@ -110,9 +125,14 @@ def test_a_visit(driver, address, photos):
   np.testing.assert_allclose(
     pixels(pictures(driver, 0)[0])[25:425:50, 25:575:50], original[25:425:50, 25:575:50], atol=12
   )
-  before = pictures(driver, 1)
-  button(driver, "All parts").click()
-  until(driver, lambda: pictures(driver, 1) and pictures(driver, 1) != before)
+  drawn_anew(driver, lambda: button(driver, "All parts").click())
+  with_marks = pixels(drawn_anew(driver, lambda: switch(driver, "Legend").click()))
+  assert with_marks.shape == (450, 600, 3)
+  without_marks = pixels(drawn_anew(driver, lambda: switch(driver, "Numbered centres").click()))
+  changed = np.abs(without_marks - with_marks).max(axis=2) > 40
+  assert 0 < changed.mean() < 0.1  # eight numbers at most
+  refined = pixels(drawn_anew(driver, lambda: switch(driver, "Sharpen along edges").click()))
+  assert (np.abs(refined - without_marks).max(axis=2) > 40).any()
 
   button(driver, "Pack results").click()
   (link,) = until(driver, lambda: find_all(driver, "#packed a[href]"))

@@ -1,4 +1,4 @@
-"""Every shell command and Python snippet of the README and the docs runs as it is pasted.
+"""Every shell command and Python snippet of the README, the docs and the loss studies runs as it is pasted.
 
 One directory serves all, with configs/ and docs/ in it. `tests/pasted.py` stands for python and make there:
 it says which commands are made small and which end early, and why.
@@ -18,6 +18,7 @@ FILES = [
   ROOT / "README.md",
   *(ROOT / "docs" / f"{name}.md" for name in GUIDES),
   *sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in GUIDES),
+  ROOT / "experiments" / "losses" / "README.md",
 ]
 NOT_RUN = ("bibtex", "text")
 
@@ -34,7 +35,7 @@ def blocks():
 
 
 BLOCKS = list(blocks())
-NAMES = [f"{path.name}:{line}" for path, line, *_ in BLOCKS]
+NAMES = [f"{path.relative_to(ROOT)}:{line}" for path, line, *_ in BLOCKS]
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ Both read what the runs' last evaluations left; nothing is trained or evaluated.
 """
 
 import json
-import pathlib
 
 from absl import flags
 
 from scops_jax import cli
 from scops_jax.errors import UserError
+from scops_jax.runs.saved_config import load_config
+from scops_jax.storage.paths import as_path
 
 _AGAINST = flags.DEFINE_string("against", None, "The work directory of a second run, to compare with.")
 _OUT = flags.DEFINE_string(
@@ -22,15 +23,14 @@ _OUT = flags.DEFINE_string(
 
 def main(workdir: str) -> None:
   """Reads the runs and writes the page."""
+  configs = {folder: load_config(folder) for folder in (workdir, _AGAINST.value) if folder is not None}
   from scops_jax.report.comparison import Run, write_comparison
   from scops_jax.report.gallery import GALLERY_FILE, Gallery
   from scops_jax.report.page import write_report
   from scops_jax.runs.metrics import read_metrics
-  from scops_jax.runs.workdir import load_config
-  from scops_jax.storage.paths import as_path
 
-  def read(folder: pathlib.Path) -> Run:
-    config = load_config(folder)
+  def read(name: str) -> Run:
+    folder, config = as_path(name), configs[name]
     try:
       results = json.loads((folder / "evaluation.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -41,13 +41,13 @@ def main(workdir: str) -> None:
     gallery = Gallery.load(folder / "report" / GALLERY_FILE)
     return Run(folder.name or folder.absolute().name, results, records, config, gallery)
 
-  one = read(as_path(workdir))
+  one = read(workdir)
   if _AGAINST.value is None:
     out = as_path(_OUT.value or as_path(workdir) / "report" / "index.html")
     write_report(out, results=one.results, records=one.records, config=one.config, gallery=one.gallery)
   else:
     out = as_path(_OUT.value or "comparison.html")
-    write_comparison(out, one, read(as_path(_AGAINST.value)))
+    write_comparison(out, one, read(_AGAINST.value))
   print(out)
 
 
