@@ -106,6 +106,13 @@ def test_categories(config, folder):
     prepare_collection(config)
 
 
+def test_a_class_whose_name_is_too_long_for_a_folder_is_refused(config, folder):
+  cub_parts.write(folder, faults=False)
+  (folder / "CUB_200_2011" / "classes.txt").write_text(f"1 {'é' * 128}\n")
+  with pytest.raises(UserError, match=r"classes\.txt: the name of class 1 is too long for a folder"):
+    prepare_collection(config)
+
+
 def test_parts_in_another_order_are_refused(config, folder):
   cub_parts.write(folder, faults=False)
   (folder / "CUB_200_2011" / "parts" / "parts.txt").write_text("1 beak\n2 back\n")

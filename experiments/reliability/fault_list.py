@@ -205,7 +205,9 @@ def _files_of_a_data_set(template: Site) -> Iterator[Fault]:
     ),
   }
   for (name, damage), command in itertools.product(wholes.items(), ("prepare", "main")):
-    yield Fault("data sets", f"{name}, {command}", command, "data", damage)
+    # A data set that is made again may differ in its bytes; training on it must not.
+    named = "preparing image_folder" if name == "the cache is missing" else "data"
+    yield Fault("data sets", f"{name}, {command}", command, named, damage)
 
 
 def _files_of_predictions() -> Iterator[Fault]:
@@ -503,7 +505,7 @@ def _own_folders() -> Iterator[Fault]:
     "no folder": (lambda site: shutil.rmtree(site.place.own), "data.dir"),
     "no images": (lambda site: _emptied(site.path("own/images")), "images"),
     "images is a file": (lambda site: _as_file(site.path("own/images")), "images"),
-    "one image": (lambda site: [site.path(f"own/images/{i}.png").unlink() for i in range(5)], ""),
+    "one image": (lambda site: [site.path(f"own/images/{i}.png").unlink() for i in range(5)], "4.png"),
     "two images of one stem": (text("images/3.jpg", _pictures()["an ICO"]), "3.jpg"),
     "test.txt names nothing": (text("test.txt", "none.png\n"), "none.png"),
     "test.txt names all": (text("test.txt", "".join(f"{i}.png\n" for i in range(6))), "test.txt"),

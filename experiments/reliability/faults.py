@@ -25,7 +25,7 @@ _HANGS = 120.0  # seconds, on a machine that is busy with other things
 def run(root: pathlib.Path, *, count: int, records: Records) -> None:
   """Tries the faults that `records` lack, at most `count` of all, in an order that mixes the groups."""
   compiled, template = root / "compiled", make_template(root)
-  baselines = _baselines(compiled, template)
+  baselines = _baselines(compiled, site.copy(template.place.root, root / "tried"))
   faults = fault_list.all_faults(template)
   random.Random(0).shuffle(faults)  # what is not finished is then a sample
   tried = {entry["fault"] for entry in records.entries}
@@ -35,24 +35,29 @@ def run(root: pathlib.Path, *, count: int, records: Records) -> None:
 
 
 def make_template(root: pathlib.Path) -> Site:
-  """Makes the finished run, unless it is there and of these sources."""
-  compiled, template = root / "compiled", Site(Place(root / "template"))
+  """Makes the finished run, unless it is there and of these sources.
+
+  It is made where faults are tried, because configs and the records of a data set hold paths.
+  """
+  compiled, template, made = root / "compiled", Site(Place(root / "template")), Site(Place(root / "tried"))
   if not is_done(template.place):
-    shutil.rmtree(template.place.root, ignore_errors=True)
-    template.place.draw_images()
-    site.write_config(template.path("config.py"))
+    for place in (template.place, made.place):
+      shutil.rmtree(place.root, ignore_errors=True)
+    made.place.draw_images()
+    site.write_config(made.path("config.py"))
     for command in ("main", "predict", "export", "pack"):
-      _undamaged(template, compiled, command)
-    fault_list.add_files(template)
-    mark_done(template.place)
+      _undamaged(made, compiled, command)
+    fault_list.add_files(made)
+    mark_done(made.place)
+    made.place.root.rename(template.place.root)
   return template
 
 
-def _baselines(compiled: pathlib.Path, template: Site) -> dict[str, tuple[Any, int]]:
+def _baselines(compiled: pathlib.Path, place: Site) -> dict[str, tuple[Any, int]]:
   """Returns each command's result and memory without a fault."""
   # A second time: what a command does where all is done already is what faults are compared with.
   commands = ("main", "eval", "prepare", "predict", "export", "program")
-  baselines = {command: _undamaged(template, compiled, command) for command in commands}
+  baselines = {command: _undamaged(place, compiled, command) for command in commands}
   baselines["weights"] = (None, baselines["predict"][1])
   return baselines
 

@@ -23,7 +23,9 @@ def check_files(config: ConfigDict) -> None:
   if len(missing) == 1:
     raise UserError(missing[0])
   if missing:
-    raise UserError(f"{len(missing)} of the config's files are missing:", details=missing)
+    raise UserError(
+      f"{len(missing)} of the config's files are missing (data.dir={config.data.dir}):", details=missing
+    )
 
 
 def missing_files(config: ConfigDict) -> Iterator[str]:

@@ -80,7 +80,8 @@ def owned(workdir: str | pathlib.Path) -> Iterator[None]:
       ) from error
     except OSError as error:
       raise UserError(
-        f"workdir={path} can't be written ({error.strerror or error}): give a writable directory"
+        f"workdir={path} can't be written ({error.filename or path}: {error.strerror or error}): give a "
+        "writable directory"
       ) from error
     try:
       yield

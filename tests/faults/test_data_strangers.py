@@ -223,6 +223,15 @@ def test_databases_that_would_take_all_memory_or_time(tmp_path, monkeypatch, fau
     aflw_reader.read_database(database.path)
 
 
+def test_a_database_with_names_in_no_encoding_is_named(tmp_path):
+  database = aflw.write(tmp_path, faults=False)
+  # SQLite quotes the name in its own error, which Python then can't decode.
+  broken = database.path.read_bytes().replace(b"CREATE TABLE FaceRect", b"CREATE TABLX FaceRect")
+  database.path.write_bytes(broken.replace(b"FaceRect", b"Face\xffect"))
+  with pytest.raises(UserError, match=r"aflw\.sqlite can't be read as AFLW's database"):
+    aflw_reader.read_database(database.path)
+
+
 def test_a_cut_database_is_named(tmp_path):
   database = aflw.write(tmp_path, faults=False)
   data = database.path.read_bytes()

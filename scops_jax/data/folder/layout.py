@@ -251,6 +251,7 @@ def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:
     _check_name(name, images, str(line))
 
   listed = {split: set(names) for split, names in read_split_lists(folder, splits, check).items()}
+  lists = ", see " + " and ".join(f"{split}.txt" for split in listed) if listed else ""
   if not listed:
     chosen = {name for name in images if chosen_for_test(name)}
     # Very few images: none or all of them may be chosen.
@@ -258,5 +259,5 @@ def read_splits(folder: Path, images: Collection[str]) -> dict[str, list[str]]:
   for split in splits:
     listed.setdefault(split, set(images).difference(*listed.values()))
     if not listed[split]:
-      raise UserError(f"{folder} has no image for the {split} split: {len(images)} images, see {split}.txt")
+      raise UserError(f"{folder} has no image for the {split} split: {len(images)} images{lists}")
   return {split: sorted(listed[split]) for split in splits}
