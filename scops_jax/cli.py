@@ -14,6 +14,7 @@ import re
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -94,6 +95,7 @@ def run(command: Callable[..., None], *, argument: str = "", resumes: bool = Fal
       sys.exit(f"error: unexpected argument {arguments[expected]!r}; options start with --")
     for number in _SIGNALS:
       signal.signal(number, _end)
+    sys.unraisablehook = _send_again
     try:
       command(*arguments)
     except UserError as error:
@@ -122,6 +124,18 @@ def _end(number: int, frame: FrameType | None) -> None:
   for each in _SIGNALS:
     signal.signal(each, signal.SIG_DFL)
   raise _EndedBySignal(number)
+
+
+def _send_again(dropped: Any) -> None:
+  """Sends a signal again whose exception Python dropped, as it does in callbacks of weak references."""
+  ended = dropped.exc_value
+  if not (isinstance(ended, SystemExit) and ended.code in _SIGNALLED):
+    sys.__unraisablehook__(dropped)
+    return
+  number = ended.code - 128
+  signal.signal(number, _end)
+  # Later, since an exception that is raised here is dropped, too.
+  threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
 
 def _leave(code: int) -> None:

@@ -83,3 +83,24 @@ def test_the_librarys_errors_name_flags_in_a_command():
     as_flags("v=3 is wrong: try v=2, data.v=2 or x/v=2") == "--v=3 is wrong: try --v=2, data.v=2 or x/v=2"
   )
   assert as_flags("nosuchflag=3 is wrong") == "nosuchflag=3 is wrong"
+
+
+@pytest.mark.parametrize("end", ["signal.raise_signal(15)", "raise_(SystemExit(143))"])
+def test_a_signal_whose_exception_python_drops_ends_the_command(end):
+  code = f"""
+import signal, time, weakref
+from scops_jax import cli
+
+def raise_(error):
+  raise error
+
+def command():
+  thing = type("Thing", (), {{}})()
+  kept = weakref.ref(thing, lambda _: {end})
+  del thing
+  time.sleep(60)
+
+cli.run(command)
+"""
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+  assert (result.returncode, result.stderr) == (143, "ended by SIGTERM\n")
