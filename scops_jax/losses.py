@@ -69,8 +69,8 @@ def equivariance_loss(logits: chex.Array, target_logits: chex.Array) -> jax.Arra
     Scalar in nats: summed over the classes, mean over B, H and W.
 
   Raises:
-    TypeError, ValueError: a dtype is not floating point, `logits` does not have four axes, or the shapes
-      differ.
+    TypeError, ValueError: a dtype is not floating point, `logits` does not have four axes, the shapes
+      differ, or known values can't be logits with the channels last.
 
   Differs from the release: it takes the mean over the classes too.
   """
@@ -261,7 +261,8 @@ def background_loss(logits: chex.Array, saliency: chex.Array) -> jax.Array:
     Scalar in nats: mean over B, H and W.
 
   Raises:
-    TypeError, ValueError: a dtype is not floating point, K < 1, or the shapes do not fit each other.
+    TypeError, ValueError: a dtype is not floating point, K < 1, the shapes do not fit each other, or known
+      values can't be logits with the channels last or a saliency map.
   """
   check_part_maps("logits", logits)
   check_logits("logits", logits)

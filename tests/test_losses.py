@@ -329,7 +329,9 @@ def test_what_is_no_array_is_a_type_error(case, stranger):
 
 
 NCHW = np.moveaxis(PROBS, -1, 1)
-FIRST_LOGITS = RNG.standard_normal((1, 9, 48, 64)).astype(np.float32)  # eight parts, channels first
+# Eight parts, channels first.
+SQUARE_LOGITS = RNG.standard_normal((1, 9, 64, 64)).astype(np.float32)
+WIDE_LOGITS = SQUARE_LOGITS[:, :, :48]
 NAN = np.where(np.arange(K + 1) == 2, np.nan, PROBS).astype(np.float32)
 MISTAKEN_VALUES = {
   "concentration_of_logits": (losses.concentration_loss, (LOGITS,), "probabilities .*softmax"),
@@ -345,7 +347,12 @@ MISTAKEN_VALUES = {
   "equivariance_of_nan": (losses.equivariance_loss, (NAN, LOGITS), "logits holds NaN"),
   "equivariance_channels_first": (
     losses.equivariance_loss,
-    (FIRST_LOGITS, FIRST_LOGITS),
+    (SQUARE_LOGITS, SQUARE_LOGITS),
+    r"looks like \[B, K\+1, H, W\]",
+  ),
+  "equivariance_channels_first_wide": (
+    losses.equivariance_loss,
+    (WIDE_LOGITS, WIDE_LOGITS),
     r"looks like \[B, K\+1, H, W\]",
   ),
   "background_of_probs": (losses.background_loss, (PROBS, SALIENCY), "must be logits"),

@@ -18,7 +18,7 @@ from experiments.reliability.records import Records
 from experiments.reliability.site import Site
 from experiments.reliability.tiny_training import Place
 
-_WRITES = ("prepare", "main", "predict")
+_WRITES = {"prepare": ("cache",), "main": ("run", "cache"), "predict": ("out",)}  # by command
 
 
 def can_mount(folder: pathlib.Path) -> bool:
@@ -31,18 +31,14 @@ def can_mount(folder: pathlib.Path) -> bool:
 
 
 def run(root: pathlib.Path, template: Site, *, seed: int, count: int, records: Records) -> None:
-  """Fills the disk at `count` sizes, drawn between nothing and what the commands need."""
+  """Fills the disk at `count` sizes, drawn between nothing and what a command writes."""
   compiled, disk = root / "compiled", root / "disk"
   expected = {command: template.result(command) for command in _WRITES}
-  whole = sum(
-    path.stat().st_blocks * 512 for name in ("run", "cache", "out") for path in template.path(name).rglob("*")
-  )
   for index in range(len(records.entries), count):
     rng = np.random.default_rng([seed, index])
-    command = _WRITES[index % len(_WRITES)]
-    records.add(
-      _fill(template, compiled, disk, command, int(rng.uniform(0.02, 1.0) * whole), expected[command])
-    )
+    command = list(_WRITES)[index % len(_WRITES)]
+    size = int(rng.uniform(0.02, 1.0) * sum(_size(template.path(name)) for name in _WRITES[command]))
+    records.add(_fill(template, compiled, disk, command, size, expected[command]))
 
 
 def _fill(
@@ -56,20 +52,13 @@ def _fill(
     shutil.copy(template.path("config.py"), place.path("config.py"))
     if command == "predict":
       shutil.copytree(template.path("run"), place.path("run"))
-    used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*"))
-    _resize(disk, used + size)
+    _resize(disk, _size(disk) + size)
     log = disk.with_name("disk.log")
     start = place.command(command, place.flags(command), compiled)
     full = children.run(start, log=log, seconds=120)
     _resize(disk, 64 << 20)
     again = children.run(start, log=log, seconds=120)
-    if command == "prepare":  # the records' bytes depend on the folder, so they are made again in this one
-      result = place.result(command)
-      shutil.rmtree(place.place.cache)
-      children.run(start, log=log, seconds=120)
-      expected = place.result(command)
-    else:
-      result = place.result(command) if not again.code else None
+    result = place.result(command) if not again.code else None
     return {
       "command": command,
       "bytes": size,
@@ -78,6 +67,10 @@ def _fill(
       "wrong": _wrong(full, again, same=result == expected),
       "cpu": round(full.cpu + again.cpu, 2),
     }
+
+
+def _size(folder: pathlib.Path) -> int:
+  return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
 
 
 def _wrong(full: children.Ended, again: children.Ended, *, same: bool) -> str:

@@ -15,7 +15,7 @@ from experiments.reliability import children, fault_list, site
 from experiments.reliability.fault_list import Fault
 from experiments.reliability.records import Records
 from experiments.reliability.site import Site
-from experiments.reliability.tiny_training import Place, is_done, mark_done
+from experiments.reliability.tiny_training import Place
 
 _MAX_SECONDS = 10.0  # of a core
 _MAX_BYTES = 1 << 30
@@ -35,21 +35,19 @@ def run(root: pathlib.Path, *, count: int, records: Records) -> None:
 
 
 def make_template(root: pathlib.Path) -> Site:
-  """Makes the finished run, unless it is there and of these sources.
+  """Makes the finished run.
 
-  It is made where faults are tried, because configs and the records of a data set hold paths.
+  It is made where faults are tried, because a run's config holds paths: a command that meets others says so.
   """
-  compiled, template, made = root / "compiled", Site(Place(root / "template")), Site(Place(root / "tried"))
-  if not is_done(template.place):
-    for place in (template.place, made.place):
-      shutil.rmtree(place.root, ignore_errors=True)
-    made.place.draw_images()
-    site.write_config(made.path("config.py"))
-    for command in ("main", "predict", "export", "pack"):
-      _undamaged(made, compiled, command)
-    fault_list.add_files(made)
-    mark_done(made.place)
-    made.place.root.rename(template.place.root)
+  template, made = Site(Place(root / "template")), Site(Place(root / "tried"))
+  for place in (template.place, made.place):
+    shutil.rmtree(place.root, ignore_errors=True)
+  made.place.draw_images()
+  site.write_config(made.path("config.py"))
+  for command in ("main", "predict", "export", "pack"):
+    _undamaged(made, root / "compiled", command)
+  fault_list.add_files(made)
+  made.place.root.rename(template.place.root)
   return template
 
 

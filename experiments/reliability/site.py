@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
-from experiments.reliability import tiny_training
+from experiments.reliability import children, tiny_training
 from experiments.reliability.children import Command
 from experiments.reliability.tiny_training import NETWORKS, Place
 from tests.faults.conftest import SETTINGS, outcome
@@ -83,11 +84,32 @@ class Site:
       files = [path for path in self.path("out").rglob("*") if path.suffix in (".png", ".jpg", ".csv")]
       return {str(path.relative_to(self.path("out"))): _digest(path) for path in files}
     if command == "prepare":
-      return sorted(_digest(path) for path in self.place.cache.rglob("*.array_record*"))
+      ended = children.run(self._print_examples, log=self.path("examples"))
+      return ended.code or sorted(ended.output.splitlines())
     if command == "program":
       with np.load(self.path("parts.npz")) as arrays:
         return {name: arrays[name].tolist() for name in arrays}
     return _digest(self.path("program/parts.stablehlo")) if command == "export" else None
+
+  def _print_examples(self) -> None:
+    """Prints a digest of each example of each data set, and of each file of kept features.
+
+    In a child, as reading starts threads. The data sets' bytes differ from process to process: a protobuf map
+    has no order.
+    """
+    for info in self.place.cache.rglob("dataset_info.json"):
+      builder = tfds.builder_from_directory(info.parent)
+      undecoded = {
+        name: tfds.decode.SkipDecoding()
+        for name in ("image", "saliency", "parts")
+        if name in builder.info.features
+      }
+      for split in sorted(builder.info.splits):
+        for index, example in enumerate(builder.as_data_source(split, decoders=undecoded)):
+          content = repr([(name, example[name]) for name in sorted(example)])
+          print(split, index, hashlib.sha256(content.encode()).hexdigest())
+    for path in self.place.cache.rglob("reference_features/*.array_record"):
+      print(path.name, _digest(path))
 
 
 def write_config(path: pathlib.Path) -> None:
