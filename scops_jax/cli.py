@@ -156,10 +156,10 @@ def _parse(argv: Sequence[str], *, resumes: bool) -> list[str]:
       check_key(argument[len(_OVERRIDE) :].split("=")[0])
     elif argument.startswith(_FILE):
       check_file(argument[len(_FILE) :])
-  if "config" in flags.FLAGS and not any(a == "--config" or a.startswith(_FILE) for a in argv):
-    _add_config(argv, _workdir(argv) if resumes else None)
   flags.FLAGS.set_gnu_getopt()  # flags may follow the argument
   try:
+    if "config" in flags.FLAGS and not any(a == "--config" or a.startswith(_FILE) for a in argv):
+      _add_config(argv, _workdir(argv) if resumes else None)
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
       # A config file is loaded when its value is first read.
@@ -182,13 +182,20 @@ def _workdir(argv: Sequence[str]) -> str | None:
 
 
 def _add_config(argv: list[str], workdir: str | None) -> None:
-  """Adds --config with the saved config of the run in `workdir`; exits if there is none, but for --help."""
+  """Adds --config with the saved config of the run in `workdir`; exits if there is none, but for --help.
+
+  Raises:
+    flags.UnrecognizedFlagError: another flag is unknown.
+  """
   if any(argument.startswith(("--help", "-help")) or argument in ("-h", "-?") for argument in argv):
     return
   where = (
     f"no run in --workdir={workdir} to take it from" if workdir else "no --workdir of a run to take it from"
   )
   if workdir is None or ("://" not in workdir and not pathlib.Path(workdir, "config.json").exists()):
+    for argument in flags.FLAGS(argv, known_only=True)[1:]:
+      if argument.startswith("--") and not argument.startswith(_OVERRIDE):
+        flags.FLAGS([argv[0], argument])  # raises, with the nearest flag: it may be --config that is misspelt
     sys.exit(f"error: give --config=configs/NAME.py: there is none, and {where}")
   argv.insert(1, f"{_FILE}{_SAVED_CONFIG}:{workdir}")
   # Config_flags looks for overrides behind --config there.

@@ -1,11 +1,14 @@
 """How soon commands answer: help, wrong flags and missing files need no library that takes time to load."""
 
 import pathlib
+import re
 import resource
 import subprocess
 import sys
 
 import pytest
+
+from scops_jax.config import config_to_json, default_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOY = "--config=configs/toy_faces.py"
@@ -38,6 +41,7 @@ def answer(module, *arguments):
     ("main", [TOY, "--workdir=none", "--config.num_parts=-4"], "num_parts=-4 is not in"),
     ("main", [TOY, "--workdir=none", "--config.data.name=fish"], "data.name='fish' is not one of"),
     ("main", [TOY, "--workdir=none", "--wrong"], "wrong"),
+    ("main", ["--confg=configs/toy_faces.py", "--workdir=none", "--config.seed=1"], "Did you mean: config"),
     ("main", [TOY], "give --workdir=DIR"),
     (
       "main",
@@ -71,17 +75,39 @@ def cpu_seconds():
   return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
-def test_help_and_the_first_line_come_in_two_seconds():
+@pytest.mark.parametrize(
+  ("module", "arguments"),
+  [
+    ("main", [TOY, "--workdir=/dev/null/run"]),
+    ("prepare", [TOY, "--config.data.cache_dir=/dev/null/cache"]),
+    ("predict", ["--model=toy_faces", "--images=docs/pictures/faces", "--out=/dev/null/out"]),
+    ("export", ["--workdir=toy_faces", "--out=/dev/null/out.scops"]),
+    ("report", ["{tmp_path}"]),
+    ("weights", ["README.md"]),
+  ],
+)
+def test_help_and_the_first_line_come_in_two_seconds(module, arguments, tmp_path):
   """In seconds of the processor, which do not depend on what else the machine does."""
+  arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]
+  (tmp_path / "config.json").write_text(config_to_json(default_config()))
+  (tmp_path / "evaluation.json").write_text("{}")
+  program = [sys.executable, "-m", f"scops_jax.{module}"]
   before = cpu_seconds()
-  subprocess.run([sys.executable, "-m", "scops_jax.main", "--help"], capture_output=True, cwd=ROOT)
+  helped = subprocess.run([*program, "--help"], capture_output=True, cwd=ROOT)
+  assert helped.stdout
   assert cpu_seconds() - before < 2
-  command = [sys.executable, "-m", "scops_jax.main", TOY, "--workdir=/dev/null/run"]
   before = cpu_seconds()
-  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-    assert process.stderr.readline() == "loading the libraries …\n"
+  with subprocess.Popen([*program, *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    assert process.stderr.readline().startswith("loading the libraries")
     process.kill()
   assert cpu_seconds() - before < 2
+
+
+def test_a_run_without_an_evaluation_has_no_report(tmp_path):
+  (tmp_path / "config.json").write_text(config_to_json(default_config()))
+  text, loaded = answer("report.__main__", str(tmp_path))
+  assert re.search(r"evaluation\.json can't be read .*: evaluate the run first", text)
+  assert loaded == []
 
 
 def test_python_without_the_dependencies_is_told_what_to_do():

@@ -7,11 +7,13 @@ Both read what the runs' last evaluations left; nothing is trained or evaluated.
 """
 
 import json
+from typing import Any
 
 from absl import flags
 
 from scops_jax import cli
 from scops_jax.errors import UserError
+from scops_jax.progress import phase
 from scops_jax.runs.saved_config import load_config
 from scops_jax.storage.paths import as_path
 
@@ -23,20 +25,16 @@ _OUT = flags.DEFINE_string(
 
 def main(workdir: str) -> None:
   """Reads the runs and writes the page."""
-  configs = {folder: load_config(folder) for folder in (workdir, _AGAINST.value) if folder is not None}
-  from scops_jax.report.comparison import Run, write_comparison
-  from scops_jax.report.gallery import GALLERY_FILE, Gallery
-  from scops_jax.report.page import write_report
-  from scops_jax.runs.metrics import read_metrics
+  folders = [folder for folder in (workdir, _AGAINST.value) if folder is not None]
+  found = {folder: (load_config(folder), _evaluation(folder)) for folder in folders}
+  with phase("loading the libraries"):
+    from scops_jax.report.comparison import Run, write_comparison
+    from scops_jax.report.gallery import GALLERY_FILE, Gallery
+    from scops_jax.report.page import write_report
+    from scops_jax.runs.metrics import read_metrics
 
   def read(name: str) -> Run:
-    folder, config = as_path(name), configs[name]
-    try:
-      results = json.loads((folder / "evaluation.json").read_bytes())
-    except (OSError, ValueError) as error:
-      raise UserError(
-        f"{folder / 'evaluation.json'} can't be read ({error}): evaluate the run first"
-      ) from error
+    folder, (config, results) = as_path(name), found[name]
     records = [record for record in read_metrics(folder) if record["step"] <= results["step"]]
     gallery = Gallery.load(folder / "report" / GALLERY_FILE)
     return Run(folder.name or folder.absolute().name, results, records, config, gallery)
@@ -49,6 +47,14 @@ def main(workdir: str) -> None:
     out = as_path(_OUT.value or "comparison.html")
     write_comparison(out, one, read(_AGAINST.value))
   print(out)
+
+
+def _evaluation(workdir: str) -> dict[str, Any]:
+  path = as_path(workdir) / "evaluation.json"
+  try:
+    return json.loads(path.read_bytes())
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} can't be read ({error}): evaluate the run first") from error
 
 
 if __name__ == "__main__":
