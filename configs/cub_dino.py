@@ -7,8 +7,8 @@ FILE is dinov2_vitb14_reg4_pretrain.pth, or the model.safetensors of facebook/di
 Hugging Face, the same for both keys. The number after the colon is K, by default 8. Needs CUB-200-2011 with
 its segmentations in data/cub (scops_jax/data/published/cub_parts.py says where), or
 --config.data.saliency=auto, and a GPU. Neither time nor result has been measured here, because the images and
-the weights are not available. Losses and optimizer are those of folder.py, and the features are scaled to the
-mean square that features have there.
+the weights are not available. Losses and optimizer are those of toy_faces.py with more concentration and
+balance and a background term, and the features are scaled to the mean square that features have there.
 """
 
 from ml_collections import ConfigDict
