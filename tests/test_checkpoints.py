@@ -1,5 +1,8 @@
 """Checkpoints: exact round trip, the newest two kept, an interrupted one ignored."""
 
+import sys
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,3 +74,20 @@ def test_variables_are_restored_without_the_optimizer_and_nothing_is_written(tmp
   jax.tree.map(np.testing.assert_array_equal, variables["params"], before.params)
   assert all(leaf.sharding == here for leaf in jax.tree.leaves(variables))
   assert unfinished.exists()
+
+
+def test_writes_that_a_failed_one_leaves_behind_are_not_shown(tmp_path, monkeypatch):
+  # On a full disk orbax's other writes end after the failed one's event loop.
+  shown = []
+  monkeypatch.setattr(sys, "unraisablehook", shown.append)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(10, state(1.0), position={})
+  late, other = (
+    SimpleNamespace(exc_value=RuntimeError(text), object=None) for text in ("Event loop is closed", "another")
+  )
+  sys.unraisablehook(late)
+  sys.unraisablehook(other)
+  assert shown == [other]
+  checkpoints.close()
+  sys.unraisablehook(late)
+  assert shown == [other, late]

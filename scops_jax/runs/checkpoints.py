@@ -48,6 +48,7 @@ class Checkpoints:
       else ocp.CheckpointManager(self._folder, options=options)
     )
     self._step = 0  # being written
+    self._hook = sys.unraisablehook
 
   def save(self, step: int, state: Any, *, position: dict[str, Any]) -> None:
     """Starts writing; the arrays are copied before this returns, so the state may be donated.
@@ -72,11 +73,14 @@ class Checkpoints:
     )
     self.wait()
     self._step = step
+    # A write that fails leaves others behind, which end later: the error is one line all the same.
+    sys.unraisablehook = functools.partial(_report_unless_orbax, self._hook)
     self._written(lambda: self._manager.save(step, args=items))
 
   def wait(self) -> None:
     """Waits until everything is on disk; raises as `save` does."""
     self._written(self._manager.wait_until_finished)
+    sys.unraisablehook = self._hook
 
   def close(self) -> None:
     """Waits as `wait` does, and ends the threads that write."""
@@ -197,7 +201,7 @@ def _try(read: Callable[[pathlib.Path], T], path: pathlib.Path) -> tuple[T, str 
 
 
 def _report_unless_orbax(report: Callable[[Any], Any], unraisable: Any) -> None:
-  """Leaves out what orbax leaves behind in a damaged checkpoint: coroutines, and reads that end after it."""
+  """Leaves out what orbax leaves behind: coroutines, and reads and writes that end after a failed one."""
   code = getattr(unraisable.object, "cr_code", None)
   of_orbax = code is not None and "orbax" in code.co_filename
   if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
