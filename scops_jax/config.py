@@ -135,8 +135,8 @@ def default_config() -> ConfigDict:
   config.optimizer.frozen_modules = ()
 
   config.basis = ConfigDict()
-  # "normal": |N(0, 1)| (release). Beyond the paper: "nmf", the DFF factorisation of the reference's features,
-  # or "clusters", the same refined so that each position belongs to one part.
+  # "normal": |N(0, 1)| (release). Beyond the paper, of the reference's features: "nmf", the DFF
+  # factorisation, or "clusters", means of clusters, with which each position belongs to one part.
   config.basis.initializer = "normal"
 
   # Non-negative factorisation of the reference's features: the DFF baseline, and a start for the basis.

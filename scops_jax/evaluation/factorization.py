@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.cluster import kmeans_plusplus
 
 from scops_jax import geometry
 
@@ -21,6 +22,8 @@ _TINY = 1e-12  # keeps 0 / 0 finite; far below any feature's square
 _INNER_UPDATES = 3  # of a factor per product with the features
 _PERCENTILE = 99  # of a factor's activations that becomes 1
 _ACTIVE = 0.01  # activations below this fraction of a factor's largest count as none
+_COMPARED = 8192  # positions on which starts of the clusters are compared
+_MAX_ROUNDS = 100  # of Lloyd's algorithm, which ends earlier if no position changes its cluster
 BACKGROUND = 0.03  # positions whose feature is shorter than this fraction of the longest are left out
 
 
@@ -148,50 +151,71 @@ def fit_dff(key: chex.PRNGKey, features: chex.Array, *, num_parts: int, num_iter
 
 
 def cluster_basis(
-  basis: chex.Array, features: chex.Array, *, num_iterations: int = 10, background: float = BACKGROUND
+  key: chex.PRNGKey,
+  features: chex.Array,
+  *,
+  num_parts: int,
+  num_starts: int = 10,
+  background: float = BACKGROUND,
 ) -> chex.Array:
-  """Refines a factorisation so that each position has one part: an initial basis for SCOPS.
+  """Clusters features so that each position has one part: an initial basis for SCOPS.
 
   SCOPS explains a feature by R W, where R comes to choose about one part per position. A factor of an NMF
   that is only active together with others would win no position, and its part would die. Lloyd's algorithm
-  (k-means) instead minimises ‖x - w_k‖² with one k per position, where the origin is the background. It
-  starts from the most active factor of each position.
+  (k-means) instead minimises ‖x - w_k‖² with one k per position, where the origin is the background. Of
+  several starts by k-means++ (Arthur & Vassilvitskii, SODA 2007) the one with the smallest error is kept, so
+  that runs with other seeds come to much the same parts.
 
   Args:
-    basis: `[K, C]`, of `fit_dff`.
+    key: Of the starts.
     features: `[N, h, w, C]`, as for `fit_dff`.
-    num_iterations: Assignments; each is followed by new means.
+    num_parts: K.
+    num_starts: They are compared on 8 192 random positions.
     background: Positions whose feature is shorter than this fraction of the longest are left out. With
       features of one length 0.7 leaves out the rim of the object, where the saliency is soft and D·V is
       short: it would become a cluster of its own.
 
   Returns:
-    `[K, C]` float32, the clusters' means, non-negative. A cluster that loses all positions keeps its mean.
+    `[K, C]` float32, the clusters' means, non-negative.
 
   Raises:
-    ValueError: As `fit_dff`, or the numbers of channels differ.
+    ValueError: As `fit_dff`, or there are fewer than K positions.
   """
-  rows = _foreground(features, background)
-  strongest = jnp.argmax(activations(basis, rows), axis=-1)
-  return _cluster(jnp.asarray(basis, jnp.float32), rows, strongest, num_iterations)
+  rows = _foreground(features, background).astype(np.float32)
+  if len(rows) < num_parts:
+    raise ValueError(f"num_parts={num_parts} is more than the {len(rows)} positions of the object")
+  random = np.random.RandomState(np.asarray(jax.random.key_data(key)))
+  some = rows if len(rows) <= _COMPARED else rows[random.choice(len(rows), _COMPARED, replace=False)]
+  starts = (kmeans_plusplus(some, num_parts, random_state=random)[0] for _ in range(num_starts))
+  found = [_cluster(start, some) for start in starts]
+  best = min(found, key=lambda clusters: float(clusters.error))
+  return _cluster(best.means, rows).means
+
+
+class _Clusters(NamedTuple):
+  means: chex.Array  # [K, C]; a cluster that loses all positions keeps its mean
+  labels: chex.Array  # [n], K is the origin
+  error: chex.Array  # mean of ‖x - w_k‖² - ‖x‖²
+  changed: chex.Array  # whether a label did
+  count: chex.Array  # of iterations
 
 
 @jax.jit
-def _cluster(w: chex.Array, x: chex.Array, labels: chex.Array, num_iterations: chex.Numeric) -> chex.Array:
-  x = x.astype(jnp.float32)
-
-  def means(w: chex.Array, labels: chex.Array) -> chex.Array:
-    # Label K, the background, has no row.
-    members = jax.nn.one_hot(labels, w.shape[0], dtype=jnp.float32)
-    sizes = members.sum(axis=0)[:, None]
-    return jnp.where(sizes > 0, _product(members.T, x) / jnp.maximum(sizes, 1.0), w)
-
-  def iterate(_: int, w: chex.Array) -> chex.Array:
+def _cluster(means: chex.Array, x: chex.Array) -> _Clusters:
+  def iterate(last: _Clusters) -> _Clusters:
     # ‖x - w‖² - ‖x‖², which is 0 for the origin.
-    distances = jnp.square(w).sum(axis=1) - 2 * _product(x, w.T)
-    return means(w, jnp.argmin(jnp.pad(distances, ((0, 0), (0, 1))), axis=1))
+    distances = jnp.square(last.means).sum(axis=1) - 2 * _product(x, last.means.T)
+    distances = jnp.pad(distances, ((0, 0), (0, 1)))
+    labels = jnp.argmin(distances, axis=1)
+    members = jax.nn.one_hot(labels, len(means), dtype=jnp.float32)  # the origin has no column
+    sizes = members.sum(axis=0)[:, None]
+    moved = jnp.where(sizes > 0, _product(members.T, x) / jnp.maximum(sizes, 1.0), last.means)
+    changed = (labels != last.labels).any()
+    return _Clusters(moved, labels, distances.min(axis=1).mean(), changed, last.count + 1)
 
-  return jax.lax.fori_loop(0, num_iterations, iterate, means(w, labels))
+  none = jnp.full(len(x), -1)
+  start = _Clusters(jnp.asarray(means), none, jnp.inf, jnp.asarray(True), jnp.asarray(0))
+  return jax.lax.while_loop(lambda last: last.changed & (last.count < _MAX_ROUNDS), iterate, start)
 
 
 def _foreground(features: chex.Array, background: float = BACKGROUND) -> np.ndarray:
