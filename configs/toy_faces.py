@@ -27,15 +27,16 @@ def get_config() -> ConfigDict:
   config.eval_batch_size = 8  # the fastest on a CPU
   config.checkpoint_every = 50
 
-  # Relative to the semantic term, the geometric terms weigh more than in the paper, whose weights leave parts
-  # with two centres (eyes and mouth in one).
-  config.loss.concentration = 15.0
-  config.loss.equivariance = 100.0
-  config.loss.landmark_equivariance = 500.0
-  config.loss.semantic_consistency = 2000.0
-  config.loss.orthonormality = 1.0
-  # Every face shows every part; without this term a part dies with some seeds.
-  config.loss.balance = 20.0
+  # As in folder.py: the features, of one length, decide what a part is, and geometry keeps it in one place.
+  config.reference_l2_normalize = True
+  config.semantic_assigned = True
+  config.loss.semantic_consistency = 7500.0
+  config.loss.concentration = 300.0
+  config.loss.equivariance = 800.0
+  config.loss.landmark_equivariance = 2400.0
+  config.loss.orthonormality = 0.0
+  config.loss.balance = 50.0  # every face shows every part
+  config.loss.background = 1000.0
 
   # The faces are turned by at most 30° and similar in size: in a short run, transforms near that do better.
   config.spatial.rotation_degrees = 35.0
@@ -46,10 +47,10 @@ def get_config() -> ConfigDict:
   config.optimizer.frozen_modules = ("stem", "block0_", "block1_", "block2_", "block3_", "block4_")
   config.optimizer.name = "adam"
   config.optimizer.schedule = "cosine"
-  config.optimizer.learning_rate = 5e-4
+  config.optimizer.learning_rate = 1e-3
   config.optimizer.head_multiplier = 5.0
-  config.optimizer.basis_learning_rate = 1e-3
+  config.optimizer.basis_learning_rate = 3e-5  # the rows of normalised features are short
   config.optimizer.weight_decay = 0.0
-  config.optimizer.warmup_steps = 20
+  config.optimizer.warmup_steps = 100
   config.basis.initializer = "clusters"
   return config
