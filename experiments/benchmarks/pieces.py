@@ -56,6 +56,7 @@ class Step:
     """Does one update; returns each term, their weighted sum "loss" and "gradient_norm"."""
     batch = self.compiled.shard_batch({"image": self.arrays.images, "saliency": self.arrays.saliency})
     self.state, metrics = self.compiled.train(self.state, batch, self.reference)
+    del metrics["finite"]  # no number
     return jax.block_until_ready(metrics)
 
 
@@ -157,8 +158,9 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
     return losses.landmark_equivariance_loss(centers(logits), centers(target))
 
   def semantic(logits: jax.Array, raw: jax.Array, features: Any, saliency: jax.Array) -> jax.Array:
-    basis = jax.nn.relu(raw)
-    return losses.semantic_consistency_loss(geometry.part_probabilities(logits), basis, features, saliency)
+    probs, basis = geometry.part_probabilities(logits), jax.nn.relu(raw)
+    assigned = config.semantic_assigned
+    return losses.semantic_consistency_loss(probs, basis, features, saliency, assigned=assigned)
 
   def gradient(function: Callable, count: int, *arguments: Any) -> Piece:
     """Returns the value and the gradients with respect to the first `count` arguments."""

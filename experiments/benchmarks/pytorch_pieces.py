@@ -109,7 +109,8 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
   features, raw = step.features(images), step.basis.detach().clone().requires_grad_()
 
   def semantic(logits: Tensor, raw: Tensor) -> Tensor:
-    return semantic_consistency_loss(logits.softmax(1), raw.relu(), features, saliency)
+    assigned = step.config.semantic_assigned
+    return semantic_consistency_loss(logits.softmax(1), raw.relu(), features, saliency, assigned=assigned)
 
   def gradient(function: Callable[..., Tensor], *inputs: Tensor) -> Piece:
     return lambda: torch.autograd.grad(function(*inputs), inputs)

@@ -67,11 +67,19 @@ def landmark_equivariance_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def semantic_consistency_loss(
-  probs: Tensor, basis: Tensor, features: Sequence[Tensor], saliency: Tensor
+  probs: Tensor, basis: Tensor, features: Sequence[Tensor], saliency: Tensor, *, assigned: bool = False
 ) -> Tensor:
-  """Mean of (D·V - Σ_k R_k w_k)² over images, channels and pixels, V upsampled to the pixels."""
+  """Mean of (D·V - Σ_k R_k w_k)² over images, channels and pixels, V upsampled to the pixels.
+
+  If assigned, Σ_k R_k ‖D·V - w_k‖² + R_0 ‖D·V‖² over Σ ‖D·V‖², both summed over images and pixels.
+  """
   height, width = probs.shape[2:]
   values = torch.cat([resize(x, height, width) for x in features], 1) * saliency[:, None]
+  if assigned:
+    energy = values.square().sum(1)
+    products = torch.einsum("bchw,kc->bkhw", values, basis)
+    distances = energy[:, None] - 2 * products + basis.square().sum(1)[:, None, None]
+    return ((probs[:, 1:] * distances).sum(1) + probs[:, 0] * energy).sum() / energy.sum()
   return functional.mse_loss(torch.einsum("bkhw,kc->bchw", probs[:, 1:], basis), values)
 
 
@@ -231,7 +239,10 @@ class Step:
     side = self.config.reference_image_size
     with torch.no_grad(), self.precision():
       maps = self.reference(normalize(self.config.reference, resize(images, side, side)))
-    return tuple(x.float() for x in maps)
+    found = [x.float() for x in maps]
+    if self.config.reference_l2_normalize:
+      found = [x / (x.square().sum(1, keepdim=True) + 1e-6).sqrt() for x in found]
+    return tuple(found)
 
   def compute_terms(
     self,
@@ -249,7 +260,9 @@ class Step:
       "concentration": concentration_loss(probs),
       "equivariance": equivariance_loss(warped_logits, target_logits),
       "landmark_equivariance": landmark_equivariance_loss(warped_logits, target_logits),
-      "semantic_consistency": semantic_consistency_loss(probs, basis, features, saliency),
+      "semantic_consistency": semantic_consistency_loss(
+        probs, basis, features, saliency, assigned=self.config.semantic_assigned
+      ),
       "orthonormality": orthonormality_loss(basis),
     }
     if self.config.loss.background:
