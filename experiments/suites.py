@@ -48,8 +48,8 @@ SETTINGS: dict[str, dict[str, Overrides]] = {
   "photographs": {"full": {"crf.num_iterations": 0}, "small": _SMALL},
   "paper": {"full": {}},
 }
-# Losses that a suite's config does not use, and the weight that they get instead of none.
-_UNUSED = {"toy_faces": {"background": 300.0}, "photographs": {"orthonormality": 1.0}}
+# A loss that the suites' configs do not use, and the weight that it gets instead of none.
+_UNUSED = {"orthonormality": 1.0}
 _LAYERS = {
   "toy_faces": {
     "block5": ("block5_depthwise",),
@@ -78,8 +78,8 @@ def _ablations(name: str, data_root: pathlib.Path) -> list[Run]:
   config, fixed = "configs/toy_faces.py", {}
   if name == "photographs":
     config, fixed = "configs/folder.py", {"data.dir": str(data_root / "mammals")}
-  losses = {f"without {loss}": {f"loss.{loss}": 0.0} for loss in LOSSES if loss not in _UNUSED[name]}
-  losses |= {f"with {loss}": {f"loss.{loss}": weight} for loss, weight in _UNUSED[name].items()}
+  losses = {f"without {loss}": {f"loss.{loss}": 0.0} for loss in LOSSES if loss not in _UNUSED}
+  losses |= {f"with {loss}": {f"loss.{loss}": weight} for loss, weight in _UNUSED.items()}
   others: dict[str, Overrides] = {
     "without saliency": {"data.saliency": "ones"},
     **{f"K = {count}": {"num_parts": count} for count in PARTS if count != 8},
