@@ -155,7 +155,7 @@ def cluster_basis(
   features: chex.Array,
   *,
   num_parts: int,
-  num_starts: int = 10,
+  num_starts: int = 20,
   background: float = BACKGROUND,
 ) -> chex.Array:
   """Clusters features so that each position has one part: an initial basis for SCOPS.
