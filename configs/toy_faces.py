@@ -52,5 +52,5 @@ def get_config() -> ConfigDict:
   config.optimizer.basis_learning_rate = 3e-5  # the rows of normalised features are short
   config.optimizer.weight_decay = 0.0
   config.optimizer.warmup_steps = 100
-  config.basis.initializer = "clusters"
+  config.basis.initializer = "kmeans"
   return config

@@ -135,8 +135,9 @@ def default_config() -> ConfigDict:
   config.optimizer.frozen_modules = ()
 
   config.basis = ConfigDict()
-  # "normal": |N(0, 1)| (release). Beyond the paper, of the reference's features: "nmf", the DFF
-  # factorisation, or "clusters", means of clusters, with which each position belongs to one part.
+  # "normal": |N(0, 1)| (release). Beyond the paper: "nmf", the DFF factorisation of the reference's features;
+  # "clusters", the same refined so that each position belongs to one part; "kmeans", the best of twenty
+  # clusterings of the features, with which runs of other seeds come to much the same parts.
   config.basis.initializer = "normal"
 
   # Non-negative factorisation of the reference's features: the DFF baseline, and a start for the basis.
@@ -258,7 +259,7 @@ _CHOICES = {
   "spatial.padding": ("zeros", "border"),
   "optimizer.name": ("sgd", "adam"),
   "optimizer.schedule": ("poly", "cosine"),
-  "basis.initializer": ("normal", "nmf", "clusters"),
+  "basis.initializer": ("normal", "nmf", "clusters", "kmeans"),
   "signed_features.method": ("split", "minimum", "pca"),
   "data.saliency": ("collection", "ones", "auto"),
   "data.landmark_normalizer": ("inter_ocular", "image", "box"),

@@ -33,7 +33,7 @@ class Networks(NamedTuple):
   basis: PartBasis
 
 
-_INITIAL_STREAMS = ("segmenter", "reference", "basis", "nmf", "clusters")
+_INITIAL_STREAMS = ("segmenter", "reference", "basis", "nmf", "kmeans")
 
 
 def stream_key(seed: int, stream: str, step: chex.Numeric = 0) -> chex.PRNGKey:
@@ -42,8 +42,8 @@ def stream_key(seed: int, stream: str, step: chex.Numeric = 0) -> chex.PRNGKey:
   Args:
     seed: config.seed.
     stream: "steps" for the draws of training steps; "segmenter", "reference" or "basis" for the variables
-      that these networks start from; "nmf" and "clusters" for the starts of the factorisation and of the
-      basis's clusters.
+      that these networks start from; "nmf" and "kmeans" for the starts of the factorisation and of the
+      clusterings.
     step: the number of updates done, of "steps".
   """
   key = jax.random.key(seed)

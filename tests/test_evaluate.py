@@ -205,10 +205,13 @@ def test_dff_centres_cover_both_splits_and_survive_the_file(tmp_path):
   fitted.save(tmp_path / "dff.npz")
   for before, after in zip(fitted, Dff.load(tmp_path / "dff.npz"), strict=True):
     np.testing.assert_array_equal(before, after)
-  clustered = fit_dff(
-    features, train=batches(10), **splits(10), config=config(**{"basis.initializer": "clusters"})
-  )
-  assert not np.array_equal(clustered.part_basis, fitted.part_basis)
+  bases = [fitted.part_basis]
+  for initializer in ("clusters", "kmeans"):
+    changed = config(**{"basis.initializer": initializer})
+    clustered = fit_dff(features, train=batches(10), **splits(10), config=changed)
+    assert clustered.part_basis.shape == (NUM_PARTS, 3)
+    assert not any(np.array_equal(clustered.part_basis, basis) for basis in bases)
+    bases.append(clustered.part_basis)
 
 
 def test_labels_after_the_crf_are_scored_on_the_test_split_alone():

@@ -200,33 +200,72 @@ def test_other_bad_input_raises():
     factorization.map_centers(jnp.ones((4, 3, 2)))
 
 
-def clusters(features, num_parts, **options):
-  """Returns the clusters' means, in descending order of their coordinates."""
-  found = factorization.cluster_basis(KEY, features, num_parts=num_parts, **options)
-  return sorted(np.asarray(found).tolist(), reverse=True)
-
-
 def test_cluster_basis_by_hand():
   # Two clusters with means (5, 0) and (0, 3), and a faint position that belongs to the origin.
   features = np.array([[4.0, 0.0], [6.0, 0.0], [0.0, 2.0], [0.0, 4.0], [0.5, 0.5]]).reshape(1, 1, 5, 2)
-  np.testing.assert_allclose(clusters(features, 2), [[5, 0], [0, 3]], atol=1e-5)
+  basis = np.array([[1.0, 0.1], [0.1, 1.0]])
+  found = factorization.cluster_basis(basis, features, num_iterations=3)
+  np.testing.assert_allclose(found, [[5, 0], [0, 3]], atol=1e-5)
 
 
 def test_cluster_basis_leaves_out_the_rim_of_objects():
   # Two kinds of features of length 4, and their halves, where the saliency is soft.
   features = np.array([[4.0, 0.0], [0.0, 4.0], [2.0, 0.0], [0.0, 2.0]]).reshape(1, 1, 4, 2)
-  np.testing.assert_allclose(clusters(features, 2), [[3, 0], [0, 3]], atol=1e-5)
-  np.testing.assert_allclose(clusters(features, 2, background=0.7), [[4, 0], [0, 4]], atol=1e-5)
+  basis = np.array([[1.0, 0.1], [0.1, 1.0]])
+  np.testing.assert_allclose(factorization.cluster_basis(basis, features), [[3, 0], [0, 3]], atol=1e-5)
+  found = factorization.cluster_basis(basis, features, background=0.7)
+  np.testing.assert_allclose(found, [[4, 0], [0, 4]], atol=1e-5)
 
 
-def test_cluster_basis_needs_a_position_for_each_part():
+def test_cluster_basis_keeps_a_cluster_without_positions():
   features = np.array([[4.0, 0.0], [6.0, 0.0]]).reshape(1, 1, 2, 2)
-  np.testing.assert_allclose(clusters(features, 2), [[6, 0], [4, 0]], atol=1e-5)
+  basis = np.array([[1.0, 0.0], [0.0, 7.0]])
+  found = factorization.cluster_basis(basis, features)
+  np.testing.assert_allclose(found, [[5, 0], [0, 7]], atol=1e-5)
+
+
+def test_cluster_basis_lowers_the_distance_to_one_part_each():
+  features = np.asarray(jax.random.uniform(KEY, (4, 5, 6, 7)))
+  basis = factorization.fit_dff(KEY, features, num_parts=3, num_iterations=20)
+  rows = features.reshape(-1, 7)
+
+  def distance(w):
+    return np.square(rows[:, None] - np.asarray(w)).sum(-1).min(-1).sum()
+
+  errors = [
+    distance(factorization.cluster_basis(basis, features, num_iterations=count)) for count in (1, 5, 50)
+  ]
+  assert errors[0] >= errors[1] >= errors[2] > 0
+  assert errors[2] < distance(basis)
+
+
+def kmeans(features, num_parts, **options):
+  """Returns the clusters' means, in descending order of their coordinates."""
+  found = factorization.kmeans_basis(KEY, features, num_parts=num_parts, **options)
+  return sorted(np.asarray(found).tolist(), reverse=True)
+
+
+def test_kmeans_basis_by_hand():
+  # Two clusters with means (5, 0) and (0, 3), and a faint position that belongs to the origin.
+  features = np.array([[4.0, 0.0], [6.0, 0.0], [0.0, 2.0], [0.0, 4.0], [0.5, 0.5]]).reshape(1, 1, 5, 2)
+  np.testing.assert_allclose(kmeans(features, 2), [[5, 0], [0, 3]], atol=1e-5)
+
+
+def test_kmeans_basis_leaves_out_the_rim_of_objects():
+  # Two kinds of features of length 4, and their halves, where the saliency is soft.
+  features = np.array([[4.0, 0.0], [0.0, 4.0], [2.0, 0.0], [0.0, 2.0]]).reshape(1, 1, 4, 2)
+  np.testing.assert_allclose(kmeans(features, 2), [[3, 0], [0, 3]], atol=1e-5)
+  np.testing.assert_allclose(kmeans(features, 2, background=0.7), [[4, 0], [0, 4]], atol=1e-5)
+
+
+def test_kmeans_basis_needs_a_position_for_each_part():
+  features = np.array([[4.0, 0.0], [6.0, 0.0]]).reshape(1, 1, 2, 2)
+  np.testing.assert_allclose(kmeans(features, 2), [[6, 0], [4, 0]], atol=1e-5)
   with pytest.raises(ValueError, match="num_parts=3 is more than the 2 positions"):
-    clusters(features, 3)
+    kmeans(features, 3)
 
 
-def test_cluster_basis_keeps_the_start_with_the_smallest_error():
+def test_kmeans_basis_keeps_the_start_with_the_smallest_error():
   features = np.asarray(jax.random.uniform(KEY, (4, 15, 16, 7)))
   rows = features.reshape(-1, 7)
 
@@ -235,7 +274,7 @@ def test_cluster_basis_keeps_the_start_with_the_smallest_error():
     return np.minimum(distances.min(-1), np.square(rows).sum(-1)).sum()
 
   def found(key, num_starts):
-    return factorization.cluster_basis(key, features, num_parts=6, num_starts=num_starts)
+    return factorization.kmeans_basis(key, features, num_parts=6, num_starts=num_starts)
 
   alone = [distance(found(key, 1)) for key in jax.random.split(KEY, 5)]
   best = [distance(found(key, 20)) for key in jax.random.split(KEY, 5)]
@@ -246,6 +285,6 @@ def test_cluster_basis_keeps_the_start_with_the_smallest_error():
   np.testing.assert_allclose(means, [rows[nearest == part].mean(axis=0) for part in range(6)], atol=1e-5)
 
 
-def test_cluster_basis_of_many_positions_starts_on_some_of_them():
+def test_kmeans_basis_of_many_positions_starts_on_some_of_them():
   features = np.array([[1.0, 0.0], [0.0, 1.0]])[np.arange(20_000) % 2].reshape(1, 100, 200, 2)
-  np.testing.assert_allclose(clusters(features + 1e-3, 2), [[1.001, 0.001], [0.001, 1.001]], atol=1e-4)
+  np.testing.assert_allclose(kmeans(features + 1e-3, 2), [[1.001, 0.001], [0.001, 1.001]], atol=1e-4)

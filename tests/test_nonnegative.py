@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax.evaluation.factorization import cluster_basis
+from scops_jax.evaluation.factorization import cluster_basis, fit_dff
 from scops_jax.models import nonnegative
 
 METHODS = ("split", "minimum", "pca")
@@ -39,8 +39,9 @@ def opposite_parts(seed=0):
 
 
 def purity(features, labels, k=3):
-  """Clusters D·V and returns the share of positions whose part is its cluster's."""
-  basis = cluster_basis(jax.random.key(0), jnp.asarray(features), num_parts=k)
+  """Fits DFF and clusters to D·V and returns the share of positions whose part is its cluster's."""
+  basis = fit_dff(jax.random.key(0), jnp.asarray(features), num_parts=k, num_iterations=50)
+  basis = cluster_basis(basis, jnp.asarray(features))
   # As the semantic term: one part a position, or the background's 0.
   energy = jnp.sum(basis**2, axis=1) - 2 * jnp.asarray(features) @ basis.T
   found = np.asarray(jnp.argmin(jnp.pad(energy, ((0, 0),) * 3 + ((0, 1),)), axis=-1))
@@ -55,7 +56,7 @@ def test_a_code_finds_the_parts_that_clipping_loses(method):
   (code,) = nonnegative.encode([jnp.asarray(features)], method, fitted(method, features))
   assert code.min() >= 0
   assert purity(np.asarray(code) * foreground, labels) > 0.99
-  assert clipped < 0.95  # the part whose features are below 0 became background
+  assert clipped < 0.85  # the part whose features are below 0 became background
 
 
 def test_split_keeps_lengths_and_separates_signs():

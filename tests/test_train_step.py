@@ -122,7 +122,7 @@ def test_the_seed_and_the_step_determine_the_draws():
 
 def test_streams_share_no_key():
   keys = [stream_key(3, "steps", step) for step in (0, 1, 2, 2**31 - 1)]
-  keys += [stream_key(3, stream) for stream in ("segmenter", "reference", "basis", "nmf", "clusters")]
+  keys += [stream_key(3, stream) for stream in ("segmenter", "reference", "basis", "nmf", "kmeans")]
   assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
   other = stream_key(4, "basis")
   assert not np.array_equal(jax.random.key_data(other), jax.random.key_data(stream_key(3, "basis")))

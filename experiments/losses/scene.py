@@ -58,12 +58,13 @@ def make_scene(size: int = 64, *, reference_weights: str = "imagenet", reference
   features = _features(images, reference_weights, reference_size)
   resized = geometry.resize_bilinear(jnp.asarray(saliency)[..., None], *features.shape[1:3])
   salient = features * resized
+  factors = factorization.fit_dff(jax.random.key(0), salient, num_parts=NUM_PARTS, num_iterations=50)
   return Scene(
     images=images,
     warped_image=np.asarray(warped[0]).astype(np.uint8),
     features=features,
     saliency=jnp.asarray(saliency),
-    basis=factorization.cluster_basis(jax.random.key(0), salient, num_parts=NUM_PARTS, background=_RIM),
+    basis=factorization.cluster_basis(factors, salient, background=_RIM),
     grid=warp.thin_plate_grid(points, size, size),
     example_logits=_example_logits(faces[0].parts[::2, ::2]),
   )

@@ -118,12 +118,14 @@ def fit_dff(
     num_parts=config.num_parts,
     num_iterations=config.nmf.num_iterations,
   )
+  # Where features have one length, D·V is short only at an object's soft rim, which shall be no cluster.
+  rim = _RIM if config.semantic_assigned and config.reference_l2_normalize else factorization.BACKGROUND
   part_basis = basis
   if config.basis.initializer == "clusters":
-    # Where features have one length, D·V is short only at an object's soft rim, which shall be no cluster.
-    rim = _RIM if config.semantic_assigned and config.reference_l2_normalize else factorization.BACKGROUND
-    part_basis = factorization.cluster_basis(
-      stream_key(config.seed, "clusters"), start, num_parts=config.num_parts, background=rim
+    part_basis = factorization.cluster_basis(basis, start, background=rim)
+  elif config.basis.initializer == "kmeans":
+    part_basis = factorization.kmeans_basis(
+      stream_key(config.seed, "kmeans"), start, num_parts=config.num_parts, background=rim
     )
   del fitted, start
 

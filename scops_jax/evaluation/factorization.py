@@ -151,6 +151,35 @@ def fit_dff(key: chex.PRNGKey, features: chex.Array, *, num_parts: int, num_iter
 
 
 def cluster_basis(
+  basis: chex.Array, features: chex.Array, *, num_iterations: int = 10, background: float = BACKGROUND
+) -> chex.Array:
+  """Refines a factorisation so that each position has one part: an initial basis for SCOPS.
+
+  SCOPS explains a feature by R W, where R comes to choose about one part per position. A factor of an NMF
+  that is only active together with others would win no position, and its part would die. Lloyd's algorithm
+  (k-means) instead minimises ‖x - w_k‖² with one k per position, where the origin is the background. It
+  starts from the most active factor of each position.
+
+  Args:
+    basis: `[K, C]`, of `fit_dff`.
+    features: `[N, h, w, C]`, as for `fit_dff`.
+    num_iterations: Assignments; each is followed by new means.
+    background: Positions whose feature is shorter than this fraction of the longest are left out. With
+      features of one length 0.7 leaves out the rim of the object, where the saliency is soft and D·V is
+      short: it would become a cluster of its own.
+
+  Returns:
+    `[K, C]` float32, the clusters' means, non-negative. A cluster that loses all positions keeps its mean.
+
+  Raises:
+    ValueError: As `fit_dff`, or the numbers of channels differ.
+  """
+  rows = _foreground(features, background)
+  strongest = jnp.argmax(activations(basis, rows), axis=-1)
+  return _cluster(jnp.asarray(basis, jnp.float32), rows, strongest, num_iterations)
+
+
+def kmeans_basis(
   key: chex.PRNGKey,
   features: chex.Array,
   *,
@@ -158,12 +187,9 @@ def cluster_basis(
   num_starts: int = 20,
   background: float = BACKGROUND,
 ) -> chex.Array:
-  """Clusters features so that each position has one part: an initial basis for SCOPS.
+  """Clusters features as `cluster_basis` does, from the best of several starts instead of a factorisation.
 
-  SCOPS explains a feature by R W, where R comes to choose about one part per position. A factor of an NMF
-  that is only active together with others would win no position, and its part would die. Lloyd's algorithm
-  (k-means) instead minimises ‖x - w_k‖² with one k per position, where the origin is the background. Of
-  several starts by k-means++ (Arthur & Vassilvitskii, SODA 2007) the one with the smallest error is kept, so
+  The starts are k-means++'s (Arthur & Vassilvitskii, SODA 2007). That with the smallest error is kept, so
   that runs with other seeds come to much the same parts.
 
   Args:
@@ -171,9 +197,7 @@ def cluster_basis(
     features: `[N, h, w, C]`, as for `fit_dff`.
     num_parts: K.
     num_starts: They are compared on 8 192 random positions.
-    background: Positions whose feature is shorter than this fraction of the longest are left out. With
-      features of one length 0.7 leaves out the rim of the object, where the saliency is soft and D·V is
-      short: it would become a cluster of its own.
+    background: As for `cluster_basis`.
 
   Returns:
     `[K, C]` float32, the clusters' means, non-negative.
@@ -187,9 +211,9 @@ def cluster_basis(
   random = np.random.RandomState(np.asarray(jax.random.key_data(key)))
   some = rows if len(rows) <= _COMPARED else rows[random.choice(len(rows), _COMPARED, replace=False)]
   starts = (kmeans_plusplus(some, num_parts, random_state=random)[0] for _ in range(num_starts))
-  found = [_cluster(start, some) for start in starts]
+  found = [_converge(start, some) for start in starts]
   best = min(found, key=lambda clusters: float(clusters.error))
-  return _cluster(best.means, rows).means
+  return _converge(best.means, rows).means
 
 
 class _Clusters(NamedTuple):
@@ -201,21 +225,39 @@ class _Clusters(NamedTuple):
 
 
 @jax.jit
-def _cluster(means: chex.Array, x: chex.Array) -> _Clusters:
+def _converge(means: chex.Array, x: chex.Array) -> _Clusters:
+  """Repeats Lloyd's iteration until no label changes."""
+
   def iterate(last: _Clusters) -> _Clusters:
-    # ‖x - w‖² - ‖x‖², which is 0 for the origin.
-    distances = jnp.square(last.means).sum(axis=1) - 2 * _product(x, last.means.T)
-    distances = jnp.pad(distances, ((0, 0), (0, 1)))
-    labels = jnp.argmin(distances, axis=1)
-    members = jax.nn.one_hot(labels, len(means), dtype=jnp.float32)  # the origin has no column
-    sizes = members.sum(axis=0)[:, None]
-    moved = jnp.where(sizes > 0, _product(members.T, x) / jnp.maximum(sizes, 1.0), last.means)
+    labels, error = _assign(last.means, x)
     changed = (labels != last.labels).any()
-    return _Clusters(moved, labels, distances.min(axis=1).mean(), changed, last.count + 1)
+    return _Clusters(_means(last.means, x, labels), labels, error, changed, last.count + 1)
 
   none = jnp.full(len(x), -1)
   start = _Clusters(jnp.asarray(means), none, jnp.inf, jnp.asarray(True), jnp.asarray(0))
   return jax.lax.while_loop(lambda last: last.changed & (last.count < _MAX_ROUNDS), iterate, start)
+
+
+@jax.jit
+def _cluster(w: chex.Array, x: chex.Array, labels: chex.Array, num_iterations: chex.Numeric) -> chex.Array:
+  x = x.astype(jnp.float32)
+  return jax.lax.fori_loop(
+    0, num_iterations, lambda _, w: _means(w, x, _assign(w, x)[0]), _means(w, x, labels)
+  )
+
+
+def _assign(w: chex.Array, x: chex.Array) -> tuple[chex.Array, chex.Array]:
+  """Returns the nearest row for each position, K for the origin, and the mean of ‖x - w‖² - ‖x‖²."""
+  distances = jnp.square(w).sum(axis=1) - 2 * _product(x, w.T)
+  distances = jnp.pad(distances, ((0, 0), (0, 1)))
+  return jnp.argmin(distances, axis=1), distances.min(axis=1).mean()
+
+
+def _means(w: chex.Array, x: chex.Array, labels: chex.Array) -> chex.Array:
+  # Label K, the background, has no row.
+  members = jax.nn.one_hot(labels, w.shape[0], dtype=jnp.float32)
+  sizes = members.sum(axis=0)[:, None]
+  return jnp.where(sizes > 0, _product(members.T, x) / jnp.maximum(sizes, 1.0), w)
 
 
 def _foreground(features: chex.Array, background: float = BACKGROUND) -> np.ndarray:
