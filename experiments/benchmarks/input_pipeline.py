@@ -18,7 +18,7 @@ from PIL import Image
 
 from experiments.benchmarks import workload
 from scops_jax.data.builder import CollectionBuilder, Example
-from scops_jax.data.collection import ExampleSource
+from scops_jax.data.collection import UNDECODED, ExampleSource
 from scops_jax.data.pipeline import train_batches
 from scops_jax.data.toy_faces.drawing import LANDMARK_NAMES, draw_face
 from scops_jax.data.workers import num_workers
@@ -73,8 +73,7 @@ class InputPipeline:
     config.data.cache_dir = self._cache.name
     with contextlib.redirect_stdout(io.StringIO()):  # tfds claims to download something
       JpegFaces(config).download_and_prepare(file_format="array_record")
-    undecoded = {picture: tfds.decode.SkipDecoding() for picture in ("image", "saliency", "parts")}
-    records = JpegFaces(config).as_data_source("train", decoders=undecoded)
+    records = JpegFaces(config).as_data_source("train", decoders=UNDECODED)
     self.image_bytes = int(np.mean([len(record["image"]) for record in records]))
     self._batches = train_batches(
       ExampleSource(records),

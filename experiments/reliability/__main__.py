@@ -54,7 +54,7 @@ def main() -> None:
   for phase in options.phases or PHASES:
     began = time.monotonic()
     if phase == "faults":
-      faults.run(root, count=options.faults, records=records(phase))
+      faults.run(root, faults.make_template(root), count=options.faults, records=records(phase))
     elif phase == "kills":
       kills.run(root, seed=seed, count=options.kills, records=records(phase))
     elif phase == "corruption":

@@ -34,10 +34,11 @@ def run(root: pathlib.Path, template: Site, *, seed: int, count: int, records: R
   """Fills the disk at `count` sizes, drawn between nothing and what a command writes."""
   compiled, disk = root / "compiled", root / "disk"
   expected = {command: template.result(command) for command in _WRITES}
+  written = {command: sum(_size(template.path(name)) for name in names) for command, names in _WRITES.items()}
   for index in range(len(records.entries), count):
     rng = np.random.default_rng([seed, index])
     command = list(_WRITES)[index % len(_WRITES)]
-    size = int(rng.uniform(0.02, 1.0) * sum(_size(template.path(name)) for name in _WRITES[command]))
+    size = int(rng.uniform(0.02, 1.0) * written[command])
     records.add(_fill(template, compiled, disk, command, size, expected[command]))
 
 

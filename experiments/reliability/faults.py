@@ -6,6 +6,7 @@ bad        a traceback, a crash, a message that names nothing, a hang, more memo
 dangerous  exit code 0 with another result than without the fault, and no word about it
 """
 
+import functools
 import pathlib
 import random
 import shutil
@@ -22,9 +23,9 @@ _MAX_BYTES = 1 << 30
 _HANGS = 120.0  # seconds, on a machine that is busy with other things
 
 
-def run(root: pathlib.Path, *, count: int, records: Records) -> None:
+def run(root: pathlib.Path, template: Site, *, count: int, records: Records) -> None:
   """Tries the faults that `records` lack, at most `count` of all, in an order that mixes the groups."""
-  compiled, template = root / "compiled", make_template(root)
+  compiled = root / "compiled"
   baselines = _baselines(compiled, site.copy(template.place.root, root / "tried"))
   faults = fault_list.all_faults(template)
   random.Random(0).shuffle(faults)  # what is not finished is then a sample
@@ -34,8 +35,9 @@ def run(root: pathlib.Path, *, count: int, records: Records) -> None:
       records.add(_try(fault, root, compiled, template, baselines))
 
 
+@functools.cache
 def make_template(root: pathlib.Path) -> Site:
-  """Makes the finished run.
+  """Makes the finished run, once for the phases of a process.
 
   It is made where faults are tried, because a run's config holds paths: a command that meets others says so.
   """

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from experiments.reliability import children, tiny_training
 from experiments.reliability.children import Command
 from experiments.reliability.tiny_training import NETWORKS, Place
+from scops_jax.data.collection import UNDECODED
 from tests.faults.conftest import SETTINGS, outcome
 
 _CONFIG = """\
@@ -99,13 +100,8 @@ class Site:
     """
     for info in self.place.cache.rglob("dataset_info.json"):
       builder = tfds.builder_from_directory(info.parent)
-      undecoded = {
-        name: tfds.decode.SkipDecoding()
-        for name in ("image", "saliency", "parts")
-        if name in builder.info.features
-      }
       for split in sorted(builder.info.splits):
-        for index, example in enumerate(builder.as_data_source(split, decoders=undecoded)):
+        for index, example in enumerate(builder.as_data_source(split, decoders=UNDECODED)):
           content = repr([(name, example[name]) for name in sorted(example)])
           print(split, index, hashlib.sha256(content.encode()).hexdigest())
     for path in self.place.cache.rglob("reference_features/*.array_record"):

@@ -35,6 +35,7 @@ BUILDERS: dict[str, type[CollectionBuilder]] = {
   "toy_faces": ToyFaces,
 }
 _PICTURES = ("image", "saliency", "parts")
+UNDECODED = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}  # for as_data_source
 
 
 class ExampleSource(Sequence):
@@ -206,11 +207,10 @@ def open_collection(config: ConfigDict, preparation: Preparation | None = None) 
     if preparation.built or preparation.summary or preparation.notes:
       print(preparation)
   builder = _open_builder(_on_disk(config), preparation.path)
-  undecoded = {picture: tfds.decode.SkipDecoding() for picture in _PICTURES}
   maps = _maps_folder(config, preparation.path) if config.data.saliency == "auto" else None
   sources = {
     split: ExampleSource(
-      builder.as_data_source(split, decoders=undecoded),
+      builder.as_data_source(split, decoders=UNDECODED),
       saliency=config.data.saliency,
       maps=None if maps is None else pull(maps),
       origin=f"{preparation.path}, split {split}",
