@@ -53,6 +53,8 @@ def get_config() -> ConfigDict:
   config.spatial.mirror_probability = 0.5
   config.reference_mirror = True
   config.predict_mirror = True
+  # Half as large again: 0.002 off the landmark error of mammals, for three times the cost of a prediction.
+  config.predict_scales = (1.0, 1.5)
   config.spatial.rotation_degrees = 35.0
   config.spatial.scale_low = 0.8
   config.spatial.scale_high = 1.4
@@ -72,8 +74,8 @@ def get_config() -> ConfigDict:
 
   config.optimizer.name = "adam"
   config.optimizer.schedule = "cosine"
-  # Only the decoder is trained. Half the rate leaves it unfinished after these steps.
-  config.optimizer.learning_rate = 1e-3
+  # Only the decoder is trained. A quarter of the rate leaves it unfinished after these steps.
+  config.optimizer.learning_rate = 2e-3
   config.optimizer.head_multiplier = 5.0
   config.optimizer.basis_learning_rate = 3e-5  # the rows of normalised features are short
   config.optimizer.weight_decay = 0.0

@@ -42,6 +42,9 @@ def default_config() -> ConfigDict:
   # Beyond the paper: predictions are averaged with those of the mirror image, at twice the cost. It needs
   # spatial.mirror_probability > 0; elsewhere parts may be left or right ones.
   config.predict_mirror = False
+  # Beyond the paper: predictions are means over the image at these multiples of image_size, each above 0 and
+  # at most 4. A multiple s costs s² times as much as 1. Larger images show smaller parts.
+  config.predict_scales = (1.0,)
   config.segmenter = "efficientnet_lite0"  # the trained network, a name of models.create_segmenter
   config.segmenter_weights = "imagenet"  # "imagenet", "random", or the path of a weight file
   config.reference = "efficientnet_lite0"  # the frozen feature network, a name of models.create_reference
@@ -327,6 +330,7 @@ RANGES = {
   "auto_saliency.num_images": "[1, 1e6]",
   "folder.max_edge": "[1, 65535]",
 }
+_SCALES = "(0, 4]"  # of predict_scales
 # The only text that may be empty.
 _MAY_BE_EMPTY = ("wandb_project", "data.saliency_dir", "compilation_cache_dir")
 
@@ -357,9 +361,15 @@ def check_values(config: ConfigDict) -> None:
     if key in RANGES and not _within(value, RANGES[key]):
       decided = ", where 0 lets the collection decide" if key in FROM_COLLECTION else ""
       raise UserError(f"{key}={value} is not in {RANGES[key]}{decided}")
+    if key == "predict_scales" and not (value and all(_is_scale(scale) for scale in value)):
+      raise UserError(f"predict_scales={value} is not one or more numbers in {_SCALES}, such as 1.0,1.5")
     if value == "" and key not in _MAY_BE_EMPTY:
       raise UserError(f"{key} is empty")
   _check_combinations(config)
+
+
+def _is_scale(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and _within(value, _SCALES)
 
 
 def _within(value: float, interval: str) -> bool:

@@ -381,7 +381,9 @@ def predict_step(
   """Segments images in evaluation mode.
 
   With config.predict_mirror the logits are averaged with the mirrored logits of the mirror image, which has
-  the same parts where the transform mirrors; so the mirror image's parts are the mirrored parts.
+  the same parts where the transform mirrors; so the mirror image's parts are the mirrored parts. They are
+  also averaged over the image at the multiples of its size in config.predict_scales, each rounded to a size
+  that the network takes.
 
   Args:
     params: the segmenter's.
@@ -403,11 +405,19 @@ def predict_step(
     logits: Any = networks.segmenter.apply(variables, inputs, train=False)
     return logits.astype(jnp.float32)
 
-  logits = segment(inputs)
-  if config.predict_mirror:
-    logits = (logits + segment(inputs[:, :, ::-1])[:, :, ::-1]) / 2
   height, width = images.shape[1:3]
-  probs = jax.nn.softmax(geometry.resize_bilinear(logits, height, width))
+  multiple = models.segmenter_multiple(config.segmenter)
+
+  def at_scale(scale: float) -> jax.Array:
+    size = tuple(max(round(side * scale / multiple), 1) * multiple for side in (height, width))
+    scaled = inputs if scale == 1 else geometry.resize_bilinear(inputs, *size)
+    logits = segment(scaled)
+    if config.predict_mirror:
+      logits = (logits + segment(scaled[:, :, ::-1])[:, :, ::-1]) / 2
+    return geometry.resize_bilinear(logits, height, width)
+
+  maps_by_scale = [at_scale(scale) for scale in config.predict_scales]
+  probs = jax.nn.softmax(sum(maps_by_scale[1:], maps_by_scale[0]) / len(maps_by_scale))
   maps = {"labels": _likeliest(probs), "probs": probs, "centers": geometry.part_centers(probs, epsilon=0.0)}
   if refine:
     maps["crf_labels"] = _likeliest(dense_crf.dense_crf(probs, images, **config.crf))

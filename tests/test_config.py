@@ -148,6 +148,10 @@ def test_configs_are_valid_and_have_the_same_keys(path, parse):
     ("data.landmark_normalizer", "eyes", "inter_ocular"),
     ("signed_features.method", "none", "split, minimum, pca"),
     ("sync_batch_norm", False, "sync_batch_norm=False needs parallelism"),
+    ("predict_scales", (), r"predict_scales=\(\) is not one or more numbers in \(0, 4\], such as 1\.0,1\.5"),
+    ("predict_scales", (1.0, 0.0), r"predict_scales=\(1\.0, 0\.0\)"),
+    ("predict_scales", (float("nan"),), "predict_scales"),
+    ("predict_scales", ("large",), "predict_scales"),
   ],
 )
 def test_wrong_values_name_key_and_choices(key, value, message):
@@ -155,6 +159,13 @@ def test_wrong_values_name_key_and_choices(key, value, message):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message):
     check_values(config)
+
+
+@pytest.mark.parametrize(("text", "scales"), [("1,1.5", (1, 1.5)), ("(2.0,)", (2.0,)), ("1.25", (1.25,))])
+def test_scales_are_given_as_numbers(text, scales, parse):
+  config = parse("folder.py", f"predict_scales={text}")
+  check_values(config)
+  assert config.predict_scales == scales
 
 
 def test_repeated_updates_are_of_sgd():

@@ -14,6 +14,7 @@ import pytest
 
 from scops_jax import models
 from scops_jax.errors import UserError
+from scops_jax.geometry import resize_bilinear
 from scops_jax.kernels.platforms import targeting
 from scops_jax.runs.parallel import compile_steps
 from scops_jax.train_step import (
@@ -316,6 +317,32 @@ def test_mirrored_predictions_commute_with_mirroring():
     )
     probs, of_mirror = segment(images)["probs"], segment(images[:, :, ::-1])["probs"]
     assert np.allclose(of_mirror[:, :, ::-1], probs, rtol=1e-5) == mirrored
+
+
+def test_predictions_are_means_over_scales():
+  nets = tiny.networks()
+  params, *_ = tiny.variables(nets)
+  images = np.tile(tiny.batch()["image"], (1, 2, 2, 1))
+  height, width = images.shape[1:3]
+
+  def logits(scale):
+    inputs = models.normalize("efficientnet_lite0", jnp.asarray(images, jnp.float32))
+    scaled = resize_bilinear(inputs, int(scale * height), int(scale * width))
+    return resize_bilinear(nets.segmenter.apply({"params": params["segmenter"]}, scaled), height, width)
+
+  def segment(images, *scales, **changes):
+    config = tiny.config(predict_scales=scales, **changes)
+    return predict_step(params["segmenter"], {}, images, networks=nets, config=config)["probs"]
+
+  for scales in ((1.0,), (2.0,), (1.0, 1.5), (1.0, 1.5, 2.0)):
+    expected = jax.nn.softmax(np.mean([logits(scale) for scale in scales], axis=0))
+    np.testing.assert_allclose(segment(images, *scales), expected, rtol=1e-5, atol=1e-6)
+  mirrored = segment(images[:, :, ::-1], 1.0, 1.5, predict_mirror=True)
+  np.testing.assert_allclose(
+    mirrored[:, :, ::-1], segment(images, 1.0, 1.5, predict_mirror=True), rtol=1e-5, atol=1e-6
+  )
+  # Rounded to what the network takes: 32 pixels times 1.2 are 38.4, and sides are multiples of 16.
+  np.testing.assert_array_equal(segment(images, 1.2), segment(images, 1.0))
 
 
 def dtypes_of_convolutions(function, *arguments):

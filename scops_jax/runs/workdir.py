@@ -29,6 +29,7 @@ _CHANGEABLE = (
   "checkpoint_every",
   "eval_batch_size",
   "predict_mirror",
+  "predict_scales",
   "on_nonfinite_step",
   "compilation_cache_dir",
   "data.dir",
