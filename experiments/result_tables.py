@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from experiments.paper.table import published_comparison
@@ -190,6 +191,10 @@ def draw(records: Sequence[Record], path: pathlib.Path) -> None:
     axis.grid(axis="x", alpha=0.3)
     axis.tick_params(labelsize=8)
   axes[0].set_xscale("log")
+  # Errors often lie within one power of ten, where matplotlib's labels overlap.
+  axes[0].xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+  axes[0].xaxis.set_major_formatter("{x:g}")
+  axes[0].xaxis.set_minor_locator(ticker.NullLocator())
   axes[0].set_yticks(range(len(names)), names)
   axes[0].invert_yaxis()
   with replacing(path) as temporary:
