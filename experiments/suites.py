@@ -45,7 +45,8 @@ SETTINGS: dict[str, dict[str, Overrides]] = {
     "full": {},
     "small": {**_SMALL, "reference_image_size": 129, "toy_faces.num_train": 300, "toy_faces.num_test": 100},
   },
-  # One evaluation, in small at one scale: predictions would take most of a run's time.
+  # One evaluation, after the last step (1 050 for mammals), in small at one scale: predictions would take
+  # most of a run's time.
   "photographs": {
     "full": {"crf.num_iterations": 0, "eval_every": 1050},
     "small": {**_SMALL, "eval_every": _SMALL["num_steps"], "predict_scales": (1.0,)},

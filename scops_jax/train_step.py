@@ -416,8 +416,7 @@ def predict_step(
       logits = (logits + segment(scaled[:, :, ::-1])[:, :, ::-1]) / 2
     return geometry.resize_bilinear(logits, height, width)
 
-  maps_by_scale = [at_scale(scale) for scale in config.predict_scales]
-  probs = jax.nn.softmax(sum(maps_by_scale[1:], maps_by_scale[0]) / len(maps_by_scale))
+  probs = jax.nn.softmax(sum(map(at_scale, config.predict_scales)) / len(config.predict_scales))
   maps = {"labels": _likeliest(probs), "probs": probs, "centers": geometry.part_centers(probs, epsilon=0.0)}
   if refine:
     maps["crf_labels"] = _likeliest(dense_crf.dense_crf(probs, images, **config.crf))
