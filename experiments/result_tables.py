@@ -156,10 +156,11 @@ def _costs(records: Sequence[Record]) -> str:
   minutes = [record["minutes"] for record in scops]
   loads = [record["load"] for record in records]
   total = sum(record["minutes"] for record in records)
+  machines = " and ".join(sorted({record["machine"] for record in records}))
   return (
     f"{len(scops)} runs of {steps} steps took {min(minutes):.1f} to {max(minutes):.1f} minutes each, with "
     f"{len(records) - len(scops)} measurements of baselines {total:.0f} minutes in all, on "
-    f"{records[0]['machine']} that {min(loads):.0f} to {max(loads):.0f} processes shared. Each JSON has its "
+    f"{machines} that {min(loads):.0f} to {max(loads):.0f} processes shared. Each JSON has its "
     "command, time and commit."
   )
 

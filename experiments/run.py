@@ -16,6 +16,7 @@ setting's name, and the figure beside it.
 import argparse
 import datetime
 import fnmatch
+import functools
 import json
 import os
 import pathlib
@@ -122,13 +123,28 @@ def _write(
     "started": started.isoformat(timespec="seconds"),
     "minutes": round(minutes, 2),
     "load": round(os.getloadavg()[0], 1),  # processes that shared the cores at the end
-    "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    "machine": _machine(),
     "commit": _commit(),
   }
   path.parent.mkdir(parents=True, exist_ok=True)
   with replacing(path) as temporary:
     text = json.dumps({**record, **about, "results": results}, indent=1)
     temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@functools.cache
+def _machine() -> str:
+  # JAX is asked in a process of its own: here it would keep most of a GPU's memory from the runs.
+  found = subprocess.run(
+    [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  device = found.stdout.strip()
+  cores = f"{platform.machine()}, {os.cpu_count()} cores"
+  return cores if device in ("", "cpu") else f"{cores}, {device}"
 
 
 def _commit() -> str:
