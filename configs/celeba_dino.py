@@ -8,50 +8,17 @@ Hugging Face, the same for both keys. configs/celeba_dino.py:4 gives K = 4; for 
 --config.reference=dinov3_vitb16 and a reference_image_size that is a multiple of 16. Needs CelebA in
 data/celeba with MAFL's lists and saliency maps (scops_jax/data/published/celeba_wild.py says where), or
 --config.data.saliency=auto, and a GPU. Neither time nor result has been measured here, because the images and
-the weights are not available. Losses and optimizer are those of toy_faces.py, and the features are scaled to
-the mean square that features have there.
+the weights are not available.
 """
 
 from ml_collections import ConfigDict
 
-from scops_jax.config import default_config
+from scops_jax.config import dino_config
 
 
 def get_config(num_parts: str = "8") -> ConfigDict:
-  config = default_config()
-
+  config = dino_config()
   config.num_parts = int(num_parts)
-  config.num_steps = 20_000
-  config.batch_size = 16
-  config.image_size = 252  # 18 patches of 14 pixels
-
-  config.segmenter = "dinov2_vitb14_reg"
-  config.segmenter_weights = "dinov2_vitb14_reg4_pretrain.pth"
-  # Only the head is trained. To train the transformer too, set () and a lower optimizer.learning_rate.
-  config.optimizer.frozen_modules = ("embed", "block", "norm")
-  config.compute_dtype = "bfloat16"
-  config.reference = "dinov2_vitb14_reg"
-  config.reference_weights = "dinov2_vitb14_reg4_pretrain.pth"
-  config.reference_layers = ("norm",)
-  config.reference_image_size = 448  # 32 patches
-  config.signed_features.mean_square = 0.5
-
-  config.loss.concentration = 15.0
-  config.loss.equivariance = 100.0
-  config.loss.landmark_equivariance = 500.0
-  config.loss.semantic_consistency = 2000.0
-  config.loss.orthonormality = 1.0
-  config.loss.balance = 20.0
-
-  config.optimizer.name = "adam"
-  config.optimizer.schedule = "cosine"
-  config.optimizer.learning_rate = 2e-4
-  config.optimizer.head_multiplier = 5.0
-  config.optimizer.basis_learning_rate = 1e-3
-  config.optimizer.weight_decay = 0.0
-  config.optimizer.warmup_steps = 200
-  config.basis.initializer = "clusters"
-
   config.data.name = "celeba_wild"
   config.data.dir = "data/celeba"
   return config

@@ -1,10 +1,11 @@
 """Every key of a run's configuration: its default, unit, range and meaning, and where the paper sets it.
 
-A config file, `configs/NAME.py`, starts from `default_config()` or `release_config()` and sets what differs;
-the code reads `config.x`. The losses, transforms and optimizer default to the paper's CelebA settings (their
-weights in this project's reductions: README, "Losses"); the networks and the collection default to those that
-need no download. "Release" is the authors' published implementation, "section" a section of the paper (arXiv
-1905.01298). "Beyond the paper" marks what the paper does not have; it is off by default.
+A config file, `configs/NAME.py`, starts from `default_config()`, `release_config()` or `dino_config()` and
+sets what differs; the code reads `config.x`. The losses, transforms and optimizer default to the paper's
+CelebA settings (their weights in this project's reductions: README, "Losses"); the networks and the
+collection default to those that need no download. "Release" is the authors' published implementation,
+"section" a section of the paper (arXiv 1905.01298). "Beyond the paper" marks what the paper does not have; it
+is off by default.
 """
 
 import hashlib
@@ -216,6 +217,44 @@ def release_config() -> ConfigDict:
   config.loss.concentration = 10.0 / config.get_ref("batch_size").to_float()
   config.loss.equivariance = 1000.0 / (config.get_ref("num_parts").to_float() + 1.0)
   config.optimizer.repeat_updates = True
+  return config
+
+
+def dino_config() -> ConfigDict:
+  """Returns settings for DINOv2 as the reference and as the backbone, which published collections share.
+
+  The losses and the optimizer are those that served drawn faces with the paper's semantic term; the features
+  are scaled to the mean square that EfficientNet's have there.
+  """
+  config = default_config()
+  config.num_steps = 20_000
+  config.batch_size = 16
+  config.image_size = 252  # 18 patches of 14 pixels
+
+  config.segmenter = config.reference = "dinov2_vitb14_reg"
+  config.segmenter_weights = config.reference_weights = "dinov2_vitb14_reg4_pretrain.pth"
+  # Only the head is trained. To train the transformer too, set () and a lower optimizer.learning_rate.
+  config.optimizer.frozen_modules = ("embed", "block", "norm")
+  config.compute_dtype = "bfloat16"
+  config.reference_layers = ("norm",)
+  config.reference_image_size = 448  # 32 patches
+  config.signed_features.mean_square = 0.5
+
+  config.loss.concentration = 15.0
+  config.loss.equivariance = 100.0
+  config.loss.landmark_equivariance = 500.0
+  config.loss.semantic_consistency = 2000.0
+  config.loss.orthonormality = 1.0
+  config.loss.balance = 20.0
+
+  config.optimizer.name = "adam"
+  config.optimizer.schedule = "cosine"
+  config.optimizer.learning_rate = 2e-4
+  config.optimizer.head_multiplier = 5.0
+  config.optimizer.basis_learning_rate = 1e-3
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.warmup_steps = 200
+  config.basis.initializer = "clusters"
   return config
 
 

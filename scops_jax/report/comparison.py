@@ -18,7 +18,7 @@ from scops_jax.errors import UserError
 from scops_jax.report import images, measures
 from scops_jax.report.gallery import Gallery
 from scops_jax.report.markup import number
-from scops_jax.report.page import asset, loss_charts, mark_buttons
+from scops_jax.report.page import asset, controls, loss_charts
 from scops_jax.report.palette import part_colors
 from scops_jax.storage.files import replacing
 
@@ -64,8 +64,7 @@ def write_comparison(path: str | pathlib.Path, one: Run, other: Run) -> None:
     measures=_measure_rows(one.results, other.results),
     settings=_settings(one.config, other.config),
     gallery_summary=shown,
-    mark_buttons=mark_buttons(one.gallery, masks=False),
-    part_buttons=images.part_buttons(colors),
+    controls=controls(one.gallery, colors, worst="B worse than A", best="B better than A", masks=False),
     tiles="\n".join(_tiles(one.gallery, aligned, pairs, colors)),
     charts_one=loss_charts(one.records, one.config),
     charts_other=loss_charts(other.records, other.config),

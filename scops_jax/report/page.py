@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -59,8 +60,9 @@ def write_report(
     part_summary=_part_summary(fractions),
     part_cards=images.part_cards(gallery, fractions, colors),
     gallery_summary=_gallery_summary(gallery),
-    part_buttons=images.part_buttons(colors),
-    mark_buttons=mark_buttons(gallery),
+    controls=controls(
+      gallery, colors, worst=f"largest {gallery.error_name}", best=f"smallest {gallery.error_name}"
+    ),
     error_name=escape(gallery.error_name),
     masks=" Beside each the mask that its foreground is compared with." if images.has_masks(gallery) else "",
     tiles=images.tiles(gallery, colors),
@@ -105,7 +107,25 @@ def _gallery_summary(gallery: Gallery) -> str:
   return f"{shown} of {gallery.num_test:,} test images: {shown - worst} spread evenly over all{worst_ones}."
 
 
-def mark_buttons(gallery: Gallery, *, masks: bool = True) -> str:
+def controls(gallery: Gallery, colors: np.ndarray, *, worst: str, best: str, masks: bool = True) -> str:
+  """Returns the controls above a gallery.
+
+  Args:
+    gallery: decides which marks there are.
+    colors: of the parts, `[K, 3]` uint8.
+    worst: what the order that begins with the worst images puts first.
+    best: the same of the best.
+    masks: whether the pictures have their masks beside them, if the gallery has masks.
+  """
+  return string.Template(asset("controls.html")).substitute(
+    mark_buttons=_mark_buttons(gallery, masks=masks),
+    worst=escape(worst),
+    best=escape(best),
+    part_buttons=images.part_buttons(colors),
+  )
+
+
+def _mark_buttons(gallery: Gallery, *, masks: bool) -> str:
   """Returns a button for every kind of mark that the pictures have."""
   marks = {"centers": "Part centres"}
   if gallery.landmarks is not None:
