@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scops_jax.kernels import compilation
+from scops_jax.kernels import compilation, platforms
 from scops_jax.kernels.compilation import compiler_options
 
 
@@ -46,8 +46,17 @@ def test_what_is_traced_knows_that_it_is_for_training():
   assert not compilation.is_traced_for_training()
 
 
-def test_other_devices_have_none(monkeypatch):
+def test_tpus_have_options_in_training_that_are_left_out_elsewhere():
+  x = np.arange(3, dtype=np.float32)
+  with platforms.targeting("tpu"):
+    assert "xla_tpu_scoped_vmem_limit_kib" in compilation.wanted_options(training=True)
+    assert compilation.wanted_options() == {}
+    if jax.default_backend() != "tpu":
+      assert compiler_options(training=True) == {}
+    np.testing.assert_allclose(compilation.jit(lambda x: x + 1, training=True)(x), x + 1)
+
+
+def test_gpus_have_none(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert compiler_options(training=True) is None
-  assert jax.jit(lambda x: x + 1, compiler_options=None)(jnp.ones(())) == 2
+  assert compiler_options(training=True) == {}
   assert compilation.jit(lambda x: x + 1, training=True)(jnp.ones(())) == 2

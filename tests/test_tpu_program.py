@@ -103,7 +103,8 @@ def test_a_step_compiles_for_four_chips():
   devices = tpu_program.slice_devices("v5e:2x2")
   config = tiny.config(parallelism="pmap")
   networks = tiny.networks(tiny.BatchNormSegmenter())
-  found = tpu_program.measure(tpu_program.lower(networks, config, devices, step="train"), devices)
+  lowered = tpu_program.lower(networks, config, devices, step="train")
+  found = tpu_program.measure(lowered, devices, step="train")
   assert found["chips"] == 4
   assert found["collectives"]["all-reduce"]["count"] >= 1
   assert min(found[key] for key in ("flops", "bytes_accessed", "code_bytes", "argument_bytes")) > 0
