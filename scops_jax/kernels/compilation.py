@@ -35,7 +35,7 @@ def compiler_options(*, training: bool = False) -> dict[str, str]:
 
 
 def wanted_options(*, training: bool = False) -> dict[str, str]:
-  """As compiler_options, with those that the XLA of this process's devices lacks."""
+  """Returns what compiler_options does, before options that this process's XLA lacks are left out."""
   if target() == "cpu":
     return {**_ALWAYS, **_IN_TRAINING} if training else _ALWAYS
   return _IN_TRAINING_ON_TPU if training and target() == "tpu" else {}
