@@ -88,17 +88,17 @@ def check_logits(name: str, logits: chex.Array) -> None:
   half as long as each of the last two, which are at least 32: [B, 9, 96, 128].
 
   Raises:
-    ValueError: values are NaN or those of probabilities, or the channels are not last.
+    ValueError: values are NaN, infinity or those of probabilities, or the channels are not last.
   """
   if (extremes := _known_extremes(logits)) is None:
     return
-  low, _, last, second = extremes
-  if np.isnan(low):
-    raise ValueError(f"{name} holds NaN.")
+  low, high, last, second = extremes
+  if np.isnan(low) or high == np.inf:
+    raise ValueError(f"{name} holds {'NaN' if np.isnan(low) else 'infinity'}.")
   if low >= 0 and min(last, second) <= _TOLERANCE:
     raise ValueError(
       f"{name} must be logits, but has no negative value and sums to 1 at every pixel, as probabilities do: "
-      "give what jax.nn.softmax is applied to, or the probabilities' logarithm."
+      "give what jax.nn.softmax is applied to, or the logarithm of the probabilities plus a small number."
     )
   _, height, *others = logits.shape
   if min(others) >= 32 and 2 * height <= min(others):

@@ -1,7 +1,8 @@
 """The loss terms of SCOPS (arXiv 1905.01298, section 3) and two beyond the paper, as pure functions.
 
-B images of H × W pixels, K parts, and a background at channel 0. All terms are means over the batch, so their
-weights do not depend on its size. Sums are taken in float32 (or wider) for every dtype of the inputs.
+B images of H × W pixels, K parts, and a background at channel 0. All terms are means over the batch, or
+ratios of such means, so their weights do not depend on its size. Sums are taken in float32 (or wider) for
+every dtype of the inputs.
 
 Types, dtypes and shapes are always checked. Called outside jit, grad and vmap, where values are known, all
 terms also raise ValueError for NaN, for logits given as probabilities and the reverse, for saliency in 0..255
@@ -29,6 +30,9 @@ from scops_jax.geometry import (
   interpolation_matrix,
   part_marginals,
 )
+
+# Of the features' energy: what the assigned semantic term takes for foreground at least.
+_LEAST_FOREGROUND = 0.01
 
 
 def concentration_loss(probs: chex.Array, *, epsilon: float = 1e-3) -> jax.Array:
@@ -113,6 +117,7 @@ def semantic_consistency_loss(
   saliency: chex.Array | None = None,
   *,
   assigned: bool = False,
+  axis_name: str | None = None,
 ) -> jax.Array:
   """Semantic consistency: the mean over pixels and channels of (D·UV - Σ_k R_k w_k)² (paper, equation 4).
 
@@ -129,7 +134,10 @@ def semantic_consistency_loss(
     assigned: beyond the paper, compare the features with each part's row instead of with the rows' mixture,
       and divide by their energy: Σ_p (Σ_k R_k ‖D·UV - w_k‖² + R_0 ‖D·UV‖²) / Σ_p ‖D·UV‖², R_0 = 1 - Σ_k R_k.
       That is linear in R, so that a pixel's best choice is one part, as in k-means, where a mixture may be
-      any blend of parts; and its value does not depend on the features' scale and number.
+      any blend of parts; and its value does not depend on the features' scale and number. Foreground with
+      less than a hundredth of the features' energy counts as that much: empty masks have bounded gradients.
+    axis_name: of the pmap whose devices share the batch. `assigned` then takes the mean of their energies, so
+      that the mean of their losses is the whole batch's. None: the batch is what is given.
 
   Returns:
     Scalar: mean over B, H, W and C; if assigned, a share of the energy. A perfect fit may come out as a
@@ -152,7 +160,7 @@ def semantic_consistency_loss(
     gram = jnp.einsum("bkhw,blhw->bkl", parts, parts, precision=HIGHEST).sum(axis=0)
     total = jnp.sum(gram * jnp.matmul(basis, basis.T, precision=HIGHEST))
   salient_parts = saliency[:, None] * parts
-  energy = jnp.zeros((), dtype)
+  energy = least = jnp.zeros((), dtype)
   first_channel = 0
   for feature_map in features:
     values = jax.lax.stop_gradient(feature_map).astype(dtype)
@@ -166,10 +174,16 @@ def semantic_consistency_loss(
     map_energy = _upsampled_energy(values, rows, columns, saliency**2)
     total += map_energy - 2.0 * jnp.sum(part_basis * response)
     energy += map_energy
+    pixels_per_cell = height * width / (values.shape[1] * values.shape[2])
+    least += _LEAST_FOREGROUND * pixels_per_cell * jnp.sum(values**2)
     first_channel += values.shape[-1]
   # A float: from 33 images of 256² and 1024 channels on, the count is no int32.
   count = float(batch * height * width * basis.shape[1])
-  return total / (energy + 1e-12 * count if assigned else count)
+  if not assigned:
+    return total / count
+  if axis_name is not None:
+    energy, least = jax.lax.pmean((energy, least), axis_name)
+  return total / (jnp.maximum(energy, least) + 1e-12 * count)
 
 
 def _check_semantic_inputs(

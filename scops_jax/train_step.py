@@ -247,7 +247,8 @@ def compute_losses(
     features: the reference's maps V `[B, h, w, C]`.
     networks: the modules.
     config: the run's.
-    axis_name: of the pmap over whose devices batch statistics are taken; None: each device has its own.
+    axis_name: of the pmap whose devices share the batch; the mean of their terms is the whole batch's. Batch
+      statistics are taken over them if config.sync_batch_norm is set.
   """
   images = batch["image"].astype(jnp.float32)
   saliency = _unit(batch["saliency"])
@@ -265,7 +266,11 @@ def compute_losses(
   inputs = _segmenter_inputs(images, config)
   variables = {"params": params["segmenter"], "batch_stats": batch_stats}
   *small_logits, batch_stats = segment_pair(
-    networks.segmenter, variables, inputs, warped_inputs, axis_name=axis_name
+    networks.segmenter,
+    variables,
+    inputs,
+    warped_inputs,
+    axis_name=axis_name if config.sync_batch_norm else None,
   )
   logits, warped_logits = (geometry.resize_bilinear(maps, height, width) for maps in small_logits)
   if target() == "cpu":
@@ -285,7 +290,7 @@ def compute_losses(
       geometry.part_centers(geometry.part_probabilities(target_logits)),
     ),
     "semantic_consistency": losses.semantic_consistency_loss(
-      probs, basis, features, saliency=saliency, assigned=config.semantic_assigned
+      probs, basis, features, saliency=saliency, assigned=config.semantic_assigned, axis_name=axis_name
     ),
     "orthonormality": losses.orthonormality_loss(basis),
   }
@@ -338,7 +343,7 @@ def train_step(
     "features": _batch_features(reference_variables, batch, networks=networks, config=config),
     "networks": networks,
     "config": config,
-    "axis_name": axis_name if config.sync_batch_norm else None,
+    "axis_name": axis_name,
   }
 
   trainable = trainable_parameters(networks, state.params["segmenter"], config)

@@ -96,7 +96,7 @@ def assigned_semantic_consistency(probs, basis, features, saliency):
   error = ((1 - parts.sum(axis=-1)) * (values**2).sum(axis=-1)).sum()
   for k, row in enumerate(basis):
     error += (parts[..., k] * ((values - row) ** 2).sum(axis=-1)).sum()
-  return error / ((values**2).sum() + 1e-12 * values.size)
+  return error / (values**2).sum()
 
 
 def sample(image, x, y, padding="zeros"):

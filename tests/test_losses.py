@@ -276,10 +276,19 @@ def test_assigned_semantic_consistency_takes_no_mixture_for_a_part():
   np.testing.assert_allclose(assigned_semantic(parts, basis, features, everywhere), 1.0, rtol=1e-6)
 
 
-def test_assigned_semantic_consistency_without_foreground_is_finite():
-  value, gradients = compiled_gradient(assigned_semantic, 2)(PROBS, BASIS, FEATURES, 0 * SALIENCY)
-  assert np.isfinite(value)
-  assert all(np.isfinite(gradient).all() for gradient in gradients)
+def test_assigned_semantic_consistency_without_foreground_is_bounded():
+  # As if a hundredth of the features' energy were foreground: an empty mask outweighs no other image by more.
+  gradient = compiled_gradient(assigned_semantic, 2)
+  for saliency in (0 * SALIENCY, 1e-3 * SALIENCY):
+    value, gradients = gradient(PROBS, BASIS, FEATURES, saliency)
+    full, full_gradients = gradient(PROBS, BASIS, FEATURES, np.ones_like(SALIENCY))
+    assert 0 < value < 100 * (1 + full)
+    for found, expected in zip(gradients, full_gradients, strict=True):
+      assert np.isfinite(found).all()
+      assert np.linalg.norm(found) < 300 * np.linalg.norm(expected)
+  nothing, gradients = gradient(PROBS, BASIS, 0 * FEATURES, SALIENCY)
+  assert np.isfinite(nothing)
+  assert all(np.isfinite(found).all() for found in gradients)
 
 
 BAD_INPUTS = {
@@ -345,6 +354,11 @@ MISTAKEN_VALUES = {
   "equivariance_of_probs": (losses.equivariance_loss, (PROBS, LOGITS), "^logits must be logits"),
   "equivariance_to_probs": (losses.equivariance_loss, (LOGITS, PROBS), "target_logits must be logits"),
   "equivariance_of_nan": (losses.equivariance_loss, (NAN, LOGITS), "logits holds NaN"),
+  "background_of_infinity": (
+    losses.background_loss,
+    (np.where(LOGITS > 1, np.inf, LOGITS), SALIENCY),
+    "logits holds infinity",
+  ),
   "equivariance_channels_first": (
     losses.equivariance_loss,
     (SQUARE_LOGITS, SQUARE_LOGITS),

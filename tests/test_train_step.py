@@ -31,7 +31,7 @@ from tests import tiny
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def run_steps(config, count=3, segmenter=None):
+def run_steps(config, count=3, segmenter=None, masks=None):
   nets = tiny.networks(segmenter)
   params, batch_stats, reference = tiny.variables(nets)
   optimizer = create_optimizer(nets, params, config)
@@ -39,7 +39,10 @@ def run_steps(config, count=3, segmenter=None):
   state, reference = steps.replicate(tiny.state(params, batch_stats, optimizer)), steps.replicate(reference)
   history = []
   for i in range(count):
-    state, metrics = steps.train(state, steps.shard_batch(tiny.batch(config.batch_size, seed=i)), reference)
+    batch = tiny.batch(config.batch_size, seed=i)
+    if masks is not None:
+      batch["saliency"] = np.broadcast_to(masks[:, None, None], batch["saliency"].shape)
+    state, metrics = steps.train(state, steps.shard_batch(batch), reference)
     history.append({name: float(value) for name, value in metrics.items()})
   return state, history
 
@@ -268,14 +271,19 @@ import numpy as np, jax
 from tests import tiny
 from tests.test_train_step import run_steps
 assert jax.device_count() == int(sys.argv[2]), jax.devices()
-config = tiny.config(parallelism=sys.argv[1])
-state, history = run_steps(config, count=5, segmenter=tiny.BatchNormSegmenter())
-leaves = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
-np.savez(sys.argv[3], *leaves, history=np.array([list(h.values()) for h in history]))
+found = {}
+for assigned, masks in ((False, None), (True, np.uint8([255, 10, 120, 0]))):
+  config = tiny.config(parallelism=sys.argv[1], semantic_assigned=assigned)
+  state, history = run_steps(config, count=5, segmenter=tiny.BatchNormSegmenter(), masks=masks)
+  leaves = jax.tree.leaves(jax.device_get((state.params, state.batch_stats)))
+  found |= {f"{assigned} {i}": leaf for i, leaf in enumerate(leaves)}
+  found[f"{assigned} history"] = np.array([list(h.values()) for h in history])
+np.savez(sys.argv[3], **found)
 """
 
 
 def test_jit_and_pmap_on_four_devices_equal_one_device(tmp_path):
+  # The second time with masks of other sizes on each device: the assigned term divides by a sum over all.
   results = {}
   for parallelism, count in (("jit", 1), ("jit", 4), ("pmap", 4)):
     path = tmp_path / f"{parallelism}{count}.npz"
