@@ -10,6 +10,7 @@ import argparse
 import functools
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +20,8 @@ import numpy as np
 
 from scops_jax.data.collection import ExampleSource, open_collection
 from scops_jax.data.pipeline import evaluation_batches
-from scops_jax.evaluation.baselines import Batch, fit_baselines
+from scops_jax.errors import UserError
+from scops_jax.evaluation.baselines import NAMES, Batch, fit_baselines
 from scops_jax.evaluation.evaluate import Dff, evaluate
 from scops_jax.runs import setup
 from scops_jax.runs.workdir import load_config
@@ -74,9 +76,16 @@ def main() -> None:
   """Prints and writes."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of the finished run")
-  parser.add_argument("--only", nargs="*", default=(), help="names of baselines; default: all")
+  parser.add_argument("--only", nargs="*", choices=NAMES, default=[], help="names of baselines; default: all")
   parser.add_argument("--out", type=pathlib.Path, help="folder of the JSON files")
   arguments = parser.parse_args()
+  try:
+    _print(arguments)
+  except UserError as error:
+    sys.exit(f"error: {error}")
+
+
+def _print(arguments: argparse.Namespace) -> None:
   for name, results, minutes in measure(arguments.workdir, arguments.only):
     text = json.dumps({"results": results, "minutes": round(minutes, 2)}, indent=2)
     print(f"{name}\n{text}", flush=True)

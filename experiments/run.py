@@ -22,6 +22,7 @@ import os
 import pathlib
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -39,8 +40,26 @@ Train = Callable[[list[str]], None]
 
 
 def train_in_process_of_its_own(flags: list[str]) -> None:
-  """Trains with the flags of `python -m scops_jax.main`."""
-  subprocess.run([sys.executable, "-m", "scops_jax.main", *flags], check=True, cwd=ROOT)
+  """Trains with the flags of `python -m scops_jax.main`.
+
+  SIGTERM and Ctrl-C end the training as they end a run: after its step, which is saved.
+
+  Raises:
+    SystemExit: the training ended with an error or by a signal, with its code.
+  """
+  process = subprocess.Popen([sys.executable, "-m", "scops_jax.main", *flags], cwd=ROOT)
+  before = {
+    # A terminal gives Ctrl-C to both processes, so this one only waits.
+    signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+    signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+  }
+  try:
+    code = process.wait()
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  if code:
+    raise SystemExit(code)
 
 
 def perform(

@@ -2,7 +2,7 @@
 
 A config file, `configs/NAME.py`, starts from `default_config()`, `release_config()` or `dino_config()` and
 sets what differs; the code reads `config.x`. The losses, transforms and optimizer default to the paper's
-CelebA settings (their weights in this project's reductions: README, "Losses"); the networks and the
+CelebA settings (their weights in this project's reductions: docs/losses.md); the networks and the
 collection default to those that need no download. "Release" is the authors' published implementation,
 "section" a section of the paper (arXiv 1905.01298). "Beyond the paper" marks what the paper does not have; it
 is off by default.

@@ -403,7 +403,8 @@ def _evaluate(
     num_classes=len(run.collection.part_names),
     config=config,
   )
-  results = {**measures, "step": step}
+  # With its unit, which may differ from the one that the run was trained with.
+  results = {**measures, "step": step, "landmark_normalizer": config.data.landmark_normalizer}
   if not hosts.is_first():
     return results
   gallery = dataclasses.replace(

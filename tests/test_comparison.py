@@ -48,6 +48,17 @@ def test_measures_settings_and_names(tmp_path):
   assert not re.search(r"https?:|url\(", re.sub(r"data:[^\"]*", "", page))
 
 
+def test_numbers_of_different_units_are_not_compared(tmp_path):
+  other = run("B", config=pages.config(**{"data.landmark_normalizer": "image", "image_size": 64}))
+  page = compare(tmp_path, run("A"), other)
+  text = Structure(page).text
+  assert "in different units, the distance between the eyes and the image’s edge" in text
+  assert "lower than A’s" not in text
+  assert "Landmark error 21.0 %" not in text
+  assert not re.search("pixels of the network’s square [0-9]", text)
+  assert "Foreground IoU" in text
+
+
 def test_the_verdict_is_paired(tmp_path):
   # B is better by 0.05 on each scored image: certain, although the errors themselves are spread.
   gallery = pages.gallery()
@@ -118,6 +129,9 @@ def test_the_command(tmp_path):
   found = command("one", "--against=other", "--out=both.html")
   assert found.returncode == 0, found.stderr
   assert "one and other" in (tmp_path / "both.html").read_text(encoding="utf-8")
+  found = command("one", "--out=other")
+  assert found.returncode == 1
+  assert "error: --out=other can't be written" in found.stderr
   (tmp_path / "other" / "report" / GALLERY_FILE).unlink()
   found = command("one", "--against=other")
   assert found.returncode == 1

@@ -78,8 +78,12 @@ def test_the_packed_results(networks):
   assert len(rows) == 2 * 2 * 3
   assert (rows[1]["network"], rows[1]["image"], rows[1]["name"]) == ("first", "01_a", "body")
   assert [int(row["area"]) for row in rows[:3]] == areas[1:].tolist()
-  with zipfile.ZipFile(io.BytesIO(pack(networks[:1], [Photo("a.png", picture())], Look()))) as archive:
+  large = picture().resize((2000, 1000))
+  with zipfile.ZipFile(io.BytesIO(pack(networks[:1], [Photo("a.png", large)], Look()))) as archive:
     assert archive.namelist() == ["overlays/01_a.jpg", "labels/01_a.png", "parts.csv"]
+    # As predict's: of the photograph as it is, not of the reduced one that is shown.
+    with Image.open(io.BytesIO(archive.read("labels/01_a.png"))) as labels:
+      assert labels.size == large.size
 
 
 def test_drawn_faces_to_begin_with():

@@ -182,8 +182,12 @@ def test_landmarks_are_scored_at_their_pixels():
 
 def test_hidden_eyes_need_another_normaliser():
   options = {"dff": dff(10), "num_classes": 3}
-  with pytest.raises(UserError, match=r"data\.landmark_normalizer=inter_ocular needs images"):
+  refused = r"data\.landmark_normalizer=inter_ocular needs training and test images"
+  with pytest.raises(UserError, match=refused):
     evaluate(predict, **hiding(0), config=config(), **options)
+  profiles = {**splits(10, num_landmarks=3), "test": hiding(0)["regression"]}
+  with pytest.raises(UserError, match=refused):
+    evaluate(predict, **profiles, config=config(), **options)
   results, *_ = evaluate(
     predict, **hiding(0), config=config(**{"data.landmark_normalizer": "box"}), **options
   )

@@ -182,6 +182,14 @@ def test_an_interrupted_call_goes_on(segmenter, photos, tmp_path, monkeypatch):
   assert len(rows) == 3 * len(SIZES)
 
 
+def test_an_image_longer_than_a_jpeg_is_left_out(segmenter, photos, tmp_path):
+  Image.new("1", (66_000, 8)).save(photos / "long.png")
+  (failure,) = run(segmenter, photos, tmp_path / "out")
+  assert "long.png" in str(failure)
+  assert "longer than a JPEG may be" in str(failure)
+  assert {row["image"] for row in table(tmp_path / "out")} == set(SIZES)
+
+
 def test_bad_files_are_listed_and_left_out(segmenter, photos, tmp_path, capsys):
   out = tmp_path / "out"
   run(segmenter, photos, out)

@@ -14,7 +14,7 @@ from scops_jax.data.image_files import resize_pixels
 from scops_jax.errors import UserError
 from scops_jax.prediction import predictor
 from scops_jax.prediction.labels import resize_maps
-from scops_jax.prediction.predictor import Predictor, padded_batch_size
+from scops_jax.prediction.predictor import Predictor, open_picture, padded_batch_size
 from scops_jax.report.palette import part_colors
 from tests import tiny, tiny_run
 
@@ -83,6 +83,9 @@ def test_images_of_any_kind_and_size(segmenter, tmp_path):
     assert one.labels.shape == image.shape[:2]
     for name, value in whole._asdict().items():
       np.testing.assert_allclose(getattr(one, name), value[0], atol=1e-5)
+  keyed = Image.fromarray(np.zeros((16, 16, 3), np.uint8))
+  keyed.info["transparency"] = (0, 0, 0)
+  np.testing.assert_array_equal(open_picture(keyed), np.full((16, 16, 3), 255))
   alone = predict(tmp_path / "a.png")
   np.testing.assert_array_equal(alone.labels, found[0].labels)
   assert predict([]) == []

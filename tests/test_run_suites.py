@@ -3,6 +3,9 @@
 import json
 import pathlib
 import runpy
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -109,6 +112,35 @@ def test_a_run_is_done_once_and_other_settings_are_refused(tmp_path, monkeypatch
   assert saved["overrides"]["num_steps"] == 3
   with pytest.raises(SystemExit, match="made with other overrides"):
     run.perform(one, overrides={"num_steps": 4}, **options)
+
+
+def test_a_training_that_fails_ends_the_suite_with_its_code(tmp_path):
+  handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+  with pytest.raises(SystemExit) as ended:
+    run.train_in_process_of_its_own(["--config=configs/nothing.py", f"--workdir={tmp_path}"])
+  assert ended.value.code == 1
+  assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_sigterm_ends_the_training_too(tmp_path):
+  # The training is replaced by a process that says that it has begun, and by what signal it ends.
+  script = (
+    "import sys, time, signal;"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print('begun', flush=True); time.sleep(60)"
+  )
+  parent = (
+    "import sys; from experiments import run; run.sys.executable = sys.argv[1]; "
+    "run.train_in_process_of_its_own([])"
+  )
+  fake = tmp_path / "python"
+  fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{script}"\n')
+  fake.chmod(0o755)
+  process = subprocess.Popen(
+    [sys.executable, "-c", parent, str(fake)], cwd=run.ROOT, stdout=subprocess.PIPE, text=True
+  )
+  assert process.stdout.readline() == "begun\n"
+  process.terminate()
+  assert process.wait(30) == 7
 
 
 def test_every_run_of_a_suite_has_a_valid_config(monkeypatch):

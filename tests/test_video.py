@@ -66,6 +66,20 @@ def test_every_frame_has_its_parts(segmenter, clip, tmp_path):
   assert [int(row["area"]) for row in rows[-3:]] == areas[1:].tolist()
 
 
+def test_a_video_that_ffmpeg_does_not_finish_is_no_result(segmenter, clip, tmp_path, monkeypatch):
+  ffmpeg = pytest.importorskip("imageio_ffmpeg")
+  write_frames = ffmpeg.write_frames
+  # As on a full disk: FFmpeg stops before it writes the index of the frames.
+
+  def stopped(*arguments, output_params, **options):
+    return write_frames(*arguments, output_params=[*output_params, "-fs", "1"], **options)
+
+  monkeypatch.setattr(ffmpeg, "write_frames", stopped)
+  with pytest.raises(UserError, match=r"can't write to out=.*FFmpeg did not finish"):
+    predict_video(segmenter, clip, tmp_path / "out")
+  assert not list((tmp_path / "out").iterdir())
+
+
 def test_what_is_no_video(segmenter, clip, tmp_path):
   (tmp_path / "text.mp4").write_text("no video")
   assert is_video(tmp_path / "text.mp4")

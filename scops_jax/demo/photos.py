@@ -49,11 +49,12 @@ class Network:
 
 
 class Photo:
-  """A photograph, and the maps that networks have found."""
+  """A photograph, reduced if it is large, its full (width, height), and the maps that networks have found."""
 
   def __init__(self, name: str, image: Image.Image) -> None:
     self.name = name
     self.image = image
+    self.full_size = image.size
     if max(image.size) > _LONGEST:
       self.image = image.copy()
       self.image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
@@ -108,7 +109,7 @@ def draw(network: Network, photos: Sequence[Photo], look: Look) -> list[Image.Im
 
 
 def pack(networks: Sequence[Network], photos: Sequence[Photo], look: Look) -> bytes:
-  """Returns a zip of the overlays as they are shown, index maps, and a table of the parts."""
+  """Returns a zip of the overlays as they are shown, and index maps and a table of the parts at full size."""
   stream, table = io.BytesIO(), io.StringIO()
   rows = csv.writer(table, lineterminator="\n")
   rows.writerow(("network", "image", "part", "name", "x", "y", "area"))
@@ -119,7 +120,7 @@ def pack(networks: Sequence[Network], photos: Sequence[Photo], look: Look) -> by
       for number, (photo, overlay, found) in enumerate(
         zip(photos, draw(network, photos, look), maps, strict=True), 1
       ):
-        width, height = photo.image.size
+        width, height = photo.full_size
         labels = label_pixels(found.probs, height=height, width=width)
         stem = f"{number:02}_{pathlib.Path(photo.name).stem}"
         picture = Image.fromarray(labels.labels)

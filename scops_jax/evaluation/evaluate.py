@@ -314,10 +314,10 @@ def _landmark_errors(
   options: dict[str, Any] = {"visible": (train.visible, test.visible)}
   if unit != "inter_ocular":
     options["normalizer"] = (_normalizer(train, unit), _normalizer(test, unit))
-  elif np.count_nonzero(train.visible[:, :2].any(axis=0)) < 2:
+  elif not all(split.visible[:, :2].all(axis=1).any() for split in (train, test)):
     raise UserError(
-      "data.landmark_normalizer=inter_ocular needs images of the regression that show the first two "
-      "landmarks: take image or box"
+      "data.landmark_normalizer=inter_ocular needs training and test images that show the first two "
+      "landmarks together: take image or box"
     )
   ours = regress_landmarks(train.centers, train.landmarks, test.centers, test.landmarks, **options)
   theirs = regress_landmarks(dff.train_centers, train.landmarks, dff.test_centers, test.landmarks, **options)

@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from scops_jax import cli
+from scops_jax.errors import UserError
 from scops_jax.prediction.sources import find_network
 from scops_jax.progress import phase
 from scops_jax.storage.files import file_size
@@ -49,7 +50,10 @@ def main() -> None:
   if _PART_NAMES.value is not None:
     segmenter = segmenter._replace(part_names=tuple(_PART_NAMES.value))
   out = as_path(_OUT.value)
-  write_model(segmenter, out, dtype=_DTYPE.value)
+  try:
+    write_model(segmenter, out, dtype=_DTYPE.value)
+  except ValueError as error:
+    raise UserError(f"dtype={_DTYPE.value}: {error}: take float32") from error
   config = segmenter.config
   print(
     f"{out}: {config.segmenter}, {config.num_parts} parts, {segmenter.step} steps, {_DTYPE.value}, "

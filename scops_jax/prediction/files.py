@@ -23,6 +23,7 @@ from scops_jax.storage.files import replacing
 # Larger originals are not kept until their maps are there but read a second time: this bounds the memory.
 _KEPT_PIXELS = 1 << 20
 _JPEG_QUALITY = 90
+_LONGEST_JPEG = 65500  # pixels, libjpeg's limit
 _PNG_LEVEL = 1  # of compression: four times as fast as the default, and label maps are small anyway
 
 
@@ -145,6 +146,11 @@ def write_image(predicted: PredictedImage | UserError, *, out: OutputFiles) -> D
     overlay = draw_overlay(image, found.labels, places, **options)
   else:
     overlay = overlay_parts(image, probs, centers, **options)
+  if max(overlay.size) > _LONGEST_JPEG:
+    return UserError(
+      f"{file.path} can't be labelled: its overlay of {overlay.width} × {overlay.height} pixels would be "
+      f"longer than a JPEG may be, {_LONGEST_JPEG}"
+    )
   contents = {kind: io.BytesIO() for kind in out.of(file.stem)}
   labels.save(contents["labels"], format="PNG", compress_level=_PNG_LEVEL)
   overlay.save(contents["overlays"], format="JPEG", quality=_JPEG_QUALITY)

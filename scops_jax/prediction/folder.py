@@ -11,7 +11,6 @@ seconds and at the end: a killed call labels the images of the last seconds agai
 
 import contextlib
 import csv
-import fcntl
 import json
 import os
 import pathlib
@@ -29,7 +28,7 @@ from scops_jax.errors import UserError
 from scops_jax.prediction.files import DoneImage, ImageFile, OutputFiles
 from scops_jax.prediction.overlay import LabelledFile, draw_contact_sheet
 from scops_jax.storage.files import replacing, upload
-from scops_jax.storage.locks import InUseError, exclusive
+from scops_jax.storage.locks import InUseError, exclusive, lock_file
 from scops_jax.storage.paths import is_remote
 
 _COLUMNS = ("image", "part", "x", "y", "area", "mean_probability")
@@ -79,7 +78,7 @@ class PredictionFolder:
           self._local_journal = path / _JOURNAL
         self._journal = stack.enter_context(self._local_journal.open("a+b"))
         if not is_remote(path):
-          fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+          lock_file(self._journal)
       except (BlockingIOError, InUseError) as error:
         raise UserError(f"out={path} is being written by another call: wait for it") from error
       except OSError as error:

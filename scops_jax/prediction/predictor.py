@@ -169,7 +169,8 @@ def open_picture(image: OneImage) -> Image.Image:
   if isinstance(image, str | os.PathLike):
     return read_image(pathlib.Path(image)).image
   if isinstance(image, Image.Image):
-    return image if image.mode == "RGB" and not image.getexif() else decode_picture(image.copy()).image
+    plain = image.mode == "RGB" and not image.has_transparency_data and not image.getexif()
+    return image if plain else decode_picture(image.copy()).image
   pixels = np.asarray(image)
   if pixels.dtype != np.uint8:
     raise TypeError(

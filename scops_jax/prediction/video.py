@@ -6,10 +6,11 @@ it is an extra, "video".
 
 import contextlib
 import csv
+import errno
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ _COLUMNS = ("frame", "seconds", "part", "x", "y", "area", "mean_probability")
 
 
 class _Video(NamedTuple):
-  frames: Iterator[Image.Image]
+  frames: Generator[Image.Image, None, None]
   fps: float
   num_frames: int  # about; 1 where it is unknown
 
@@ -125,7 +126,9 @@ def _open(path: pathlib.Path) -> _Video:
   return _Video(_frames(reader, (width, height), path), meta["fps"], num_frames)
 
 
-def _frames(reader: Iterator[bytes], size: tuple[int, int], path: pathlib.Path) -> Iterator[Image.Image]:
+def _frames(
+  reader: Iterator[bytes], size: tuple[int, int], path: pathlib.Path
+) -> Generator[Image.Image, None, None]:
   with contextlib.closing(reader):  # type: ignore[type-var]
     try:
       for data in reader:
@@ -145,6 +148,12 @@ def _writer(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[A
     with _starting_ffmpeg():
       writer.send(None)
     yield writer
+  # The library does not say how FFmpeg ended, and a file that it did not finish can't be opened.
+  try:
+    with contextlib.closing(_open(path).frames) as frames:
+      next(frames, None)
+  except UserError as error:
+    raise OSError(errno.EIO, f"FFmpeg did not finish the video: {error}") from error
 
 
 @contextlib.contextmanager

@@ -35,17 +35,23 @@ def main(workdir: str) -> None:
 
   def read(name: str) -> Run:
     folder, (config, results) = as_path(name), found[name]
+    config.data.landmark_normalizer = results.get("landmark_normalizer", config.data.landmark_normalizer)
     records = [record for record in read_metrics(folder) if record["step"] <= results["step"]]
     gallery = Gallery.load(folder / "report" / GALLERY_FILE)
     return Run(folder.name or folder.absolute().name, results, records, config, gallery)
 
   one = read(workdir)
-  if _AGAINST.value is None:
-    out = as_path(_OUT.value or as_path(workdir) / "report" / "index.html")
-    write_report(out, results=one.results, records=one.records, config=one.config, gallery=one.gallery)
-  else:
-    out = as_path(_OUT.value or "comparison.html")
-    write_comparison(out, one, read(_AGAINST.value))
+  other = None if _AGAINST.value is None else read(_AGAINST.value)
+  out = as_path(
+    _OUT.value or (as_path(workdir) / "report/index.html" if other is None else "comparison.html")
+  )
+  try:
+    if other is None:
+      write_report(out, results=one.results, records=one.records, config=one.config, gallery=one.gallery)
+    else:
+      write_comparison(out, one, other)
+  except OSError as error:
+    raise UserError(f"out={out} can't be written: {error.strerror or error}") from error
   print(out)
 
 

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from scops_jax.errors import UserError
 from scops_jax.report import images, measures
-from scops_jax.report.gallery import Gallery
+from scops_jax.report.gallery import LANDMARK_ERROR, Gallery
 from scops_jax.report.markup import number
 from scops_jax.report.page import asset, controls, loss_charts
 from scops_jax.report.palette import part_colors
@@ -61,7 +61,7 @@ def write_comparison(path: str | pathlib.Path, one: Run, other: Run) -> None:
     other=escape(other.name),
     collection=escape(measures.collection_name(one.config)),
     verdict=_verdict(one, other),
-    measures=_measure_rows(one.results, other.results),
+    measures=_measure_rows(one, other),
     settings=_settings(one.config, other.config),
     gallery_summary=shown,
     controls=controls(one.gallery, colors, worst="B worse than A", best="B better than A", masks=False),
@@ -109,6 +109,12 @@ def _verdict(one: Run, other: Run) -> str:
   """Returns a sentence on the errors of the same images, which vary less than those of other images."""
   if one.gallery.error_name != other.gallery.error_name:
     return ""
+  units = [run.config.data.landmark_normalizer for run in (one, other)]
+  if one.gallery.error_name == LANDMARK_ERROR and units[0] != units[1]:
+    return (
+      f"<p>The landmark errors are in different units, {measures.LENGTHS[units[0]]} and "
+      f"{measures.LENGTHS[units[1]]}: compare the rows that name their unit.</p>"
+    )
   difference = other.gallery.test_errors - one.gallery.test_errors
   scored, deviation = measures.standard_error(difference)
   if scored < 2:
@@ -132,12 +138,13 @@ def _verdict(one: Run, other: Run) -> str:
   )
 
 
-def _measure_rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-  """Returns a table row for every measure that both runs have as a number."""
+def _measure_rows(one: Run, other: Run) -> str:
+  """Returns a table row for every measure that both runs have as a number, in the same unit."""
   rows = []
   for key, title, percent in measures.titles():
-    values = [value for results in (one, other) if isinstance(value := results.get(key), float | int)]
-    if len(values) < 2:
+    values = [value for run in (one, other) if isinstance(value := run.results.get(key), float | int)]
+    units = {measures.unit_of(key, run.config) for run in (one, other)}
+    if len(values) < 2 or len(units) > 1:
       continue
     lower = any(word in key for word in _LOWER_IS_BETTER)
     best = min(values) if lower else max(values)

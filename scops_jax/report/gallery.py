@@ -18,6 +18,7 @@ from scops_jax.storage.files import replacing
 from scops_jax.storage.paths import as_path
 
 GALLERY_FILE = "gallery.npz"  # beside a run's report, for `python -m scops_jax.report`
+LANDMARK_ERROR = "landmark error"  # what a gallery's errors are called where there are landmarks
 # Pixels along the longer side of a kept picture.
 _LONGEST_SIDE = 256
 _JPEG_QUALITY = 85
@@ -168,7 +169,7 @@ class GalleryBuilder:
     Returns:
       The gallery.
     """
-    error_name = "1 − foreground IoU" if errors is None else "landmark error"
+    error_name = "1 − foreground IoU" if errors is None else LANDMARK_ERROR
     errors = np.asarray(self._foreground_errors if errors is None else errors, np.float64)
     indices, num_worst = _choose(errors, max_images=max_images, max_worst=max_worst)
     return Gallery(

@@ -110,6 +110,14 @@ def titles() -> list[tuple[str, str, bool]]:
   ]
 
 
+def unit_of(measure: str, config: ConfigDict) -> str | int | None:
+  """Returns the value of the config that decides a measure's unit; None if its unit is always the same."""
+  if measure == "landmark_error_test":
+    return config.data.landmark_normalizer
+  in_pixels = {key for key, _, unit in CONSISTENCY_ROWS if unit is not None}
+  return config.image_size if measure in in_pixels else None
+
+
 def foreground_truth(results: Mapping[str, Any], config: ConfigDict) -> str:
   """Returns in a sentence what the predicted foreground is compared with."""
   own = config.data.name == "image_folder"

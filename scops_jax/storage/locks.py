@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO, Any
 
 from scops_jax.storage.paths import filesystem, is_remote
 
@@ -53,17 +54,28 @@ def exclusive(path: pathlib.Path) -> Iterator[None]:
     return
   with path.open("a+", encoding="utf-8") as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      lock_file(file)
     except BlockingIOError as error:
       file.seek(0)
       raise InUseError(file.read().strip() or "another process") from error
-    except OSError as error:
-      if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-        raise
     file.truncate(0)
     file.write(f"{_owner()}\n")
     file.flush()
     yield
+
+
+def lock_file(file: IO[Any]) -> None:
+  """Locks an open file on disk until it is closed; does nothing where the file system has no locks.
+
+  Raises:
+    BlockingIOError: another process has the lock.
+    OSError: the system refuses it.
+  """
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+      raise
 
 
 def _owner() -> str:
