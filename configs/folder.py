@@ -2,8 +2,8 @@
 
 python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --workdir=runs/mine
 
-DIR holds images/ and, if you have them, saliency/, landmarks.csv, parts/, train.txt and test.txt; see README,
-"Your own images". The settings suit objects of any shape that are seen from both sides and move their limbs.
+DIR holds images/ and, if you have them, saliency/, landmarks.csv, parts/, train.txt and test.txt; see
+docs/own-images.md. The settings suit objects of any shape that are seen from both sides and move their limbs.
 On 1 000 composed photographs of mammals, tested on other species, they give a landmark error of 0.065 to
 0.070 of the image's edge (three seeds, 1 050 steps; DFF on the same features 0.086 to 0.091) and a foreground
 IoU of 0.90; on drawn quadrupeds 0.040 to 0.043 (three seeds, 1 000 steps; DFF 0.080 to 0.084) and 0.93, on
@@ -13,7 +13,7 @@ about 25 minutes of one core.
 The collection and the networks decide the settings that are 0 or () here (scops_jax/runs/sizes.py has the
 rules): 8 parts and 1 000 steps for 1 000 images. A flag such as --config.num_parts=6 overrides them.
 
-To use the features of a DINO transformer instead of EfficientNet's, give its weights (README, "DINO"):
+To use the features of a DINO transformer instead of EfficientNet's, give its weights (docs/networks.md):
 
 python -m scops_jax.main --config=configs/folder.py --config.data.dir=DIR --workdir=runs/mine \
   --config.reference=dinov2_vits14_reg --config.reference_weights=FILE
