@@ -79,8 +79,8 @@ def main() -> None:
   print(f"\n{options.num} images. The start-up of {fixed:.1f} s (compiling, first batch) is not counted.")
   for name, seconds in alone.items():
     print(f"{name}, before and after: {', '.join(f'{1e3 * s:.2f}' for s in seconds)} ms per image.")
-  tenths = np.array_split(memory, 10)
-  print(f"Peak memory in each tenth of the run: {', '.join(f'{max(t):.0f}' for t in tenths)} MB.\n")
+  tenths = np.array_split(memory, min(10, len(memory)))
+  print(f"Peak memory in each part of the run: {', '.join(f'{max(t):.0f}' for t in tenths)} MB.\n")
   print("\n".join(machine.describe(os.environ)))
 
 

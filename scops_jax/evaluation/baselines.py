@@ -169,7 +169,9 @@ def _label_by_moments(features: chex.Array, saliency: chex.Array) -> dict[str, c
   whitened = jnp.einsum("bhwc,bci->bhwi", offsets, axes, precision=geometry.HIGHEST)
   whitened = whitened / deviations[:, None, None]
   likeliest = jnp.argmin(jnp.square(whitened[..., None, :] - points).sum(axis=-1), axis=-1)
-  centers = middle[:, None] + jnp.einsum("ki,bi,bci->bkc", points, deviations, axes)
+  centers = middle[:, None] + jnp.einsum(
+    "ki,bi,bci->bkc", points, deviations, axes, precision=geometry.HIGHEST
+  )
   return _labelled(likeliest, saliency, len(points), centers)
 
 
@@ -182,7 +184,7 @@ def _label_by_factors(basis: chex.Array, features: chex.Array, saliency: chex.Ar
 
 def _closeness(means: chex.Array, features: chex.Array) -> chex.Array:
   """Returns -‖v - m_k‖² `[B, h, w, K]`."""
-  cross = jnp.einsum("bhwc,kc->bhwk", features, means)
+  cross = jnp.einsum("bhwc,kc->bhwk", features, means, precision=geometry.HIGHEST)
   return 2 * cross - jnp.square(means).sum(axis=1) - jnp.square(features).sum(axis=-1, keepdims=True)
 
 
@@ -269,8 +271,8 @@ def _supervised_sums(
   inputs = jnp.pad(features, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1.0)
   inputs = (inputs * valid[:, None, None, None]).reshape(-1, inputs.shape[-1])
   return (
-    inputs.T @ inputs,
-    inputs.T @ heat.reshape(-1, heat.shape[-1]),
+    jnp.matmul(inputs.T, inputs, precision=geometry.HIGHEST),
+    jnp.matmul(inputs.T, heat.reshape(-1, heat.shape[-1]), precision=geometry.HIGHEST),
     jnp.where(visible[..., None], landmarks, 0).sum(axis=0),
     visible.sum(axis=0),
     saliency.sum(axis=0),
@@ -293,6 +295,6 @@ def _label_by_mean_shape(
 
 
 def _label_by_probe(matrix: chex.Array, features: chex.Array, saliency: chex.Array) -> dict[str, chex.Array]:
-  heat = jnp.maximum(features @ matrix[:-1] + matrix[-1], 0)
+  heat = jnp.maximum(jnp.matmul(features, matrix[:-1], precision=geometry.HIGHEST) + matrix[-1], 0)
   weighted = jnp.square(heat) * _weights(saliency, features.shape[1:3])[..., None]
   return _maps(heat, saliency, factorization.map_centers(weighted))
