@@ -403,8 +403,7 @@ def _evaluate(
     num_classes=len(run.collection.part_names),
     config=config,
   )
-  # With its unit, which may differ from the one that the run was trained with.
-  results = {**measures, "step": step, "landmark_normalizer": config.data.landmark_normalizer}
+  results = {**measures, "step": step}
   if not hosts.is_first():
     return results
   gallery = dataclasses.replace(

@@ -116,6 +116,12 @@ def test_a_fitted_code_is_kept_with_the_collection(method, channels, config, mon
   monkeypatch.setattr("scops_jax.runs.feature_code._fit", None)
   again = setup.fit_feature_code(collection, networks, loaded, config)
   np.testing.assert_array_equal(again["code"][0], variables["code"][0])
+  codes = (collection.folder / "reference_features").glob("*_code.npz")
+  kept = max(codes, key=lambda path: path.stat().st_mtime_ns)
+  for content in (b"", kept.read_bytes()[:-30]):
+    kept.write_bytes(content)
+    with pytest.raises(UserError, match=r"can't be written or read .*: delete it"):
+      setup.fit_feature_code(collection, networks, loaded, config)
 
 
 @pytest.mark.parametrize(

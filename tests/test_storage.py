@@ -1,6 +1,7 @@
 """Paths, files, copies, checkpoints and locks in buckets, on a store in memory."""
 
 import json
+import os
 import pathlib
 import pickle
 import subprocess
@@ -175,6 +176,16 @@ def test_a_lock_of_a_dead_process_of_this_machine_is_taken_at_once(bucket, capsy
   write_lock(bucket / "lock", machine=locks._machine(), process=str(process.pid))
   with exclusive(bucket / "lock"):
     assert not capsys.readouterr().err
+
+
+def test_a_process_that_has_the_number_of_a_dead_one_does_not_keep_its_lock(bucket, capsys):  # noqa: F811
+  # As in a container that is started again: the command has the same number as the one that was killed.
+  number = str(os.getpid())
+  write_lock(bucket / "lock", machine=locks._machine(), process=number, started="1")
+  with exclusive(bucket / "lock"):
+    assert not capsys.readouterr().err
+    with pytest.raises(InUseError, match=number), exclusive(bucket / "lock"):
+      pass
 
 
 def test_a_lock_that_is_renewed_is_respected(bucket, quick):  # noqa: F811

@@ -1,7 +1,6 @@
 """The files of a prepared data set: written under a lock, verified, and replaced when they are damaged."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 from scops_jax.data.builder import CollectionBuilder
 from scops_jax.errors import UserError
 from scops_jax.storage.files import file_digest, replacing
+from scops_jax.storage.locks import lock_file
 
 DIGESTS = "digests.txt"  # SHA-256 of its second line, which has size and SHA-256 of each file of a data set
 
@@ -40,7 +40,7 @@ def only_writer(folder: Path) -> Iterator[None]:
   """Holds the lock of a data set's folder, which the system releases if the process dies."""
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / "lock").open("w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock_file(lock, wait=True)
     yield
 
 

@@ -35,7 +35,6 @@ def main(workdir: str) -> None:
 
   def read(name: str) -> Run:
     folder, (config, results) = as_path(name), found[name]
-    config.data.landmark_normalizer = results.get("landmark_normalizer", config.data.landmark_normalizer)
     records = [record for record in read_metrics(folder) if record["step"] <= results["step"]]
     gallery = Gallery.load(folder / "report" / GALLERY_FILE)
     return Run(folder.name or folder.absolute().name, results, records, config, gallery)

@@ -5,6 +5,7 @@ resumed has the same one.
 """
 
 import itertools
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def add_code(
       _write(path, _fit(collection, features, config, variables=variables))
       push(named)
     codes = _read(path)
-  except (OSError, ValueError, KeyError) as error:
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f"the features' code {path} can't be written or read ({error}): delete it") from error
   return {**variables, "code": codes}
 

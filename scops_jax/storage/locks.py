@@ -64,15 +64,19 @@ def exclusive(path: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def lock_file(file: IO[Any]) -> None:
+def lock_file(file: IO[Any], *, wait: bool = False) -> None:
   """Locks an open file on disk until it is closed; does nothing where the file system has no locks.
 
+  Args:
+    file: open.
+    wait: until another process gives the lock back.
+
   Raises:
-    BlockingIOError: another process has the lock.
+    BlockingIOError: another process has the lock, and `wait` is not set.
     OSError: the system refuses it.
   """
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
   except OSError as error:
     if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
       raise
@@ -133,7 +137,7 @@ class _ObjectLock:
     """Raises InUseError if the lock's owner lives; returns when it is known to be dead."""
     owner = _field(content, "owner") or "another process"
     if _machine() and _field(content, "machine") == _machine():
-      if _is_alive(_field(content, "process")):
+      if _is_alive(_field(content, "process"), _field(content, "started")):
         raise InUseError(owner)
       return
     print(
@@ -159,7 +163,8 @@ class _ObjectLock:
         self._store.pipe_file(self._path, self._content())
 
   def _content(self) -> bytes:
-    values = {"owner": _owner(), "machine": _machine(), "process": str(os.getpid())}
+    process = str(os.getpid())
+    values = {"owner": _owner(), "machine": _machine(), "process": process, "started": _start_time(process)}
     return json.dumps({**values, "token": self._token, "beats": self._beats}).encode()
 
   def _read(self) -> bytes | None:
@@ -188,11 +193,21 @@ def _field(content: bytes | None, name: str) -> str:
     return ""
 
 
-def _is_alive(process: str) -> bool:
+def _is_alive(process: str, started: str) -> bool:
+  """Returns whether the process that started then runs; its number alone may be another's by now."""
   try:
     os.kill(int(process), 0)
   except (ValueError, ProcessLookupError):
     return False
   except PermissionError:
-    return True
-  return True
+    pass
+  return started == _start_time(process)
+
+
+def _start_time(process: str) -> str:
+  """Returns when a process started, in ticks since the machine did; "" where the system does not tell."""
+  try:
+    text = pathlib.Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+  except OSError:
+    return ""
+  return text.rpartition(")")[2].split()[19]  # field 22; the second, in brackets, may hold spaces
