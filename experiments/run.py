@@ -50,7 +50,7 @@ def train_in_process_of_its_own(flags: list[str]) -> None:
   process = subprocess.Popen([sys.executable, "-m", "scops_jax.main", *flags], cwd=ROOT)
   before = {
     # A terminal gives Ctrl-C to both processes, so this one only waits.
-    signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+    signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
     signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
   }
   try:

@@ -6,6 +6,7 @@
 Both read what the runs' last evaluations left; nothing is trained or evaluated.
 """
 
+import functools
 import json
 from typing import Any
 
@@ -40,15 +41,15 @@ def main(workdir: str) -> None:
     return Run(folder.name or folder.absolute().name, results, records, config, gallery)
 
   one = read(workdir)
-  other = None if _AGAINST.value is None else read(_AGAINST.value)
-  out = as_path(
-    _OUT.value or (as_path(workdir) / "report/index.html" if other is None else "comparison.html")
-  )
+  if _AGAINST.value is None:
+    out = as_path(_OUT.value or as_path(workdir) / "report" / "index.html")
+    shown = {"results": one.results, "records": one.records, "config": one.config, "gallery": one.gallery}
+    write = functools.partial(write_report, out, **shown)
+  else:
+    out = as_path(_OUT.value or "comparison.html")
+    write = functools.partial(write_comparison, out, one, read(_AGAINST.value))
   try:
-    if other is None:
-      write_report(out, results=one.results, records=one.records, config=one.config, gallery=one.gallery)
-    else:
-      write_comparison(out, one, other)
+    write()
   except OSError as error:
     raise UserError(f"out={out} can't be written: {error.strerror or error}") from error
   print(out)

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from scops_jax.errors import UserError
 from scops_jax.runs import hosts
 from scops_jax.runs.staged_checkpoints import StagedManager, complete_steps, is_staged, readable, remove
-from scops_jax.storage.paths import as_path, is_remote
+from scops_jax.storage.paths import absolute, as_path, is_remote
 
 T = TypeVar("T")
 
@@ -303,5 +303,4 @@ def _steps(workdir: str | pathlib.Path) -> list[int]:
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
-  path = as_path(workdir)
-  return (path if is_remote(path) else path.absolute()) / "checkpoints"
+  return absolute(as_path(workdir)) / "checkpoints"

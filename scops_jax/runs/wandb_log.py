@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from scops_jax.errors import UserError
-from scops_jax.storage.paths import is_remote
+from scops_jax.storage.paths import absolute
 
 
 class WandbLog:
@@ -28,12 +28,11 @@ class WandbLog:
       )
     import wandb
 
-    place = workdir if is_remote(workdir) else workdir.absolute()
     try:
       self._run = wandb.init(
         project=config.wandb_project,
         name=workdir.name,
-        id=hashlib.sha256(str(place).encode()).hexdigest()[:16],
+        id=hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:16],
         resume="allow",
         config=config.to_dict(),
       )

@@ -46,6 +46,11 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
   return cast(pathlib.Path, epath.Path(f"{scheme}://{bucket}/{rest or ''}"))
 
 
+def absolute(path: pathlib.Path) -> pathlib.Path:
+  """Returns the path from the root; a bucket's as it is."""
+  return path if is_remote(path) else path.absolute()
+
+
 def filesystem(path: str | os.PathLike[str]) -> Any:
   """Returns fsspec's file system of a bucket's path."""
   import fsspec
