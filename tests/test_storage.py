@@ -188,6 +188,12 @@ def test_a_process_that_has_the_number_of_a_dead_one_does_not_keep_its_lock(buck
       pass
 
 
+def test_a_living_process_keeps_a_lock_that_does_not_say_when_it_started(bucket):  # noqa: F811
+  write_lock(bucket / "lock", machine=locks._machine(), process=str(os.getpid()))
+  with pytest.raises(InUseError, match="process 1 on far"), exclusive(bucket / "lock"):
+    pass
+
+
 def test_a_lock_that_is_renewed_is_respected(bucket, quick):  # noqa: F811
   stop = threading.Event()
 

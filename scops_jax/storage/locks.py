@@ -194,14 +194,17 @@ def _field(content: bytes | None, name: str) -> str:
 
 
 def _is_alive(process: str, started: str) -> bool:
-  """Returns whether the process that started then runs; its number alone may be another's by now."""
+  """Returns whether the process that started then runs; its number alone may be another's by now.
+
+  Locks of earlier versions do not say when ("").
+  """
   try:
     os.kill(int(process), 0)
   except (ValueError, ProcessLookupError):
     return False
   except PermissionError:
     pass
-  return started == _start_time(process)
+  return started in ("", _start_time(process))
 
 
 def _start_time(process: str) -> str:
