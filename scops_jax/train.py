@@ -40,7 +40,7 @@ from scops_jax.runs.checkpoints import (
 )
 from scops_jax.runs.compiled import keep_programs
 from scops_jax.runs.devices import announce_devices
-from scops_jax.runs.feature_cache import CachedFeatures
+from scops_jax.runs.feature_cache import CachedFeatures, tree_digest
 from scops_jax.runs.interruption import Interruption
 from scops_jax.runs.metrics import MetricsLog, check_metrics, read_metrics
 from scops_jax.runs.parallel import CompiledSteps, compile_steps
@@ -51,6 +51,14 @@ from scops_jax.runs.step_metrics import StepMetrics
 from scops_jax.runs.workdir import load_config, open_workdir, owned, write_text, writing
 
 _DFF_FILE = "dff.npz"  # in a run's directory
+
+
+class _Inputs(NamedTuple):
+  """What a run is trained on, kept with its checkpoints; a digest is None where it is not known."""
+
+  num_images: int
+  images: str | None  # of the training images and their saliency
+  reference: str | None  # of the reference's weights
 
 
 class _Run(NamedTuple):
@@ -108,6 +116,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
   resumes = bool(hosts.broadcast_from_first(latest_step(workdir) > 0))
   with phase("loading the networks"):
     reference_variables = setup.load_reference(networks, config)
+    inputs = _run_inputs(collection, reference_variables, config)
     segmenter_variables = None if resumes else setup.init_segmenter(networks, config)
   hosts.first_host_first(setup.write_saliency_maps, collection, networks, reference_variables, config)
   reference_variables = hosts.first_host_first(
@@ -134,7 +143,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
     template = setup.abstract_state(networks, transformation, config, sharding=steps.state_sharding)
     with phase("restoring the newest checkpoint"):
       state, position, start = restore_state(workdir, template)
-    _check_same_images(position, collection, workdir)
+    _check_same_inputs(position, inputs, workdir)
     check_metrics(workdir, start, position.get("metrics"))
     batches.set_state(position)
     dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
@@ -153,6 +162,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
       state,
       batches,
       reference_variables,
+      inputs=inputs,
       dff=dff,
       start=start,
       checkpoints=checkpoints,
@@ -212,14 +222,32 @@ def _is_finished(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
   return step > 0 and is_intact(workdir, step)
 
 
-def _check_same_images(position: dict[str, Any], collection: Collection, workdir: pathlib.Path) -> None:
-  """Their number decides the order of the images, so a run can't go on with more or fewer."""
-  before, now = position["num_images"], len(collection.train)
+def _run_inputs(collection: Collection, reference_variables: Any, config: ConfigDict) -> _Inputs:
+  """Returns what `_check_same_inputs` compares."""
+  # Random weights are drawn on the device, and devices may round differently.
+  drawn = config.reference_weights == "random"
+  return _Inputs(
+    num_images=len(collection.train),
+    images=collection.train_digest,
+    reference=None if drawn else tree_digest(reference_variables),
+  )
+
+
+def _check_same_inputs(position: dict[str, Any], inputs: _Inputs, workdir: pathlib.Path) -> None:
+  """Raises UserError if a run would go on with other images or another reference than it began with."""
+  before, now = position["num_images"], inputs.num_images
   if before != now:
     raise UserError(
       f"workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
       "give another workdir"
     )
+  for name, what in (
+    ("images", "other images or masks than the collection's"),
+    ("reference", "another reference network than that of reference_weights"),
+  ):
+    saved, current = position.get(name), getattr(inputs, name)
+    if saved != current and None not in (saved, current):
+      raise UserError(f"workdir={workdir} was trained with {what}: restore them, or give another workdir")
 
 
 def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[str, Any]]:
@@ -299,6 +327,7 @@ def _train(
   batches: Any,
   reference_variables: Any,
   *,
+  inputs: _Inputs,
   dff: Dff,
   start: int,
   checkpoints: Checkpoints,
@@ -307,7 +336,6 @@ def _train(
   """Runs steps start + 1 … num_steps and returns the last evaluation; the state is donated."""
   config, steps = run.config, run.steps
   log = MetricsLog(run.workdir, start_step=start, config=config)
-  num_images = len(run.collection.train)
   bar = Bar(config.num_steps, "train", unit="step", done=start, first="compiling the step")
   fetched = StepMetrics(config, image_names=functools.partial(_image_names, run))
   lines = StepLog(config, metrics=fetched, log=log, bar=bar)
@@ -343,7 +371,7 @@ def _train(
       # Before the evaluation, which may fail.
       if saves:
         log.publish()  # before the checkpoint: whoever goes on from it keeps the lines up to it
-        kept = {**position, "num_images": num_images, "metrics": log.digest()}
+        kept = {**position, **inputs._asdict(), "metrics": log.digest()}
         checkpoints.save(step, state, position=kept)
       if stops:
         checkpoints.wait()

@@ -64,7 +64,7 @@ class CollectionBuilder(  # type: ignore[call-arg]
     self.settings = config
     self.counts: dict[str, Counter] = {split: Counter() for split in self.splits}
     self.skipped: list[str] = []
-    self._digest = hashlib.sha256()
+    self._digest, self._train_digest = hashlib.sha256(), hashlib.sha256()
     name = self.variant(config) if variant is None else variant
     super().__init__(
       data_dir=config.data.cache_dir, config=tfds.core.BuilderConfig(name=name, version=self.VERSION)
@@ -134,8 +134,10 @@ class CollectionBuilder(  # type: ignore[call-arg]
             self.skipped.append(reason)
             counts["skipped: can't be read"] += 1
           else:
-            features, digest, foreground = outcome
-            self._digest.update(digest)
+            features, digests, foreground = outcome
+            self._digest.update(digests[0])
+            if split == "train":
+              self._train_digest.update(digests[1])
             has_foreground |= foreground >= EMPTY
             shown |= features["visible"]
             yield counts["written"], features
@@ -151,14 +153,17 @@ class CollectionBuilder(  # type: ignore[call-arg]
       self._check_landmarks(split, shown)
     self._record_metadata()
 
-  def _try_example(self, record: Any) -> tuple[dict[str, Any], bytes, float] | Exception:
+  def _try_example(self, record: Any) -> tuple[dict[str, Any], tuple[bytes, bytes], float] | Exception:
     try:
       return self._encode(self.read_example(record))
     except (FilteredError, UserError, OSError, ValueError) as error:
       return error
 
-  def _encode(self, example: Example) -> tuple[dict[str, Any], bytes, float]:
-    """Checks an example; returns its features, a digest of its content, and the mean of its saliency."""
+  def _encode(self, example: Example) -> tuple[dict[str, Any], tuple[bytes, bytes], float]:
+    """Checks an example; returns its features, two digests, and the mean of its saliency.
+
+    The first digest is of all its content, the second of what the network is trained on: name, image, saliency.
+    """
     if printable(example.name, 1000) != example.name:
       raise ValueError(
         f"{example.name}: the file's name is not UTF-8, or has control or over 1000 characters: rename it"
@@ -199,9 +204,12 @@ class CollectionBuilder(  # type: ignore[call-arg]
     }
     # The digest is of pixels, not of encoded files, because encoders differ between machines.
     digest = hashlib.sha256(example.name.encode())
-    for array in (pixels, saliency, parts, landmarks, visible, box):
+    for array in (pixels, saliency):
       digest.update(array.tobytes())
-    return features, digest.digest(), float(saliency.mean()) / 255
+    trained = digest.digest()
+    for array in (parts, landmarks, visible, box):
+      digest.update(array.tobytes())
+    return features, (digest.digest(), trained), float(saliency.mean()) / 255
 
   def _check_landmarks(self, split: str, shown: NDArray[np.bool_]) -> None:
     """Raises UserError unless the landmarks that a split's images show, [L], can serve."""
@@ -212,11 +220,12 @@ class CollectionBuilder(  # type: ignore[call-arg]
       )
 
   def _record_metadata(self) -> None:
-    """Stores in the data set the counts, why examples were skipped, and a digest of its content."""
+    """Stores in the data set the counts, why examples were skipped, and digests of its content."""
     self.info.metadata.update(
       counts={split: dict(counts) for split, counts in self.counts.items()},
       skipped=list(self.skipped),
       digest=self._digest.hexdigest()[:16],
+      train_digest=self._train_digest.hexdigest()[:16],
     )
 
 

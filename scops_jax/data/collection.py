@@ -115,6 +115,7 @@ class Collection:
   landmark_names: tuple[str, ...]
   part_names: tuple[str, ...]  # index 0 is the background; empty: no ground-truth parts
   fingerprint: str  # of the data's content
+  train_digest: str | None  # of the training images and their saliency; None: earlier versions kept none
   # Folders of the computed saliency maps (data.saliency = "auto") and of the prepared data; storage.mirror
   # has copies of those that lie in a bucket.
   maps: Path | None
@@ -225,6 +226,7 @@ def open_collection(config: ConfigDict, preparation: Preparation | None = None) 
     landmark_names=tuple(metadata["landmark_names"]),
     part_names=tuple(metadata["part_names"]),
     fingerprint=f"{builder.info.full_name}/{metadata['digest']}/{config.data.saliency}",
+    train_digest=metadata.get("train_digest"),
     maps=maps,
     folder=preparation.path,
   )

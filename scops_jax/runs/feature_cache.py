@@ -135,7 +135,12 @@ def cache_features(
 def features_digest(collection: Collection, config: ConfigDict, variables: Any, *settings: Any) -> str:
   """Returns a name for what is computed from a collection's features with these weights and settings."""
   decisive = [_FORMAT, collection.fingerprint, *(config[key] for key in _KEYS), *settings]
-  digest = hashlib.sha256(json.dumps(decisive).encode())
+  return tree_digest(variables, json.dumps(decisive).encode())
+
+
+def tree_digest(variables: Any, beginning: bytes = b"") -> str:
+  """Returns a digest of `beginning` and of all arrays with their names."""
+  digest = hashlib.sha256(beginning)
   for name, leaf in jax.tree_util.tree_leaves_with_path(variables):
     digest.update(jax.tree_util.keystr(name).encode())
     digest.update(np.asarray(leaf).tobytes())

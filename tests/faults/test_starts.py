@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -95,14 +96,37 @@ def test_an_error_in_the_evaluation_loses_no_step_and_the_cure_is_accepted(confi
   assert train_and_evaluate(config, workdir)["step"] == 2
 
 
-def test_other_images_are_refused(config, workdir, tmp_path, finished):
-  position = workdir / "checkpoints" / "4" / "position" / "metadata"
-  saved = json.loads(position.read_text())
-  assert (saved["next_index"], saved["num_images"]) == (8, 4)
+def copied_data(config, tmp_path):
+  """Makes the config read a copy of the run's own images; returns the folder of the training images."""
+  config.data.dir = str(shutil.copytree(config.data.dir, tmp_path / "own"))
+  return tmp_path / "own" / "images"
+
+
+def test_more_or_fewer_images_are_refused(config, workdir, tmp_path):
+  (copied_data(config, tmp_path) / "0.png").unlink()
   with pytest.raises(UserError, match=r"was trained on 4 images, and the collection now has 3"):
-    train._check_same_images(
-      {"num_images": 4}, train.Collection([0] * 3, [], [], (), (), "", None, tmp_path), workdir
-    )
+    train_and_evaluate(config, workdir)
+
+
+def test_other_images_are_refused(config, workdir, tmp_path):
+  images = copied_data(config, tmp_path)
+  shutil.copy(images / "1.png", images / "0.png")
+  with pytest.raises(UserError, match="was trained with other images or masks than the collection's"):
+    train_and_evaluate(config, workdir)
+
+
+def test_moved_images_and_other_test_images_are_not_refused(config, workdir, tmp_path):
+  images = copied_data(config, tmp_path)
+  shutil.copy(images / "4.png", images / "5.png")
+  assert train_and_evaluate(config, workdir)["step"] == 6
+
+
+def test_another_reference_is_refused(workdir):
+  inputs = train._Inputs(num_images=4, images="a", reference="b")
+  for position in ({"num_images": 4}, inputs._asdict(), {**inputs._asdict(), "images": None}):
+    train._check_same_inputs(position, inputs, workdir)
+  with pytest.raises(UserError, match="another reference network than that of reference_weights"):
+    train._check_same_inputs({**inputs._asdict(), "reference": "c"}, inputs, workdir)
 
 
 HOLD = """
