@@ -438,6 +438,7 @@ def _evaluate(
     gallery,
     names=tuple(run.collection.test.read(i, ("name",))["name"] for i in gallery.indices),
     landmark_names=run.collection.landmark_names,
+    landmark_normalizer=config.data.landmark_normalizer,
   )
   parts, losses, report = _result_files(run.workdir, step)
   records = [record for record in read_metrics(run.workdir) if record["step"] <= step]

@@ -162,7 +162,8 @@ class CollectionBuilder(  # type: ignore[call-arg]
   def _encode(self, example: Example) -> tuple[dict[str, Any], tuple[bytes, bytes], float]:
     """Checks an example; returns its features, two digests, and the mean of its saliency.
 
-    The first digest is of all its content, the second of what the network is trained on: name, image, saliency.
+    The first digest is of all its content, the second of what the network is trained on: name, image and
+    saliency.
     """
     if printable(example.name, 1000) != example.name:
       raise ValueError(

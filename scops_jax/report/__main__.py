@@ -38,6 +38,8 @@ def main(workdir: str) -> None:
     folder, (config, results) = as_path(name), found[name]
     records = [record for record in read_metrics(folder) if record["step"] <= results["step"]]
     gallery = Gallery.load(folder / "report" / GALLERY_FILE)
+    if gallery.landmark_normalizer:  # of the last evaluation, which may have had another than the training
+      config.data.landmark_normalizer = gallery.landmark_normalizer
     return Run(folder.name or folder.absolute().name, results, records, config, gallery)
 
   one = read(workdir)

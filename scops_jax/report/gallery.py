@@ -51,6 +51,8 @@ class Gallery:
     num_present: `[K]` test images on which a part has a pixel.
     names: of the N images; empty where they are not known.
     landmark_names: L; empty where they are not known.
+    landmark_normalizer: config.data.landmark_normalizer of the evaluation, which may differ from the run's;
+      "" in files of earlier versions.
   """
 
   indices: np.ndarray
@@ -68,6 +70,7 @@ class Gallery:
   num_present: np.ndarray
   names: tuple[str, ...] = ()
   landmark_names: tuple[str, ...] = ()
+  landmark_normalizer: str = ""
 
   @property
   def num_test(self) -> int:
@@ -103,8 +106,9 @@ class Gallery:
       values["images"] = tuple(part.tobytes() for part in np.split(values["images"], ends[:-1]))
       for name in ("names", "landmark_names"):
         values[name] = tuple(values[name].tolist())
-      values |= {"error_name": str(values["error_name"]), "num_worst": int(values["num_worst"])}
-      values = {"landmarks": None, "predicted": None} | values
+      values = {"landmarks": None, "predicted": None, "landmark_normalizer": ""} | values
+      values |= {name: str(values[name]) for name in ("error_name", "landmark_normalizer")}
+      values["num_worst"] = int(values["num_worst"])
       return cls(**values)
     except FileNotFoundError as error:
       raise UserError(f"{path} is missing: evaluate the run again (--mode=eval)") from error
