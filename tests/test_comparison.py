@@ -102,12 +102,13 @@ def test_other_images_are_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def save_run(folder):
+def save_run(folder, *, normalizer=""):
   (folder / "report").mkdir(parents=True)
   (folder / "config.json").write_text(config_to_json(pages.config()))
   (folder / "evaluation.json").write_text(json.dumps(pages.RESULTS))
   (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pages.RECORDS))
-  pages.gallery().save(folder / "report" / GALLERY_FILE)
+  gallery = dataclasses.replace(pages.gallery(), landmark_normalizer=normalizer)
+  gallery.save(folder / "report" / GALLERY_FILE)
 
 
 def test_the_command(tmp_path):
@@ -129,6 +130,10 @@ def test_the_command(tmp_path):
   found = command("one", "--against=other", "--out=both.html")
   assert found.returncode == 0, found.stderr
   assert "one and other" in (tmp_path / "both.html").read_text(encoding="utf-8")
+  assert "per cent of the distance between" in (tmp_path / "one" / "report" / "index.html").read_text()
+  save_run(tmp_path / "again", normalizer="image")  # its last evaluation's, not the training's
+  assert command("again").returncode == 0
+  assert "per cent of the image" in (tmp_path / "again" / "report" / "index.html").read_text()
   found = command("one", "--out=other")
   assert found.returncode == 1
   assert "error: --out=other can't be written" in found.stderr
