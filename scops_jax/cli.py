@@ -15,6 +15,7 @@ import runpy
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -30,6 +31,9 @@ _OVERRIDE, _FILE = "--config.", "--config="
 # A config file whose argument is the work directory of a run.
 _SAVED_CONFIG = pathlib.Path(__file__).parent / "runs" / "saved_config.py"
 _ARGUMENT = re.compile(r"(?<![\w.\-/])([a-z_]+)=")  # of a function, in an error's message
+# All keys with their values, which ml_collections lists where one is misspelt.
+_FIELDS = re.compile(r"Other fields present:.*(?=Did you mean)", re.DOTALL)
+_HOME = re.compile(r"^(--[\w.]+=)~(?=/|$)")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGNALLED = tuple(128 + number for number in _SIGNALS)  # exit codes
 
@@ -150,7 +154,9 @@ def _leave(code: int) -> None:
 
 def _parse(argv: Sequence[str], *, resumes: bool) -> list[str]:
   """Returns the positional arguments; an unknown key, a wrong type or an unreadable config file exits."""
-  argv = list(argv)
+  # A shell expands ~ at the beginning of a word only, not in --workdir=~/runs.
+  argv = [_HOME.sub(lambda found: found[1] + os.path.expanduser("~"), argument) for argument in argv]
+  sys.argv[:] = argv  # where config_flags looks for overrides, behind --config
   for argument in argv[1:]:
     if argument.startswith(_OVERRIDE):
       check_key(argument[len(_OVERRIDE) :].split("=")[0])
@@ -198,7 +204,6 @@ def _add_config(argv: list[str], workdir: str | None) -> None:
         flags.FLAGS([argv[0], argument])  # raises, with the nearest flag: it may be --config that is misspelt
     sys.exit(f"error: give --config=configs/NAME.py: there is none, and {where}")
   argv.insert(1, f"{_FILE}{_SAVED_CONFIG}:{workdir}")
-  # Config_flags looks for overrides behind --config there.
   sys.argv[:] = argv
 
 
@@ -220,9 +225,17 @@ def as_flags(message: str) -> str:
 
 
 def check_file(argument: str) -> None:
-  """Exits, naming the nearest config file, unless there is the file of --config=PATH[:ARGUMENT]."""
-  path = pathlib.Path(argument.split(":")[0])
+  """Exits unless there is the file of --config=PATH[:ARGUMENT], and its get_config works.
+
+  The message names the nearest file, or the line that raises.
+  """
+  name, *arguments = argument.split(":", 1)
+  path = pathlib.Path(name)
   if path.is_file():
+    try:
+      runpy.run_path(name)["get_config"](*arguments)
+    except Exception as error:  # a config file is the user's program
+      sys.exit(f"error: --config={argument}: {_complaint(error, name)}")
     return
   there = {
     found.name: found for folder in ("configs", path.parent) for found in pathlib.Path(folder).glob("*.py")
@@ -230,6 +243,17 @@ def check_file(argument: str) -> None:
   nearest = difflib.get_close_matches(path.name, there, n=1, cutoff=0.0)
   hint = f"; the nearest is {there[nearest[0]]}" if nearest else ""
   sys.exit(f"error: --config={argument}: there is no file {path}{hint}")
+
+
+def _complaint(error: Exception, path: str) -> str:
+  """Returns in one line what an error in a config file says, and in which line of the file it arose."""
+  if isinstance(error, KeyError) and error.args == ("get_config",):
+    return "it must define get_config(), which returns the config"
+  text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+  text = _FIELDS.sub("", text)
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+  where = f"line {lines[-1]}: " if lines else ""
+  return f"{where}{type(error).__name__}: {printable(' '.join(text.split()))}"
 
 
 def check_key(key: str) -> None:

@@ -370,6 +370,7 @@ RANGES = {
   "folder.max_edge": "[1, 65535]",
 }
 _SCALES = "(0, 4]"  # of predict_scales
+_PATHS = ("data.dir", "data.cache_dir", "data.saliency_dir", "segmenter_weights", "reference_weights")
 # The only text that may be empty.
 _MAY_BE_EMPTY = ("wandb_project", "data.saliency_dir", "compilation_cache_dir")
 
@@ -404,6 +405,8 @@ def check_values(config: ConfigDict) -> None:
       raise UserError(f"predict_scales={value} is not one or more numbers in {_SCALES}, such as 1.0,1.5")
     if value == "" and key not in _MAY_BE_EMPTY:
       raise UserError(f"{key} is empty")
+    if key in _PATHS and value.startswith("~"):
+      raise UserError(f"{key}={value}: a config file needs the whole path; only a command line may have ~")
   _check_combinations(config)
 
 

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from scops_jax.cli import as_flags, check_key
+from scops_jax.cli import as_flags, check_file, check_key
 from scops_jax.config import config_to_json, default_config, flat_values
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -104,3 +104,33 @@ cli.run(command)
 """
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
   assert (result.returncode, result.stderr) == (143, "ended by SIGTERM\n")
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    (
+      "from scops_jax.config import default_config\ndef get_config():\n  default_config().num_stepz = 1\n",
+      'line 3: AttributeError: .*locked\\. Did you mean "num_steps" instead of "num_stepz"',
+    ),
+    ("def get_config(:\n", r"SyntaxError: .*line 1"),
+    ("def get_config():\n  return {}['a']\n", "line 2: KeyError: a$"),
+    ("config = 1\n", r"it must define get_config\(\)"),
+  ],
+)
+def test_errors_in_a_config_file_take_one_line(tmp_path, text, expected):
+  path = tmp_path / "mine.py"
+  path.write_text(text)
+  with pytest.raises(SystemExit, match=expected) as raised:
+    check_file(str(path))
+  assert len(str(raised.value)) < 500
+  assert "\n" not in str(raised.value)
+
+
+def test_the_home_folder_in_a_flag_is_expanded(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  lines = printed_config(
+    "--config=configs/toy_faces.py", "--config.data.dir=~/faces", "--config.data.cache_dir=a~/b"
+  )
+  assert f"data.dir={tmp_path}/faces  # default: data" in lines
+  assert "data.cache_dir=a~/b  # default: data/tfds" in lines

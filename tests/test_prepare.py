@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import pathlib
 import socket
 import subprocess
@@ -234,6 +236,22 @@ def test_cache_that_can_not_be_written(config, tmp_path):
   (tmp_path / "file").write_text("")
   config.data.cache_dir = str(tmp_path / "file" / "cache")
   with pytest.raises(UserError, match=r"data\.cache_dir="):
+    prepare_collection(config)
+
+
+def test_a_prepared_data_set_in_a_folder_that_can_not_be_written_is_used(config, monkeypatch):
+  prepare_collection(config)
+  opened = pathlib.Path.open
+
+  def refuse(path, mode="r", *arguments, **options):
+    if "w" in mode or "a" in mode:
+      raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    return opened(path, mode, *arguments, **options)
+
+  monkeypatch.setattr(pathlib.Path, "open", refuse)  # root may write in a folder without permissions
+  assert not prepare_collection(config).built
+  config.toy_faces.num_test += 1  # another data set
+  with pytest.raises(UserError, match=r"can't prepare toy_faces in data\.cache_dir=.*Read-only file system"):
     prepare_collection(config)
 
 

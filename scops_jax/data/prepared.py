@@ -37,9 +37,19 @@ def quiet_tfds() -> Iterator[None]:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-  """Holds the lock of a data set's folder, which the system releases if the process dies."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / "lock").open("w") as lock:
+  """Holds the lock of a data set's folder, which the system releases if the process dies.
+
+  A folder that is there and can't be written needs none.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("w")
+  except OSError as error:
+    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not folder.is_dir():
+      raise
+    yield
+    return
+  with lock:
     lock_file(lock, wait=True)
     yield
 
