@@ -342,6 +342,7 @@ def _train(
   stream = _prefetch(batches, steps.shard_batch)
   with (
     Interruption(start) as interruption,
+    contextlib.closing(log),
     contextlib.closing(bar),
     contextlib.closing(stream),
     contextlib.closing(profiler),
@@ -382,7 +383,6 @@ def _train(
         results = evaluate_now(step)
         lines.restart_clock()
         bar.resume()
-  log.close()
   return results
 
 

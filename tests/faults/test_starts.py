@@ -86,9 +86,12 @@ def test_an_error_in_the_evaluation_loses_no_step_and_the_cure_is_accepted(confi
   def fail(*args, **kwargs):
     raise UserError("data.landmark_normalizer=inter_ocular needs images of the regression")
 
+  closed = []
+  monkeypatch.setattr(train.MetricsLog, "close", lambda log: closed.append(log))
   monkeypatch.setattr(train, "evaluate", fail)
   with pytest.raises(UserError, match="landmark_normalizer"):
     train_and_evaluate(config, workdir)
+  assert len(closed) == 1
   assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]
   monkeypatch.setattr(train, "evaluate", evaluate)
   config.data.landmark_normalizer = "image"
