@@ -30,6 +30,7 @@ LOSSES = (
   "orthonormality",
   "background",
   "balance",
+  "potts",
 )
 PARTS = (2, 4, 6, 8, 12, 16)
 _NO_JITTER = {f"appearance.{name}": 0.0 for name in ("brightness", "contrast", "saturation", "hue")}

@@ -298,6 +298,8 @@ def compute_losses(
     terms["background"] = losses.background_loss(logits, saliency)
   if config.loss.balance:
     terms["balance"] = losses.balance_loss(probs)
+  if config.loss.potts:
+    terms["potts"] = losses.potts_loss(probs, images)
   return terms, batch_stats
 
 

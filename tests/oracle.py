@@ -79,6 +79,24 @@ def balance(probs, epsilon=1e-3):
   return -np.log(shares.shape[1] * shares).mean()
 
 
+def potts(probs, images):
+  probs, images = np.asarray(probs, np.float64), np.asarray(images, np.float64)
+  costs = []
+  for maps, colors in zip(probs, images, strict=True):
+    height, width = maps.shape[:2]
+    pairs = [((y, x), (y + 1, x)) for y in range(height - 1) for x in range(width)]
+    pairs += [((y, x), (y, x + 1)) for y in range(height) for x in range(width - 1)]
+    if not pairs:
+      return 0.0
+    contrasts = [((colors[u] - colors[v]) ** 2).sum() for u, v in pairs]
+    scale = 2 * np.mean(contrasts) or 1.0
+    costs += [
+      math.exp(-contrast / scale) * (1 - maps[u] @ maps[v])
+      for contrast, (u, v) in zip(contrasts, pairs, strict=True)
+    ]
+  return np.mean(costs)
+
+
 def semantic_consistency(probs, basis, features, saliency):
   """Returns the loss and its gradients to the parts' probabilities [B, H, W, K] and to the basis."""
   parts = np.asarray(probs, np.float64)[..., 1:]

@@ -22,6 +22,7 @@ TARGET_CENTERS = RNG.uniform(-1, 1, (B, K, 2)).astype(np.float32)
 BASIS = np.maximum(RNG.standard_normal((K, C)), 0).astype(np.float32)
 FEATURES = RNG.uniform(0, 1, (B, 3, 4, C)).astype(np.float32)
 SALIENCY = RNG.uniform(0, 1, (B, H, W)).astype(np.float32)
+IMAGES = np.random.default_rng(1).uniform(0, 255, (B, H, W, 3)).astype(np.float32)
 
 
 def semantic(probs, basis, features, saliency):
@@ -57,6 +58,7 @@ CASES = {
   "orthonormality": (losses.orthonormality_loss, (BASIS,), oracle.orthonormality, 1),
   "background": (losses.background_loss, (LOGITS, SALIENCY), oracle.background, 1),
   "balance": (losses.balance_loss, (PROBS,), oracle.balance, 1),
+  "potts": (losses.potts_loss, (PROBS, IMAGES), oracle.potts, 1),
 }
 
 
@@ -130,6 +132,7 @@ def test_gradients_are_finite_for_empty_and_one_hot_parts(sharpness):
       + losses.semantic_consistency_loss(probs, basis, [features], saliency)
       + losses.orthonormality_loss(basis)
       + losses.background_loss(logits, saliency)
+      + losses.potts_loss(probs, jnp.asarray(IMAGES[:1]))
     )
 
   value, gradients = compiled_gradient(total, 2)(logits, jnp.zeros((2, C)))
@@ -254,6 +257,37 @@ def test_balance_pulls_back_an_absent_part():
   assert (gradient[..., 2] < 0).all()
 
 
+def test_potts_by_hand():
+  # Colours 0, 0, 2, 2 in a row: contrasts 0, 4, 0, so σ² = 4/3. Of three pairs a boundary costs one within a
+  # colour, and exp(-4 / (8/3)) = exp(-3/2) of one at the edge.
+  images = jnp.asarray([0.0, 0.0, 2.0, 2.0]).reshape(1, 1, 4, 1)
+  for labels, expected in (([1, 1, 1, 1], 0), ([1, 2, 2, 2], 1 / 3), ([1, 1, 2, 2], np.exp(-1.5) / 3)):
+    probs = jax.nn.one_hot(jnp.asarray(labels), 3).reshape(1, 1, 4, 3)
+    np.testing.assert_allclose(losses.potts_loss(probs, images), expected, atol=1e-7)
+    np.testing.assert_allclose(losses.potts_loss(probs, 100 * images + 7), expected, atol=1e-6)
+    transposed = losses.potts_loss(probs.swapaxes(1, 2), images.swapaxes(1, 2))
+    np.testing.assert_allclose(transposed, expected, atol=1e-7)
+
+
+def test_potts_moves_a_boundary_to_the_edge_in_the_image():
+  images = jnp.zeros((1, H, W, 3)).at[:, :, 5:].set(200.0)
+  probs = jnp.full((1, H, W, 3), 1 / 3).at[:, :, :3].set(jnp.eye(3)[1]).at[:, :, 7:].set(jnp.eye(3)[2])
+  logits = jnp.log(probs + 1e-3)
+  step = jax.jit(jax.grad(lambda logits: losses.potts_loss(jax.nn.softmax(logits), images)))
+  for _ in range(200):
+    logits -= 50.0 * step(logits)
+  labels = np.asarray(logits.argmax(axis=-1))[0]
+  np.testing.assert_array_equal(labels, np.broadcast_to(np.where(np.arange(W) < 5, 1, 2), (H, W)))
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((1, 4, 5), 0.75), ((2, 1, 1), 0), ((0, 3, 4), 0)])
+def test_potts_without_contrast_or_pairs_is_finite(shape, expected):
+  probs = jnp.full((*shape, 4), 0.25)
+  value, (gradient,) = compiled_gradient(losses.potts_loss)(probs, jnp.ones((*shape, 3)))
+  np.testing.assert_allclose(value, expected)
+  assert np.isfinite(gradient).all()
+
+
 def test_assigned_semantic_consistency_does_not_depend_on_the_features_scale():
   # Without parts everything is left unexplained; half the features, and a quarter of their energy is.
   features = np.full((B, 3, 4, 2), 5.0, np.float32)
@@ -293,6 +327,7 @@ def test_assigned_semantic_consistency_without_foreground_is_bounded():
 
 BAD_INPUTS = {
   "balance_epsilon": (partial(losses.balance_loss, epsilon=0.0), (PROBS,), ValueError, "epsilon"),
+  "potts_images": (losses.potts_loss, (PROBS, IMAGES[:1]), ValueError, r"images .*\[B, H, W, C\]"),
   "balance_parts": (losses.balance_loss, (PROBS[..., :1],), ValueError, "K >= 1"),
   "probs_axes": (losses.concentration_loss, (PROBS[0],), ValueError, r"probs .*\[B, H, W, K\+1\]"),
   "probs_dtype": (losses.concentration_loss, (PROBS.astype(int),), TypeError, "probs .*floating-.*int"),
@@ -347,6 +382,7 @@ MISTAKEN_VALUES = {
   "concentration_of_nan": (losses.concentration_loss, (NAN,), "from nan to nan"),
   "concentration_channels_first": (losses.concentration_loss, (NCHW,), r"are \[B, K\+1, H, W\]"),
   "centers_of_logits": (geometry.part_centers, (LOGITS,), "probabilities .*softmax"),
+  "potts_of_logits": (losses.potts_loss, (LOGITS, IMAGES), "probabilities .*softmax"),
   "balance_of_logits": (losses.balance_loss, (LOGITS,), "probabilities .*softmax"),
   "semantic_of_logits": (semantic, (LOGITS, BASIS, FEATURES, SALIENCY), "probabilities .*softmax"),
   "semantic_bytes": (semantic, (PROBS, BASIS, FEATURES, 255 * SALIENCY), "saliency .*by 255"),

@@ -178,6 +178,10 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
     pieces["background"] = gradient(losses.background_loss, 1, logits, saliency)
   if config.loss.balance:
     pieces["balance"] = gradient(lambda x: losses.balance_loss(geometry.part_probabilities(x)), 1, logits)
+  if config.loss.potts:
+    pieces["potts"] = gradient(
+      lambda x, images: losses.potts_loss(geometry.part_probabilities(x), images), 1, logits, images
+    )
   return pieces
 
 

@@ -18,6 +18,7 @@ from experiments.benchmarks.pytorch_step import (
   landmark_equivariance_loss,
   orthonormality_loss,
   part_centers,
+  potts_loss,
   semantic_consistency_loss,
 )
 from experiments.benchmarks.pytorch_transforms import jitter_colors, warp
@@ -126,6 +127,8 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
     pieces["background"] = gradient(lambda x: background_loss(x, saliency), logits)
   if step.config.loss.balance:
     pieces["balance"] = gradient(lambda x: balance_loss(x.softmax(1)), logits)
+  if step.config.loss.potts:
+    pieces["potts"] = gradient(lambda x: potts_loss(x.softmax(1), images), logits)
   return pieces
 
 

@@ -103,6 +103,20 @@ def balance_loss(probs: Tensor) -> Tensor:
   return -(shares.shape[1] * shares).log().mean()
 
 
+def potts_loss(probs: Tensor, images: Tensor) -> Tensor:
+  """exp(-‖difference of colours‖² / 2σ²) · (1 - ⟨R_u, R_v⟩): mean over neighbours and batch."""
+  pairs = []
+  for axis in (2, 3):
+    size = probs.shape[axis] - 1
+    (left, right), (left_map, right_map) = (
+      (maps.narrow(axis, 0, size), maps.narrow(axis, 1, size)) for maps in (images, probs)
+    )
+    contrast, differ = (left - right).square().sum(1), 1 - (left_map * right_map).sum(1)
+    pairs.append((contrast.flatten(1), differ.flatten(1)))
+  contrast, differ = (torch.cat(both, dim=1) for both in zip(*pairs, strict=True))
+  return ((-contrast / (2 * contrast.mean(1, keepdim=True))).exp() * differ).mean()
+
+
 def learning_rate(config: ConfigDict, peak: float, step: int) -> float:
   """Returns the learning rate at a step (the first is 0) of the config's schedule."""
   optimizer = config.optimizer
@@ -252,6 +266,7 @@ class Step:
     basis: Tensor,
     features: Sequence[Tensor],
     saliency: Tensor,
+    images: Tensor,
   ) -> dict[str, Tensor]:
     """Returns the unweighted loss terms."""
     target_logits = warp(logits, grid)
@@ -269,6 +284,8 @@ class Step:
       terms["background"] = background_loss(logits, saliency)
     if self.config.loss.balance:
       terms["balance"] = balance_loss(probs)
+    if self.config.loss.potts:
+      terms["potts"] = potts_loss(probs, images)
     return terms
 
   def __call__(self) -> dict[str, Tensor]:
@@ -281,7 +298,7 @@ class Step:
     grid = self.grid(torch.from_numpy(self.draws.source_points[draw]).to(self.device))
     warped = warp(normalize(config.segmenter, jittered), grid, padding=config.spatial.padding)
     logits, warped_logits = self.segment_pair(normalize(config.segmenter, images), warped)
-    terms = self.compute_terms(logits, warped_logits, grid, self.basis.relu(), features, saliency)
+    terms = self.compute_terms(logits, warped_logits, grid, self.basis.relu(), features, saliency, images)
     loss = sum(config.loss[name] * value for name, value in terms.items())
     for owned in self.update.clipped:
       for parameter in owned:

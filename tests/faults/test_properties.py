@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scops_jax import geometry, losses, warp
 from scops_jax.evaluation import segmentation_metrics as measures
 from scops_jax.evaluation.landmark_regression import regress_landmarks
+from tests import oracle
 
 few = settings(max_examples=15, derandomize=True, deadline=None, database=None)
 
@@ -57,6 +58,7 @@ def terms(logits, target, saliency, features, basis):
     "orthonormality": losses.orthonormality_loss(basis),
     "background": losses.background_loss(logits, saliency),
     "balance": losses.balance_loss(probs),
+    "potts": losses.potts_loss(probs, saliency[..., None]),
   }
 
 
@@ -109,6 +111,7 @@ def exact_terms(logits, target, saliency, features, basis):
     "orthonormality": ((normalized @ normalized.T - np.eye(len(basis))) ** 2).sum(),
     "background": -((1 - saliency) * log_probs[..., 0] + saliency * log_parts).mean(),
     "balance": -np.log(shares.shape[1] * shares).mean(),
+    "potts": oracle.potts(probs, saliency[..., None]),
   }
 
 
