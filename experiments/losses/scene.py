@@ -28,6 +28,7 @@ class Scene(NamedTuple):
   warped_image: np.ndarray  # [P, P, 3] uint8, the first after the transform
   features: jax.Array  # [2, h, w, C] float32, of the frozen network, mean square 1
   saliency: jax.Array  # [2, S, S] in [0, 1]
+  colors: jax.Array  # [2, S, S, 3], 0..255, the images
   basis: jax.Array  # [K, C], clusters of both images' features, where the toy faces' training starts too
   grid: jax.Array  # [1, S, S, 2], the transform: where each target pixel reads
   example_logits: (
@@ -64,6 +65,7 @@ def make_scene(size: int = 64, *, reference_weights: str = "imagenet", reference
     warped_image=np.asarray(warped[0]).astype(np.uint8),
     features=features,
     saliency=jnp.asarray(saliency),
+    colors=jnp.asarray(images.reshape(2, size, 2, size, 2, 3).mean(axis=(2, 4)), jnp.float32),
     basis=factorization.cluster_basis(factors, salient, background=_RIM),
     grid=warp.thin_plate_grid(points, size, size),
     example_logits=_example_logits(faces[0].parts[::2, ::2]),
