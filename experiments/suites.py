@@ -31,7 +31,6 @@ LOSSES = (
   "background",
   "balance",
   "potts",
-  "visual_consistency",
 )
 PARTS = (2, 4, 6, 8, 12, 16)
 _NO_JITTER = {f"appearance.{name}": 0.0 for name in ("brightness", "contrast", "saturation", "hue")}
@@ -55,8 +54,8 @@ SETTINGS: dict[str, dict[str, Overrides]] = {
   },
   "paper": {"full": {}},
 }
-# Losses that the suites' configs do not use, and the weights that they get instead of none.
-_UNUSED = {"orthonormality": 1.0, "visual_consistency": 300.0}
+# A loss that the suites' configs do not use, and the weight that it gets instead of none.
+_UNUSED = {"orthonormality": 1.0}
 _LAYERS = {
   "toy_faces": {
     "block5": ("block5_depthwise",),

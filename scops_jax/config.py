@@ -101,8 +101,6 @@ def default_config() -> ConfigDict:
   config.loss.balance = 0.0
   # Beyond the paper: draws the parts' boundaries to the image's edges, and makes them short.
   config.loss.potts = 0.0
-  # Beyond the paper: gives each part one colour in an image.
-  config.loss.visual_consistency = 0.0
 
   # The spatial transform T_s (section 3.2); it maps target to source coordinates, both in [-1, 1].
   config.spatial = ConfigDict()
@@ -339,7 +337,6 @@ RANGES = {
   "loss.background": "[0, 1e9]",
   "loss.balance": "[0, 1e9]",
   "loss.potts": "[0, 1e9]",
-  "loss.visual_consistency": "[0, 1e9]",
   "spatial.control_jitter": "[0, 2]",
   "spatial.rotation_degrees": "[0, 180]",
   "spatial.tilt_degrees": "[0, 90]",

@@ -1,4 +1,4 @@
-"""The loss terms of SCOPS (arXiv 1905.01298, section 3) and four beyond the paper, as pure functions.
+"""The loss terms of SCOPS (arXiv 1905.01298, section 3) and three beyond the paper, as pure functions.
 
 B images of H × W pixels, K parts, and a background at channel 0. All terms are means over the batch, or
 ratios of such means, so their weights do not depend on its size. Sums are taken in float32 (or wider) for
@@ -357,49 +357,3 @@ def potts_loss(probs: chex.Array, images: chex.Array) -> jax.Array:
   width_squared = jnp.maximum(2.0 * mean, jnp.finfo(maps.dtype).tiny)
   costs = [jnp.sum(jnp.exp(-contrast / width_squared) * differ) for contrast, differ in pairs]
   return (costs[0] + costs[1]) / max(batch * num_pairs, 1)
-
-
-def visual_consistency_loss(probs: chex.Array, images: chex.Array, *, epsilon: float = 1e-4) -> jax.Array:
-  """Visual consistency: the share of the foreground's colour variance that is left within the parts.
-
-  Σ_k Σ_u R_k(u) ‖I_u - μ_k‖² / Σ_u F(u) ‖I_u - μ‖² for each image, with F = Σ_k R_k, and μ_k and μ the means
-  of its colours weighted by R_k and F. The numerator is Choudhury et al.'s (NeurIPS 2021); the share does not
-  depend on the colours' unit and the objects' size.
-
-  Not in the paper, and off in its configs.
-
-  Args:
-    probs: [B, H, W, K+1], softmax probabilities, background at channel 0.
-    images: [B, H, W, C], colours in any unit; no gradient flows to them.
-    epsilon: of the image's pixels, which are added to each part's and, with the image's own variance, to the
-      foreground's, so that the gradient of empty ones is finite.
-
-  Returns:
-    Scalar in [0, 1]: mean over the batch; 0 where parts have one colour each, or the image has one.
-
-  Raises:
-    TypeError, ValueError: `probs` is not a floating-point array of four axes and K >= 1, `images` does not
-      fit it, or ε <= 0.
-  """
-  check_part_maps("probs", probs)
-  check_probabilities("probs", probs)
-  check_array("images", images, "[B, H, W, C]", (*probs.shape[:3], None))
-  if epsilon <= 0:
-    raise ValueError(f"epsilon must be positive, got {epsilon}.")
-  parts = channels_first(probs)[:, 1:].astype(accumulation_dtype(probs))
-  colors = channels_first(jax.lax.stop_gradient(images)).astype(parts.dtype)
-  # About the image's mean, so that sums of squares do not cancel, and of variance 1 (0 for a single colour).
-  colors -= colors.mean(axis=(2, 3), keepdims=True)
-  variance = jnp.sum(colors**2, axis=1, keepdims=True).mean(axis=(2, 3), keepdims=True)
-  colors *= jax.lax.rsqrt(jnp.maximum(variance, jnp.finfo(parts.dtype).tiny))
-  added = epsilon * parts.shape[2] * parts.shape[3]
-
-  def explained(weights: jax.Array) -> jax.Array:
-    """Returns Σ_k A_k ‖μ_k‖² [B] of weights [B, k, H, W]."""
-    sums = jnp.einsum("bkhw,bchw->bkc", weights, colors, precision=HIGHEST)
-    areas = weights.sum(axis=(2, 3)) + added
-    return jnp.sum(jnp.sum(sums**2, axis=2) / areas, axis=1)
-
-  foreground = parts.sum(axis=1, keepdims=True)
-  energy = jnp.sum(foreground[:, 0] * jnp.sum(colors**2, axis=1), axis=(1, 2))
-  return jnp.mean((energy - explained(parts)) / (energy - explained(foreground) + added))

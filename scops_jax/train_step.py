@@ -300,8 +300,6 @@ def compute_losses(
     terms["balance"] = losses.balance_loss(probs)
   if config.loss.potts:
     terms["potts"] = losses.potts_loss(probs, images)
-  if config.loss.visual_consistency:
-    terms["visual_consistency"] = losses.visual_consistency_loss(probs, images)
   return terms, batch_stats
 
 

@@ -97,24 +97,6 @@ def potts(probs, images):
   return np.mean(costs)
 
 
-def visual_consistency(probs, images, epsilon=1e-4):
-  shares = []
-  for maps, colors in zip(np.asarray(probs, np.float64), np.asarray(images, np.float64), strict=True):
-    weights, colors = maps[..., 1:].reshape(-1, maps.shape[-1] - 1), colors.reshape(-1, colors.shape[-1])
-    colors = colors - colors.mean(axis=0)
-    added = epsilon * len(colors)
-
-    def within(weights, colors=colors, added=added):
-      centers = weights.T @ colors / (weights.sum(axis=0) + added)[:, None]
-      # Σ w ‖I - μ‖² + added ‖μ‖²: the added pixels have the image's mean colour.
-      distances = ((colors[:, None] - centers) ** 2).sum(axis=-1)
-      return (weights * distances).sum() + added * (centers**2).sum()
-
-    total = within(weights.sum(axis=1, keepdims=True)) + epsilon * (colors**2).sum()
-    shares.append(within(weights) / total if total else 0.0)
-  return np.mean(shares)
-
-
 def semantic_consistency(probs, basis, features, saliency):
   """Returns the loss and its gradients to the parts' probabilities [B, H, W, K] and to the basis."""
   parts = np.asarray(probs, np.float64)[..., 1:]

@@ -109,7 +109,7 @@ def test_a_saved_config_holds_numbers_and_resumes(parse, tmp_path):
 
 def test_terms_beyond_the_paper_are_off_by_default():
   loss = default_config().loss
-  assert loss.background == loss.balance == loss.potts == loss.visual_consistency == 0.0
+  assert loss.background == loss.balance == loss.potts == 0.0
   assert not default_config().semantic_assigned
   assert default_config().spatial.mirror_probability == 0.0
 

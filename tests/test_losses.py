@@ -59,7 +59,6 @@ CASES = {
   "background": (losses.background_loss, (LOGITS, SALIENCY), oracle.background, 1),
   "balance": (losses.balance_loss, (PROBS,), oracle.balance, 1),
   "potts": (losses.potts_loss, (PROBS, IMAGES), oracle.potts, 1),
-  "visual_consistency": (losses.visual_consistency_loss, (PROBS, IMAGES), oracle.visual_consistency, 1),
 }
 
 
@@ -134,7 +133,6 @@ def test_gradients_are_finite_for_empty_and_one_hot_parts(sharpness):
       + losses.orthonormality_loss(basis)
       + losses.background_loss(logits, saliency)
       + losses.potts_loss(probs, jnp.asarray(IMAGES[:1]))
-      + losses.visual_consistency_loss(probs, jnp.asarray(IMAGES[:1]))
     )
 
   value, gradients = compiled_gradient(total, 2)(logits, jnp.zeros((2, C)))
@@ -290,30 +288,6 @@ def test_potts_without_contrast_or_pairs_is_finite(shape, expected):
   assert np.isfinite(gradient).all()
 
 
-def test_visual_consistency_by_hand():
-  # Foreground of colours 0, 0, 2, 6, mean 2: variances sum to 4 + 4 + 0 + 16 = 24.
-  images = jnp.asarray([0.0, 0.0, 2.0, 6.0, 99.0]).reshape(1, 1, 5, 1)
-  for labels, within in (
-    ([1, 1, 2, 3, 0], 0),
-    ([1, 1, 1, 1, 0], 24),
-    ([1, 1, 2, 2, 0], 8),
-    ([1, 2, 2, 3, 0], 2),
-  ):
-    probs = jax.nn.one_hot(jnp.asarray(labels), 4).reshape(1, 1, 5, 4)
-    loss = partial(losses.visual_consistency_loss, epsilon=1e-9)
-    np.testing.assert_allclose(loss(probs, images), within / 24, atol=1e-5)
-    np.testing.assert_allclose(loss(probs, 100 * images + 7), within / 24, atol=1e-5)
-
-
-@pytest.mark.parametrize("foreground", [0.0, 1e-20, 1.0])
-def test_visual_consistency_of_an_empty_foreground_or_one_colour_is_finite(foreground):
-  probs = jnp.full((1, H, W, 3), foreground / 2).at[..., 0].set(1 - foreground)
-  for images in (IMAGES[:1], np.full_like(IMAGES[:1], 9)):
-    value, (gradient,) = compiled_gradient(losses.visual_consistency_loss)(probs, images)
-    assert 0 <= value <= 1 + 1e-6
-    assert np.isfinite(gradient).all()
-
-
 def test_assigned_semantic_consistency_does_not_depend_on_the_features_scale():
   # Without parts everything is left unexplained; half the features, and a quarter of their energy is.
   features = np.full((B, 3, 4, 2), 5.0, np.float32)
@@ -354,18 +328,6 @@ def test_assigned_semantic_consistency_without_foreground_is_bounded():
 BAD_INPUTS = {
   "balance_epsilon": (partial(losses.balance_loss, epsilon=0.0), (PROBS,), ValueError, "epsilon"),
   "potts_images": (losses.potts_loss, (PROBS, IMAGES[:1]), ValueError, r"images .*\[B, H, W, C\]"),
-  "visual_images": (
-    losses.visual_consistency_loss,
-    (PROBS, IMAGES[:1]),
-    ValueError,
-    r"images .*\[B, H, W, C\]",
-  ),
-  "visual_epsilon": (
-    partial(losses.visual_consistency_loss, epsilon=0.0),
-    (PROBS, IMAGES),
-    ValueError,
-    "epsilon",
-  ),
   "balance_parts": (losses.balance_loss, (PROBS[..., :1],), ValueError, "K >= 1"),
   "probs_axes": (losses.concentration_loss, (PROBS[0],), ValueError, r"probs .*\[B, H, W, K\+1\]"),
   "probs_dtype": (losses.concentration_loss, (PROBS.astype(int),), TypeError, "probs .*floating-.*int"),
@@ -421,7 +383,6 @@ MISTAKEN_VALUES = {
   "concentration_channels_first": (losses.concentration_loss, (NCHW,), r"are \[B, K\+1, H, W\]"),
   "centers_of_logits": (geometry.part_centers, (LOGITS,), "probabilities .*softmax"),
   "potts_of_logits": (losses.potts_loss, (LOGITS, IMAGES), "probabilities .*softmax"),
-  "visual_of_logits": (losses.visual_consistency_loss, (LOGITS, IMAGES), "probabilities .*softmax"),
   "balance_of_logits": (losses.balance_loss, (LOGITS,), "probabilities .*softmax"),
   "semantic_of_logits": (semantic, (LOGITS, BASIS, FEATURES, SALIENCY), "probabilities .*softmax"),
   "semantic_bytes": (semantic, (PROBS, BASIS, FEATURES, 255 * SALIENCY), "saliency .*by 255"),

@@ -178,14 +178,10 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
     pieces["background"] = gradient(losses.background_loss, 1, logits, saliency)
   if config.loss.balance:
     pieces["balance"] = gradient(lambda x: losses.balance_loss(geometry.part_probabilities(x)), 1, logits)
-
-  def of_images(loss: Callable[..., jax.Array]) -> Piece:
-    return gradient(lambda x, images: loss(geometry.part_probabilities(x), images), 1, logits, images)
-
   if config.loss.potts:
-    pieces["potts"] = of_images(losses.potts_loss)
-  if config.loss.visual_consistency:
-    pieces["visual consistency"] = of_images(losses.visual_consistency_loss)
+    pieces["potts"] = gradient(
+      lambda x, images: losses.potts_loss(geometry.part_probabilities(x), images), 1, logits, images
+    )
   return pieces
 
 

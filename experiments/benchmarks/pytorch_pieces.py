@@ -20,7 +20,6 @@ from experiments.benchmarks.pytorch_step import (
   part_centers,
   potts_loss,
   semantic_consistency_loss,
-  visual_consistency_loss,
 )
 from experiments.benchmarks.pytorch_transforms import jitter_colors, warp
 
@@ -130,8 +129,6 @@ def _loss_pieces(step: Step) -> dict[str, Piece]:
     pieces["balance"] = gradient(lambda x: balance_loss(x.softmax(1)), logits)
   if step.config.loss.potts:
     pieces["potts"] = gradient(lambda x: potts_loss(x.softmax(1), images), logits)
-  if step.config.loss.visual_consistency:
-    pieces["visual consistency"] = gradient(lambda x: visual_consistency_loss(x.softmax(1), images), logits)
   return pieces
 
 

@@ -117,21 +117,6 @@ def potts_loss(probs: Tensor, images: Tensor) -> Tensor:
   return ((-contrast / (2 * contrast.mean(1, keepdim=True))).exp() * differ).mean()
 
 
-def visual_consistency_loss(probs: Tensor, images: Tensor, epsilon: float = 1e-4) -> Tensor:
-  """Σ R_k ‖I - μ_k‖² over the foreground's Σ F ‖I - μ‖²: mean over the batch."""
-  parts = probs[:, 1:].flatten(2)  # [B, K, H·W]
-  colors = (images - images.mean((2, 3), keepdim=True)).flatten(2)
-  colors = colors / colors.square().sum(1, keepdim=True).mean(2, keepdim=True).sqrt()
-  added = epsilon * parts.shape[2]
-
-  def within(weights: Tensor) -> Tensor:
-    centers = torch.einsum("bkp,bcp->bkc", weights, colors) / (weights.sum(2, keepdim=True) + added)
-    distances = (colors[:, None] - centers[..., None]).square().sum(2)
-    return (weights * distances).sum((1, 2)) + added * centers.square().sum((1, 2))
-
-  return (within(parts) / (within(parts.sum(1, keepdim=True)) + added)).mean()
-
-
 def learning_rate(config: ConfigDict, peak: float, step: int) -> float:
   """Returns the learning rate at a step (the first is 0) of the config's schedule."""
   optimizer = config.optimizer
@@ -301,8 +286,6 @@ class Step:
       terms["balance"] = balance_loss(probs)
     if self.config.loss.potts:
       terms["potts"] = potts_loss(probs, images)
-    if self.config.loss.visual_consistency:
-      terms["visual_consistency"] = visual_consistency_loss(probs, images)
     return terms
 
   def __call__(self) -> dict[str, Tensor]:

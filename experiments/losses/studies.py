@@ -19,7 +19,7 @@ WEIGHTS = {
   "semantic_consistency": 10.0,
   "orthonormality": 0.1,
 }
-BEYOND_THE_PAPER = ("background", "balance", "potts", "visual_consistency")
+BEYOND_THE_PAPER = ("background", "balance", "potts")
 _LEARNING_RATE = 0.1  # of the logits
 _BASIS_RATE = 0.05  # of the basis, over the logits'
 
@@ -82,7 +82,6 @@ def loss_terms(variables: Variables, scene: Scene) -> dict[str, jax.Array]:
     "background": losses.background_loss(variables.logits, scene.saliency),
     "balance": losses.balance_loss(probs),
     "potts": losses.potts_loss(probs, scene.colors),
-    "visual_consistency": losses.visual_consistency_loss(probs, scene.colors),
   }
 
 

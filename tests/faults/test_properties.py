@@ -59,7 +59,6 @@ def terms(logits, target, saliency, features, basis):
     "background": losses.background_loss(logits, saliency),
     "balance": losses.balance_loss(probs),
     "potts": losses.potts_loss(probs, saliency[..., None]),
-    "visual_consistency": losses.visual_consistency_loss(probs, saliency[..., None]),
   }
 
 
@@ -113,7 +112,6 @@ def exact_terms(logits, target, saliency, features, basis):
     "background": -((1 - saliency) * log_probs[..., 0] + saliency * log_parts).mean(),
     "balance": -np.log(shares.shape[1] * shares).mean(),
     "potts": oracle.potts(probs, saliency[..., None]),
-    "visual_consistency": oracle.visual_consistency(probs, saliency[..., None]),
   }
 
 
