@@ -44,7 +44,13 @@ _SMALL = {
 SETTINGS: dict[str, dict[str, Overrides]] = {
   "toy_faces": {
     "full": {},
-    "small": {**_SMALL, "reference_image_size": 129, "toy_faces.num_train": 300, "toy_faces.num_test": 100},
+    "small": {
+      **_SMALL,
+      "predict_scales": (1.0,),
+      "reference_image_size": 129,
+      "toy_faces.num_train": 300,
+      "toy_faces.num_test": 100,
+    },
   },
   # One evaluation, after the last step (1 050 for mammals), in small at one scale: predictions would take
   # most of a run's time.

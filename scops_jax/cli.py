@@ -32,7 +32,7 @@ _OVERRIDE, _FILE = "--config.", "--config="
 _SAVED_CONFIG = pathlib.Path(__file__).parent / "runs" / "saved_config.py"
 _ARGUMENT = re.compile(r"(?<![\w.\-/])([a-z_]+)=")  # of a function, in an error's message
 # All keys with their values, which ml_collections lists where one is misspelt.
-_FIELDS = re.compile(r"Other fields present:.*(?=Did you mean)", re.DOTALL)
+_FIELDS = re.compile(r"Other fields present:.*?(?=Did you mean|\Z)", re.DOTALL)
 _HOME = re.compile(r"^(--[\w.]+=)~(?=/|$)")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGNALLED = tuple(128 + number for number in _SIGNALS)  # exit codes
@@ -157,13 +157,13 @@ def _parse(argv: Sequence[str], *, resumes: bool) -> list[str]:
   # A shell expands ~ at the beginning of a word only, not in --workdir=~/runs.
   argv = [_HOME.sub(lambda found: found[1] + os.path.expanduser("~"), argument) for argument in argv]
   sys.argv[:] = argv  # where config_flags looks for overrides, behind --config
-  for argument in argv[1:]:
-    if argument.startswith(_OVERRIDE):
-      check_key(argument[len(_OVERRIDE) :].split("=")[0])
-    elif argument.startswith(_FILE):
-      check_file(argument[len(_FILE) :])
   flags.FLAGS.set_gnu_getopt()  # flags may follow the argument
   try:
+    for argument in argv[1:]:
+      if argument.startswith(_OVERRIDE):
+        check_key(argument[len(_OVERRIDE) :].split("=")[0])
+      elif argument.startswith(_FILE):
+        check_file(argument[len(_FILE) :])
     if "config" in flags.FLAGS and not any(a == "--config" or a.startswith(_FILE) for a in argv):
       _add_config(argv, _workdir(argv) if resumes else None)
     positional = flags.FLAGS(argv)
@@ -225,17 +225,27 @@ def as_flags(message: str) -> str:
 
 
 def check_file(argument: str) -> None:
-  """Exits unless there is the file of --config=PATH[:ARGUMENT], and its get_config works.
+  """Exits unless there is the file of --config=PATH[:ARGUMENT], and its get_config returns a config.
 
-  The message names the nearest file, or the line that raises.
+  The message names the nearest file, or the line that raises; config_flags, which runs the file again, would
+  show a traceback instead.
+
+  Raises:
+    UserError: get_config does.
   """
   name, *arguments = argument.split(":", 1)
   path = pathlib.Path(name)
   if path.is_file():
     try:
-      runpy.run_path(name)["get_config"](*arguments)
+      config = runpy.run_path(name)["get_config"](*arguments)
+    except UserError:
+      raise
     except Exception as error:  # a config file is the user's program
       sys.exit(f"error: --config={argument}: {_complaint(error, name)}")
+    if not isinstance(config, ConfigDict):
+      sys.exit(
+        f"error: --config={argument}: get_config() must return a ConfigDict, not {type(config).__name__}"
+      )
     return
   there = {
     found.name: found for folder in ("configs", path.parent) for found in pathlib.Path(folder).glob("*.py")

@@ -408,7 +408,7 @@ def check_values(config: ConfigDict) -> None:
       raise UserError(f"predict_scales={value} is not one or more numbers in {_SCALES}, such as 1.0,1.5")
     if value == "" and key not in _MAY_BE_EMPTY:
       raise UserError(f"{key} is empty")
-    if key in _PATHS and value.startswith("~"):
+    if key in _PATHS and (value == "~" or value.startswith("~/")):
       raise UserError(f"{key}={value}: a config file needs the whole path; only a command line may have ~")
   _check_combinations(config)
 

@@ -353,7 +353,7 @@ def potts_loss(probs: chex.Array, images: chex.Array) -> jax.Array:
     )
   ]
   mean = sum(contrast.sum(axis=(1, 2), keepdims=True) for contrast, _ in pairs) / max(num_pairs, 1)
-  # An image of one colour has no contrast: 0 over anything.
-  width_squared = jnp.maximum(2.0 * mean, jnp.finfo(maps.dtype).tiny)
-  costs = [jnp.sum(jnp.exp(-contrast / width_squared) * differ) for contrast, differ in pairs]
+  # In an image of one colour every boundary costs 1: 0 / tiny instead of 0 / 0.
+  twice_variance = jnp.maximum(2.0 * mean, jnp.finfo(maps.dtype).tiny)
+  costs = [jnp.sum(jnp.exp(-contrast / twice_variance) * differ) for contrast, differ in pairs]
   return (costs[0] + costs[1]) / max(batch * num_pairs, 1)

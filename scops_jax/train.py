@@ -143,7 +143,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
     template = setup.abstract_state(networks, transformation, config, sharding=steps.state_sharding)
     with phase("restoring the newest checkpoint"):
       state, position, start = restore_state(workdir, template)
-    _check_same_inputs(position, inputs, workdir)
+    inputs = _check_same_inputs(position, inputs, workdir)
     check_metrics(workdir, start, position.get("metrics"))
     batches.set_state(position)
     dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
@@ -233,21 +233,32 @@ def _run_inputs(collection: Collection, reference_variables: Any, config: Config
   )
 
 
-def _check_same_inputs(position: dict[str, Any], inputs: _Inputs, workdir: pathlib.Path) -> None:
-  """Raises UserError if a run would go on with other images or another reference than it began with."""
+def _check_same_inputs(position: dict[str, Any], inputs: _Inputs, workdir: pathlib.Path) -> _Inputs:
+  """Returns the inputs, with the checkpoint's digests where they have none.
+
+  Raises:
+    UserError: the run would go on with other images or another reference than it began with.
+  """
   before, now = position["num_images"], inputs.num_images
   if before != now:
     raise UserError(
       f"workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
       "give another workdir"
     )
+  known: dict[str, Any] = {}
   for name, what in (
-    ("images", "other images or masks than the collection's"),
-    ("reference", "another reference network than that of reference_weights"),
+    (
+      "images",
+      "other images or masks than those of the collection now: restore them (or data.cache_dir's data set)",
+    ),
+    ("reference", "other weights of the reference than reference_weights has now: restore them"),
   ):
     saved, current = position.get(name), getattr(inputs, name)
-    if saved != current and None not in (saved, current):
-      raise UserError(f"workdir={workdir} was trained with {what}: restore them, or give another workdir")
+    if current is None:
+      known[name] = saved
+    elif saved not in (None, current):
+      raise UserError(f"workdir={workdir} was trained with {what}, or give another workdir")
+  return inputs._replace(**known)
 
 
 def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[str, Any]]:

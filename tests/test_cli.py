@@ -116,6 +116,11 @@ cli.run(command)
     ("def get_config(:\n", r"SyntaxError: .*line 1"),
     ("def get_config():\n  return {}['a']\n", "line 2: KeyError: a$"),
     ("config = 1\n", r"it must define get_config\(\)"),
+    ("def get_config():\n  pass\n", "must return a ConfigDict, not NoneType"),
+    (
+      "from scops_jax.config import default_config\ndef get_config():\n  default_config().zzqqxx = 1\n",
+      "line 3: AttributeError: .*zzqqxx.*locked",
+    ),
   ],
 )
 def test_errors_in_a_config_file_take_one_line(tmp_path, text, expected):

@@ -149,6 +149,7 @@ def test_configs_are_valid_and_have_the_same_keys(path, parse):
     ("signed_features.method", "none", "split, minimum, pca"),
     ("sync_batch_norm", False, "sync_batch_norm=False needs parallelism"),
     ("predict_scales", (), r"predict_scales=\(\) is not one or more numbers in \(0, 4\], such as 1\.0,1\.5"),
+    ("data.dir", "~/faces", r"data\.dir=~/faces: a config file needs the whole path"),
     ("predict_scales", (1.0, 0.0), r"predict_scales=\(1\.0, 0\.0\)"),
     ("predict_scales", (float("nan"),), "predict_scales"),
     ("predict_scales", ("large",), "predict_scales"),

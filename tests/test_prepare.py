@@ -12,6 +12,7 @@ from PIL import Image
 
 from scops_jax.config import default_config
 from scops_jax.data import collection as collection_module
+from scops_jax.data import prepared
 from scops_jax.data.builder import CollectionBuilder, Example, FilteredError, encode_png
 from scops_jax.data.collection import open_collection, prepare_collection
 from scops_jax.errors import UserError
@@ -253,6 +254,21 @@ def test_a_prepared_data_set_in_a_folder_that_can_not_be_written_is_used(config,
   config.toy_faces.num_test += 1  # another data set
   with pytest.raises(UserError, match=r"can't prepare toy_faces in data\.cache_dir=.*Read-only file system"):
     prepare_collection(config)
+
+
+def test_a_lock_that_another_user_wrote_is_waited_for(config, monkeypatch):
+  prepare_collection(config)
+  opened, locked = pathlib.Path.open, []
+
+  def refuse(path, mode="r", *arguments, **options):
+    if path.name == "lock" and mode == "w":
+      raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return opened(path, mode, *arguments, **options)
+
+  monkeypatch.setattr(pathlib.Path, "open", refuse)
+  monkeypatch.setattr(prepared, "lock_file", lambda file, wait: locked.append((file.mode, wait)))
+  assert not prepare_collection(config).built
+  assert locked == [("r", True)]
 
 
 def test_command(tmp_path):

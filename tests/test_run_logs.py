@@ -67,6 +67,23 @@ def test_weights_and_biases_gets_what_tensorboard_gets(tmp_path, monkeypatch):
   assert wandb.finished == 2
 
 
+def test_all_logs_are_closed_even_if_one_fails(tmp_path, monkeypatch):
+  wandb = FakeWandb()
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  config = default_config()
+  config.wandb_project = "parts"
+  log = MetricsLog(tmp_path, start_step=0, config=config)
+
+  def fail():
+    raise OSError("disk full")
+
+  monkeypatch.setattr(log._events, "close", fail)
+  with pytest.raises(UserError, match="disk full"):
+    log.close()
+  assert log._file.closed
+  assert wandb.finished == 1
+
+
 def test_without_a_project_wandb_is_not_imported(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
   MetricsLog(tmp_path, start_step=0, config=default_config()).close()

@@ -114,7 +114,8 @@ def potts_loss(probs: Tensor, images: Tensor) -> Tensor:
     contrast, differ = (left - right).square().sum(1), 1 - (left_map * right_map).sum(1)
     pairs.append((contrast.flatten(1), differ.flatten(1)))
   contrast, differ = (torch.cat(both, dim=1) for both in zip(*pairs, strict=True))
-  return ((-contrast / (2 * contrast.mean(1, keepdim=True))).exp() * differ).mean()
+  twice_variance = (2 * contrast.mean(1, keepdim=True)).clamp_min(torch.finfo(contrast.dtype).tiny)
+  return ((-contrast / twice_variance).exp() * differ).mean()
 
 
 def learning_rate(config: ConfigDict, peak: float, step: int) -> float:

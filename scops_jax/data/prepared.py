@@ -39,16 +39,19 @@ def quiet_tfds() -> Iterator[None]:
 def only_writer(folder: Path) -> Iterator[None]:
   """Holds the lock of a data set's folder, which the system releases if the process dies.
 
-  A folder that is there and can't be written needs none.
+  A folder on a read-only file system has no writer and needs none.
   """
+  path = folder / "lock"
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("w")
+    lock = path.open("w")
   except OSError as error:
-    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or not folder.is_dir():
+    if error.errno == errno.EROFS and folder.is_dir():
+      yield
+      return
+    if not (error.errno in (errno.EACCES, errno.EPERM) and path.exists()):
       raise
-    yield
-    return
+    lock = path.open()  # another user's file, which can be locked all the same
   with lock:
     lock_file(lock, wait=True)
     yield

@@ -1,5 +1,6 @@
 """What a run logs: metrics.jsonl and TensorBoard events in its work directory."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -165,11 +166,12 @@ class MetricsLog:
     """Closes both."""
     if not hosts.is_first():
       return
-    with writing(self._workdir / _FILE):
-      self._file.close()
-      self._events.close()
-    if self._wandb is not None:
-      self._wandb.close()
-    self.publish()
-    if self._scratch is not None:
-      self._scratch.cleanup()
+    with contextlib.ExitStack() as stack:  # all of them, whichever fails
+      if self._scratch is not None:
+        stack.callback(self._scratch.cleanup)
+      stack.callback(self.publish)
+      if self._wandb is not None:
+        stack.callback(self._wandb.close)
+      stack.enter_context(writing(self._workdir / _FILE))
+      stack.callback(self._events.close)
+      stack.callback(self._file.close)

@@ -5,10 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from scops_jax import train
+from scops_jax.data.collection import open_collection
 from scops_jax.errors import UserError
 from scops_jax.runs.workdir import open_workdir, owned
 from scops_jax.train import train_and_evaluate
@@ -114,8 +118,28 @@ def test_more_or_fewer_images_are_refused(config, workdir, tmp_path):
 def test_other_images_are_refused(config, workdir, tmp_path):
   images = copied_data(config, tmp_path)
   shutil.copy(images / "1.png", images / "0.png")
-  with pytest.raises(UserError, match="was trained with other images or masks than the collection's"):
+  with pytest.raises(
+    UserError, match="was trained with other images or masks than those of the collection now"
+  ):
     train_and_evaluate(config, workdir)
+
+
+def test_the_digest_of_the_training_images_covers_their_masks(config, tmp_path):
+  folder = copied_data(config, tmp_path).parent / "saliency"
+  folder.mkdir()
+  config.data.saliency = "collection"
+  config.data.cache_dir = str(tmp_path / "cache")
+
+  def digest(changed, level):
+    for index in range(6):
+      mask = np.full((20, 24), level if index == changed else 100, np.uint8)
+      Image.fromarray(mask).save(folder / f"{index}.png")
+    return open_collection(config).train_digest
+
+  first = digest(0, 200)
+  assert digest(0, 250) != first
+  assert digest(0, 200) == first
+  assert digest(5, 250) == digest(5, 200)  # a test image's
 
 
 def test_moved_images_and_other_test_images_are_not_refused(config, workdir, tmp_path):
@@ -124,12 +148,27 @@ def test_moved_images_and_other_test_images_are_not_refused(config, workdir, tmp
   assert train_and_evaluate(config, workdir)["step"] == 6
 
 
-def test_another_reference_is_refused(workdir):
+def test_another_reference_is_refused(config, workdir):
   inputs = train._Inputs(num_images=4, images="a", reference="b")
   for position in ({"num_images": 4}, inputs._asdict(), {**inputs._asdict(), "images": None}):
-    train._check_same_inputs(position, inputs, workdir)
-  with pytest.raises(UserError, match="another reference network than that of reference_weights"):
+    assert train._check_same_inputs(position, inputs, workdir) == inputs
+  # A data set of an earlier version has no digest: the checkpoint's is kept.
+  unknown = inputs._replace(images=None)
+  assert train._check_same_inputs(inputs._asdict(), unknown, workdir) == inputs
+  with pytest.raises(UserError, match="other weights of the reference than reference_weights has now"):
     train._check_same_inputs({**inputs._asdict(), "reference": "c"}, inputs, workdir)
+  collection = types.SimpleNamespace(train=[0] * 4, train_digest="a")
+  found = [train._run_inputs(collection, {"w": np.full(3, value)}, config).reference for value in (1.0, 2.0)]
+  assert found == [None, None]  # random weights
+  config.reference_weights = "file.npz"
+  found = [train._run_inputs(collection, {"w": np.full(3, value)}, config).reference for value in (1.0, 2.0)]
+  assert found[0] != found[1]
+
+
+def test_checkpoints_know_their_images(config, workdir):
+  position = json.loads((workdir / "checkpoints" / "4" / "position" / "metadata").read_text())
+  assert position["images"] == open_collection(config).train_digest
+  assert position["num_images"] == 4
 
 
 HOLD = """
