@@ -6,9 +6,8 @@ DIR holds images/ and, if you have them, saliency/, landmarks.csv, parts/, train
 docs/own-images.md. The settings suit objects of any shape that are seen from both sides and move their limbs.
 On 1 000 composed photographs of mammals, tested on other species, they give a landmark error of 0.064 to
 0.069 of the image's edge (three seeds, 1 050 steps; DFF on the same features 0.086 to 0.091) and a foreground
-IoU of 0.90; on drawn quadrupeds 0.042 (seed 0, 1 000 steps; DFF 0.080) and 0.93, on drawn birds 0.028
-(DFF 0.048) and 0.94 (experiments/photographs). A run on 1 000 photographs takes
-about 25 minutes of one core.
+IoU of 0.90; on drawn quadrupeds 0.042 (seed 0, 1 000 steps; DFF 0.080) and 0.93, on drawn birds 0.028 (DFF
+0.048) and 0.94 (experiments/photographs). A run on 1 000 photographs takes about 25 minutes of one core.
 
 The collection and the networks decide the settings that are 0 or () here (scops_jax/runs/sizes.py has the
 rules): 8 parts and 1 000 steps for 1 000 images. A flag such as --config.num_parts=6 overrides them.
