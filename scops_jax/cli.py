@@ -156,7 +156,6 @@ def _parse(argv: Sequence[str], *, resumes: bool) -> list[str]:
   """Returns the positional arguments; an unknown key, a wrong type or an unreadable config file exits."""
   # A shell expands ~ at the beginning of a word only, not in --workdir=~/runs.
   argv = [_HOME.sub(lambda found: found[1] + os.path.expanduser("~"), argument) for argument in argv]
-  sys.argv[:] = argv  # where config_flags looks for overrides, behind --config
   flags.FLAGS.set_gnu_getopt()  # flags may follow the argument
   try:
     for argument in argv[1:]:
@@ -166,6 +165,7 @@ def _parse(argv: Sequence[str], *, resumes: bool) -> list[str]:
         check_file(argument[len(_FILE) :])
     if "config" in flags.FLAGS and not any(a == "--config" or a.startswith(_FILE) for a in argv):
       _add_config(argv, _workdir(argv) if resumes else None)
+    sys.argv[:] = argv  # where config_flags looks for overrides, behind --config
     positional = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
       # A config file is loaded when its value is first read.
@@ -204,7 +204,6 @@ def _add_config(argv: list[str], workdir: str | None) -> None:
         flags.FLAGS([argv[0], argument])  # raises, with the nearest flag: it may be --config that is misspelt
     sys.exit(f"error: give --config=configs/NAME.py: there is none, and {where}")
   argv.insert(1, f"{_FILE}{_SAVED_CONFIG}:{workdir}")
-  sys.argv[:] = argv
 
 
 def print_config(config: ConfigDict) -> None:

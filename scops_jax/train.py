@@ -40,7 +40,8 @@ from scops_jax.runs.checkpoints import (
 )
 from scops_jax.runs.compiled import keep_programs
 from scops_jax.runs.devices import announce_devices
-from scops_jax.runs.feature_cache import CachedFeatures, tree_digest
+from scops_jax.runs.feature_cache import CachedFeatures
+from scops_jax.runs.inputs import Inputs, check_inputs, run_inputs
 from scops_jax.runs.interruption import Interruption
 from scops_jax.runs.metrics import MetricsLog, check_metrics, read_metrics
 from scops_jax.runs.parallel import CompiledSteps, compile_steps
@@ -51,14 +52,6 @@ from scops_jax.runs.step_metrics import StepMetrics
 from scops_jax.runs.workdir import load_config, open_workdir, owned, write_text, writing
 
 _DFF_FILE = "dff.npz"  # in a run's directory
-
-
-class _Inputs(NamedTuple):
-  """What a run is trained on, kept with its checkpoints; a digest is None where it is not known."""
-
-  num_images: int
-  images: str | None  # of the training images and their saliency
-  reference: str | None  # of the reference's weights
 
 
 class _Run(NamedTuple):
@@ -116,7 +109,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
   resumes = bool(hosts.broadcast_from_first(latest_step(workdir) > 0))
   with phase("loading the networks"):
     reference_variables = setup.load_reference(networks, config)
-    inputs = _run_inputs(collection, reference_variables, config)
+    inputs = run_inputs(collection, reference_variables, config)
     segmenter_variables = None if resumes else setup.init_segmenter(networks, config)
   hosts.first_host_first(setup.write_saliency_maps, collection, networks, reference_variables, config)
   reference_variables = hosts.first_host_first(
@@ -143,7 +136,7 @@ def _resume_or_begin(config: ConfigDict, workdir: str | pathlib.Path, *, profile
     template = setup.abstract_state(networks, transformation, config, sharding=steps.state_sharding)
     with phase("restoring the newest checkpoint"):
       state, position, start = restore_state(workdir, template)
-    inputs = _check_same_inputs(position, inputs, workdir)
+    inputs = check_inputs(position, inputs, workdir)
     check_metrics(workdir, start, position.get("metrics"))
     batches.set_state(position)
     dff = _load_or_fit_dff(run, lambda: (reference_variables, features))
@@ -220,45 +213,6 @@ def _is_finished(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
   last = step > 0 and step == (config.num_steps or load_config(workdir).num_steps)
   step = int(hosts.broadcast_from_first(step if last else 0))
   return step > 0 and is_intact(workdir, step)
-
-
-def _run_inputs(collection: Collection, reference_variables: Any, config: ConfigDict) -> _Inputs:
-  """Returns what `_check_same_inputs` compares."""
-  # Random weights are drawn on the device, and devices may round differently.
-  drawn = config.reference_weights == "random"
-  return _Inputs(
-    num_images=len(collection.train),
-    images=collection.train_digest,
-    reference=None if drawn else tree_digest(reference_variables),
-  )
-
-
-def _check_same_inputs(position: dict[str, Any], inputs: _Inputs, workdir: pathlib.Path) -> _Inputs:
-  """Returns the inputs, with the checkpoint's digests where they have none.
-
-  Raises:
-    UserError: the run would go on with other images or another reference than it began with.
-  """
-  before, now = position["num_images"], inputs.num_images
-  if before != now:
-    raise UserError(
-      f"workdir={workdir} was trained on {before} images, and the collection now has {now}: restore it, or "
-      "give another workdir"
-    )
-  known: dict[str, Any] = {}
-  for name, what in (
-    (
-      "images",
-      "other images or masks than those of the collection now: restore them (or data.cache_dir's data set)",
-    ),
-    ("reference", "other weights of the reference than reference_weights has now: restore them"),
-  ):
-    saved, current = position.get(name), getattr(inputs, name)
-    if current is None:
-      known[name] = saved
-    elif saved not in (None, current):
-      raise UserError(f"workdir={workdir} was trained with {what}, or give another workdir")
-  return inputs._replace(**known)
 
 
 def _batches(run: _Run, source: ExampleSource, **options: Any) -> Iterator[dict[str, Any]]:
@@ -338,7 +292,7 @@ def _train(
   batches: Any,
   reference_variables: Any,
   *,
-  inputs: _Inputs,
+  inputs: Inputs,
   dff: Dff,
   start: int,
   checkpoints: Checkpoints,

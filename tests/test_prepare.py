@@ -240,16 +240,21 @@ def test_cache_that_can_not_be_written(config, tmp_path):
     prepare_collection(config)
 
 
-def test_a_prepared_data_set_in_a_folder_that_can_not_be_written_is_used(config, monkeypatch):
-  prepare_collection(config)
+def refuse_writing(monkeypatch, code, *, lock_only=False):
+  """Lets files be opened for reading only, as root may write in a folder without permissions."""
   opened = pathlib.Path.open
 
   def refuse(path, mode="r", *arguments, **options):
-    if "w" in mode or "a" in mode:
-      raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    if ("w" in mode or "a" in mode) and (path.name == "lock" or not lock_only):
+      raise OSError(code, os.strerror(code), str(path))
     return opened(path, mode, *arguments, **options)
 
-  monkeypatch.setattr(pathlib.Path, "open", refuse)  # root may write in a folder without permissions
+  monkeypatch.setattr(pathlib.Path, "open", refuse)
+
+
+def test_a_prepared_data_set_in_a_folder_that_can_not_be_written_is_used(config, monkeypatch):
+  prepare_collection(config)
+  refuse_writing(monkeypatch, errno.EROFS)
   assert not prepare_collection(config).built
   config.toy_faces.num_test += 1  # another data set
   with pytest.raises(UserError, match=r"can't prepare toy_faces in data\.cache_dir=.*Read-only file system"):
@@ -258,14 +263,8 @@ def test_a_prepared_data_set_in_a_folder_that_can_not_be_written_is_used(config,
 
 def test_a_lock_that_another_user_wrote_is_waited_for(config, monkeypatch):
   prepare_collection(config)
-  opened, locked = pathlib.Path.open, []
-
-  def refuse(path, mode="r", *arguments, **options):
-    if path.name == "lock" and mode == "w":
-      raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-    return opened(path, mode, *arguments, **options)
-
-  monkeypatch.setattr(pathlib.Path, "open", refuse)
+  locked = []
+  refuse_writing(monkeypatch, errno.EACCES, lock_only=True)
   monkeypatch.setattr(prepared, "lock_file", lambda file, wait: locked.append((file.mode, wait)))
   assert not prepare_collection(config).built
   assert locked == [("r", True)]

@@ -163,7 +163,7 @@ class MetricsLog:
     self._uploaded = time.monotonic()
 
   def close(self) -> None:
-    """Closes both."""
+    """Closes all of them."""
     if not hosts.is_first():
       return
     with contextlib.ExitStack() as stack:  # all of them, whichever fails

@@ -14,6 +14,7 @@ from PIL import Image
 from scops_jax import train
 from scops_jax.data.collection import open_collection
 from scops_jax.errors import UserError
+from scops_jax.runs.inputs import Inputs, check_inputs, run_inputs
 from scops_jax.runs.workdir import open_workdir, owned
 from scops_jax.train import train_and_evaluate
 from tests import tiny
@@ -104,7 +105,8 @@ def test_an_error_in_the_evaluation_loses_no_step_and_the_cure_is_accepted(confi
 
 
 def copied_data(config, tmp_path):
-  """Makes the config read a copy of the run's own images; returns the folder of the training images."""
+  """Makes the config read a copy of the run's own images, in a cache of its own; returns their folder."""
+  config.data.cache_dir = str(tmp_path / "cache")
   config.data.dir = str(shutil.copytree(config.data.dir, tmp_path / "own"))
   return tmp_path / "own" / "images"
 
@@ -128,7 +130,6 @@ def test_the_digest_of_the_training_images_covers_their_masks(config, tmp_path):
   folder = copied_data(config, tmp_path).parent / "saliency"
   folder.mkdir()
   config.data.saliency = "collection"
-  config.data.cache_dir = str(tmp_path / "cache")
 
   def digest(changed, level):
     for index in range(6):
@@ -149,19 +150,19 @@ def test_moved_images_and_other_test_images_are_not_refused(config, workdir, tmp
 
 
 def test_another_reference_is_refused(config, workdir):
-  inputs = train._Inputs(num_images=4, images="a", reference="b")
+  inputs = Inputs(num_images=4, images="a", reference="b")
   for position in ({"num_images": 4}, inputs._asdict(), {**inputs._asdict(), "images": None}):
-    assert train._check_same_inputs(position, inputs, workdir) == inputs
+    assert check_inputs(position, inputs, workdir) == inputs
   # A data set of an earlier version has no digest: the checkpoint's is kept.
   unknown = inputs._replace(images=None)
-  assert train._check_same_inputs(inputs._asdict(), unknown, workdir) == inputs
+  assert check_inputs(inputs._asdict(), unknown, workdir) == inputs
   with pytest.raises(UserError, match="other weights of the reference than reference_weights has now"):
-    train._check_same_inputs({**inputs._asdict(), "reference": "c"}, inputs, workdir)
+    check_inputs({**inputs._asdict(), "reference": "c"}, inputs, workdir)
   collection = types.SimpleNamespace(train=[0] * 4, train_digest="a")
-  found = [train._run_inputs(collection, {"w": np.full(3, value)}, config).reference for value in (1.0, 2.0)]
+  found = [run_inputs(collection, {"w": np.full(3, value)}, config).reference for value in (1.0, 2.0)]
   assert found == [None, None]  # random weights
   config.reference_weights = "file.npz"
-  found = [train._run_inputs(collection, {"w": np.full(3, value)}, config).reference for value in (1.0, 2.0)]
+  found = [run_inputs(collection, {"w": np.full(3, value)}, config).reference for value in (1.0, 2.0)]
   assert found[0] != found[1]
 
 
